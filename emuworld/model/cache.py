@@ -1,0 +1,201 @@
+"""A static key-value cache: room for `capacity` tokens in each of `num_rows` rows, each at its own length.
+
+Guided and unguided sequences are rows of one cache. The lengths live on the host: no step asks the device.
+
+Shapes: R rows, G key-value heads, C capacity, S keys seen, T new tokens, d head_dim, K = 2 G (keys, values).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from emuworld.model.config import TransformerConfig
+
+CAPACITY_STEP = 64  # capacities are multiples of this, so that masks and loads stay aligned
+
+
+@dataclass(kw_only=True)
+class _Store:
+    kv_RKCd: list[torch.Tensor]
+    """One tensor a layer: the keys of all heads, then their values."""
+    lengths: np.ndarray
+    """[R] int64: how many tokens each row holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheStep:
+    """T new tokens for every row of a cache: where they go and what they may see; one for all layers."""
+
+    starts: np.ndarray
+    """[R] int64, the row lengths before the step."""
+    num_tokens: int
+    positions_RT: torch.Tensor
+    _masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all rows have the same length."""
+        return bool((self.starts == self.starts[0]).all())
+
+    def causal_mask_TS(self, start: int, *, num_keys: int, repeats: int) -> torch.Tensor:
+        """[repeats * T, S] bool, True = may attend: `repeats` times the T queries from position `start`."""
+        key = (start, num_keys, repeats)
+        if key not in self._masks:
+            device = self.positions_RT.device
+            queries_T1 = torch.arange(start, start + self.num_tokens, device=device)[:, None]
+            self._masks[key] = (torch.arange(num_keys, device=device) <= queries_T1).repeat(repeats, 1)
+        return self._masks[key]
+
+    def row_mask_R1TS(self, *, num_keys: int, repeats: int) -> torch.Tensor:
+        """[R, 1, repeats * T, S] bool, True = may attend, for rows of different lengths."""
+        key = (-1, num_keys, repeats)
+        if key not in self._masks:
+            keys_S = torch.arange(num_keys, device=self.positions_RT.device)
+            mask_RTS = keys_S <= self.positions_RT[:, :, None]
+            self._masks[key] = mask_RTS.repeat(1, repeats, 1)[:, None]
+        return self._masks[key]
+
+
+class StaticCache:
+    """Keys and values of every layer for `num_rows` sequences of up to `capacity` tokens."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        num_rows: int,
+        capacity: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if num_rows < 1 or capacity < 1:
+            raise ValueError(f"a cache needs at least one row and one token, got {num_rows} x {capacity}")
+        shape = (num_rows, 2 * config.num_kv_heads, _round_up(capacity), config.head_dim)
+        # Zeros, not empty: a masked key still meets its value as 0 * value, and 0 * nan is nan.
+        layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
+        self.config = config
+        self._store = _Store(kv_RKCd=layers, lengths=np.zeros(num_rows, dtype=np.int64))
+        self._index = np.arange(num_rows)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._index)
+
+    @property
+    def capacity(self) -> int:
+        return self._store.kv_RKCd[0].shape[2]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[R] int64, how many tokens each row holds (a copy)."""
+        return self._store.lengths[self._index]
+
+    @property
+    def device(self) -> torch.device:
+        return self._store.kv_RKCd[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._store.kv_RKCd[0].dtype
+
+    def rows(self, indices: slice | Sequence[int] | np.ndarray) -> "StaticCache":
+        """A cache over these rows that shares memory and lengths with this one."""
+        chosen = self._index[indices] if isinstance(indices, slice) else self._index[np.asarray(indices)]
+        if len(chosen) == 0 or len(set(chosen.tolist())) != len(chosen):
+            raise ValueError(f"rows must be distinct and not empty, got {indices}")
+        view = object.__new__(StaticCache)
+        view.config, view._store, view._index = self.config, self._store, chosen
+        return view
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forget all but the first `length` tokens of a row."""
+        held = int(self._store.lengths[self._index[row]])
+        if not 0 <= length <= held:
+            raise ValueError(f"row {row} holds {held} tokens: it cannot be cut to {length}")
+        self._store.lengths[self._index[row]] = length
+
+    def copy_row(self, source: int, target: int, *, origin: "StaticCache | None" = None) -> None:
+        """Make row `target` equal to row `source` of `origin` (of this cache by default)."""
+        origin = self if origin is None else origin
+        source_row, target_row = int(origin._index[source]), int(self._index[target])
+        length = int(origin._store.lengths[source_row])
+        self.reserve(length)
+        for mine, theirs in zip(self._store.kv_RKCd, origin._store.kv_RKCd, strict=True):
+            mine[target_row, :, :length].copy_(theirs[source_row, :, :length])
+        self._store.lengths[target_row] = length
+
+    def reserve(self, capacity: int) -> None:
+        """Grow to at least this capacity; what the rows hold stays. Views made by `rows` grow along."""
+        if capacity <= self.capacity:
+            return
+        used = int(self._store.lengths.max())
+        for layer, old in enumerate(self._store.kv_RKCd):
+            grown = old.new_zeros((old.shape[0], old.shape[1], _round_up(capacity), old.shape[3]))
+            grown[:, :, :used].copy_(old[:, :, :used])
+            self._store.kv_RKCd[layer] = grown
+
+    def begin(self, num_tokens: int) -> CacheStep:
+        """Plan the writing of `num_tokens` more tokens in every row; ValueError when one would not fit."""
+        starts = self.lengths
+        longest = int(starts.max())
+        if longest + num_tokens > self.capacity:
+            raise ValueError(
+                f"the cache has room for {self.capacity} tokens a row; {longest} + {num_tokens} do not fit: "
+                "reserve more, or truncate"
+            )
+        positions_RT = torch.from_numpy(starts[:, None] + np.arange(num_tokens))
+        return CacheStep(starts=starts, num_tokens=num_tokens, positions_RT=positions_RT.to(self.device))
+
+    def write(self, layer: int, kv_RKTd: torch.Tensor, *, step: CacheStep) -> None:
+        """Put the new keys and values of one layer at the end of every row (lengths change in `finish`)."""
+        whole_RKCd = self._store.kv_RKCd[layer]
+        block = self._block()
+        if step.uniform and block is not None:
+            start = int(step.starts[0])
+            whole_RKCd[block, :, start : start + step.num_tokens] = kv_RKTd
+        elif self.device.type == "cpu":
+            for row, start, kv_KTd in zip(self._index.tolist(), step.starts.tolist(), kv_RKTd, strict=True):
+                whole_RKCd[row, :, start : start + step.num_tokens] = kv_KTd
+        else:
+            rows_R1 = torch.from_numpy(self._index)[:, None].to(self.device)
+            whole_RKCd[rows_R1, :, step.positions_RT] = kv_RKTd.transpose(1, 2).to(whole_RKCd.dtype)
+
+    def finish(self, step: CacheStep, *, advance_B: Sequence[bool] | np.ndarray | None = None) -> None:
+        """Keep what was written in every row, or only where `advance_B` is True."""
+        advance = (
+            np.ones(self.num_rows, dtype=bool) if advance_B is None else np.asarray(advance_B, dtype=bool)
+        )
+        if advance.shape != (self.num_rows,):
+            raise ValueError(
+                f"advance_B needs one truth value for each of {self.num_rows} rows, got {advance.shape}"
+            )
+        self._store.lengths[self._index] = step.starts + step.num_tokens * advance
+
+    def row_kv(self, layer: int, row: int, num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views [1, G, S, d] of the first S keys and values of one row."""
+        index = int(self._index[row])
+        kv_1KSd = self._store.kv_RKCd[layer][index : index + 1, :, :num_keys]
+        return kv_1KSd[:, : self.config.num_kv_heads], kv_1KSd[:, self.config.num_kv_heads :]
+
+    def all_kv(self, layer: int, num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """[R, G, S, d] keys and values of all rows: views where the rows are neighbours, else a copy."""
+        block = self._block()
+        whole_RKCd = self._store.kv_RKCd[layer]
+        if block is not None:
+            kv_RKSd = whole_RKCd[block, :, :num_keys]
+        else:
+            kv_RKSd = whole_RKCd[:, :, :num_keys][torch.from_numpy(self._index).to(self.device)]
+        return kv_RKSd[:, : self.config.num_kv_heads], kv_RKSd[:, self.config.num_kv_heads :]
+
+    def _block(self) -> slice | None:
+        """The rows as a slice, where they are neighbours in ascending order."""
+        first, last = int(self._index[0]), int(self._index[-1])
+        if last - first + 1 == len(self._index) and (np.diff(self._index) == 1).all():
+            return slice(first, last + 1)
+        return None
+
+
+def _round_up(num_tokens: int) -> int:
+    return -(-num_tokens // CAPACITY_STEP) * CAPACITY_STEP

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The recipe of the built-in weights, stage by stage; made for one H200, whose figures stand in the model card.
+#   scripts/train_small.sh data         render worlds in the background (they go on while the stages train)
+#   scripts/train_small.sh text         the byte-pair encoding
+#   scripts/train_small.sh tokenizer    the vision tokenizer        (TOKENIZER_S seconds)
+#   scripts/train_small.sh pretrain     the transformer             (PRETRAIN_S seconds in all)
+#   scripts/train_small.sh detector     the detector of the suites
+# Stages resume after a kill. WORK is the folder for data and runs, EMUWORLD the command.
+set -euo pipefail
+WORK=${WORK:-outputs/small}
+EMUWORLD=${EMUWORLD:-./run emuworld}
+TOKENIZER_S=${TOKENIZER_S:-330}
+PRETRAIN_S=${PRETRAIN_S:-500}
+ROOMS=${ROOMS:-40000}
+WORKERS=${WORKERS:-6}
+
+case "${1:-}" in
+data)
+    mkdir -p "$WORK"
+    $EMUWORLD data build out="$WORK/validation" split=validation num_episodes=48 num_frames=42 num_pictures=8 \
+        episodes_per_shard=8 format=PNG workers="$WORKERS" >"$WORK/validation.log" 2>&1
+    setsid nohup $EMUWORLD data build out="$WORK/train" split=train num_episodes="$ROOMS" num_frames=42 \
+        num_pictures=8 episodes_per_shard=8 workers="$WORKERS" >"$WORK/data.log" 2>&1 </dev/null &
+    ;;
+text)
+    $EMUWORLD train stage=text shards="$WORK/train" out="$WORK/text" max_shards=32 wait_for_data_s=120
+    ;;
+tokenizer)
+    $EMUWORLD train stage=tokenizer shards="$WORK/train" validation_shards="$WORK/validation" \
+        out="$WORK/tokenizer" device=cuda compile=true frames_in_memory=150000 workers=6 follow_shards=true \
+        wait_for_data_s=120 loop.max_steps=1000000 loop.max_seconds="$TOKENIZER_S" "${@:2}"
+    ;;
+pretrain)
+    $EMUWORLD train stage=pretrain shards="$WORK/train" validation_shards="$WORK/validation" \
+        vision="$WORK/tokenizer" text="$WORK/text/text.tiktoken" out="$WORK/pretrain" device=cuda compile=true \
+        workers=6 follow_shards=true loop.max_steps=1000000 loop.max_seconds="$PRETRAIN_S" "${@:2}"
+    ;;
+detector)
+    $EMUWORLD train stage=detector out="$WORK/pretrain" device=cuda "${@:2}"
+    ;;
+*)
+    sed -n '2,9s/^# //p' "$0"
+    exit 2
+    ;;
+esac

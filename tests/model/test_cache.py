@@ -1,0 +1,98 @@
+"""The static cache: rows, growth, copies and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from emuworld.model.cache import StaticCache
+from emuworld.model.config import sized
+
+CONFIG = sized("tiny", vocab_size=10)
+NUM_KV = 2 * CONFIG.num_kv_heads
+
+
+def filled(num_rows: int, capacity: int, lengths: list[int]) -> StaticCache:
+    """Row r holds the number 100 r + position at every position."""
+    cache = StaticCache(CONFIG, num_rows=num_rows, capacity=capacity)
+    for row, length in enumerate(lengths):
+        append(cache.rows([row]), [100 * row + position for position in range(length)])
+    return cache
+
+
+def append(cache: StaticCache, numbers: list[int], **kwargs: object) -> None:
+    step = cache.begin(len(numbers))
+    values_T = torch.tensor(numbers, dtype=torch.float32)
+    kv_RKTd = values_T[:, None].expand(cache.num_rows, NUM_KV, len(numbers), CONFIG.head_dim)
+    for layer in range(CONFIG.num_layers):
+        cache.write(layer, kv_RKTd, step=step)
+    cache.finish(step, **kwargs)
+
+
+def held(cache: StaticCache, row: int) -> list[int]:
+    length = int(cache.lengths[row])
+    numbers = []
+    for layer in range(CONFIG.num_layers):
+        for part in cache.row_kv(layer, row, length):
+            assert (part == part[:, :1, :, :1]).all()
+            numbers.append(part[0, 0, :, 0].int().tolist())
+    assert all(other == numbers[0] for other in numbers)
+    return numbers[0]
+
+
+def test_rows_share_memory_and_lengths() -> None:
+    cache = filled(4, 64, [3, 0, 5, 1])
+    view = cache.rows([2, 0])
+    append(view, [7, 8])
+    assert cache.lengths.tolist() == [5, 0, 7, 1]
+    assert held(cache, 2) == [200, 201, 202, 203, 204, 7, 8] == held(view, 0)
+    assert held(cache, 0) == [0, 1, 2, 7, 8]
+    assert cache.rows(slice(1, 3)).lengths.tolist() == [0, 7]
+
+
+def test_all_rows_at_once_are_the_rows_one_by_one() -> None:
+    cache = filled(4, 64, [3, 6, 5, 1])
+    for view in (cache, cache.rows([1, 2]), cache.rows([3, 0])):
+        for row in range(view.num_rows):
+            for together, alone in zip(view.all_kv(1, 5), view.row_kv(1, row, 5), strict=True):
+                assert torch.equal(together[row : row + 1], alone)
+
+
+def test_uniform_rows_are_written_together() -> None:
+    cache = filled(3, 64, [2, 2, 2])
+    append(cache, [9], advance_B=np.array([True, False, True]))
+    assert [held(cache, row) for row in range(3)] == [[0, 1, 9], [100, 101], [200, 201, 9]]
+
+
+def test_growth_keeps_what_is_held_also_through_views() -> None:
+    cache = filled(2, 10, [10, 4])
+    view = cache.rows([1])
+    cache.reserve(1000)
+    assert cache.capacity >= 1000 and view.capacity == cache.capacity
+    append(view, [5])
+    assert held(cache, 0) == list(range(10)) and held(cache, 1) == [100, 101, 102, 103, 5]
+
+
+def test_copy_and_truncate() -> None:
+    cache = filled(2, 10, [6, 2])
+    cache.copy_row(0, 1)
+    cache.truncate(0, 3)
+    assert held(cache, 0) == [0, 1, 2] and held(cache, 1) == [0, 1, 2, 3, 4, 5]
+    other = StaticCache(CONFIG, num_rows=1, capacity=1)
+    append(other, [42] * 64)
+    cache.copy_row(0, 1, origin=other)
+    assert held(cache, 1) == [42] * 64
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
+    cache = filled(2, 64, [64, 3])
+    with pytest.raises(ValueError, match="64 \\+ 1 do not fit"):
+        cache.begin(1)
+    with pytest.raises(ValueError, match="cannot be cut to 4"):
+        cache.truncate(1, 4)
+    with pytest.raises(ValueError, match="distinct"):
+        cache.rows([1, 1])
+    with pytest.raises(ValueError, match="one truth value for each of 2 rows"):
+        cache.finish(cache.rows([1, 0]).begin(0), advance_B=[True])
+    with pytest.raises(ValueError, match="at least one row"):
+        StaticCache(CONFIG, num_rows=0, capacity=4)
+    assert cache.lengths.tolist() == [64, 3]
