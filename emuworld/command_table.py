@@ -1,0 +1,137 @@
+"""The commands of the command line: what each is for, what its settings are, which code runs it.
+
+Only names: nothing is imported until a command runs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Code behind a command: `run(config)` in `module`, where `config` is an instance of its class
+    `settings`.
+    """
+
+    module: str
+    settings: str
+    run: str = "run"
+    settings_module: str = ""  # "" = `module`
+    reports_progress: bool = True  # takes on_progress=; the training stages draw their own bar
+    explained_by_module: bool = False  # help quotes the module's docstring, else that of the settings
+
+    @property
+    def schema_module(self) -> str:
+        return self.settings_module or self.module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command as help teaches it; with `choice` it has several targets, picked by `choice=NAME`."""
+
+    summary: str
+    targets: Mapping[str, Target]
+    choice: str = ""
+    examples: Sequence[str] = field(default_factory=tuple)
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        summary="Make a page: pictures from words, a walk in the dream beside MuJoCo's, branches, a film.",
+        targets={"": Target(module="emuworld.tasks.demo", settings="Demo")},
+        examples=(
+            "emuworld demo",
+            "emuworld demo seed=7 prompt='a room with a green box and a yellow cone'",
+        ),
+    ),
+    "generate": Command(
+        summary="Paint pictures from words, or imagine a walk, and write them as PNG with a contact sheet.",
+        targets={"": Target(module="emuworld.tasks.generate", settings="Generate")},
+        examples=(
+            "emuworld generate mode=t2i prompt='a room with a red ball and a blue box' n=4",
+            "emuworld generate mode=explore prompt='a room with a sofa' commands='[turn left, move forward]'",
+        ),
+    ),
+    "play": Command(
+        summary="Walk through a room with keys or typed commands, and switch between dream and simulator.",
+        targets={"": Target(module="emuworld.tasks.play", settings="Play")},
+        examples=(
+            "emuworld play",
+            "emuworld play source=sim seed=3",
+            "printf 'turn left\\nmove forward\\n:twin\\n' | emuworld play",
+        ),
+    ),
+    "train": Command(
+        summary="Train one stage on CPU or one GPU; a killed run resumes with the same command.",
+        choice="stage",
+        targets={
+            "text": Target(
+                module="emuworld.training.text",
+                settings="TextTraining",
+                run="train",
+                reports_progress=False,
+                explained_by_module=True,
+            ),
+            "tokenizer": Target(
+                module="emuworld.training.tokenizer",
+                settings="TokenizerTraining",
+                run="train",
+                reports_progress=False,
+                explained_by_module=True,
+            ),
+            "pretrain": Target(
+                module="emuworld.training.supervised",
+                settings="PretrainTraining",
+                run="train",
+                reports_progress=False,
+                explained_by_module=True,
+            ),
+            "detector": Target(
+                module="emuworld.tasks.detector_training",
+                settings="DetectorStage",
+                run="train",
+                explained_by_module=True,
+            ),
+        },
+        examples=(
+            "emuworld data build out=outputs/data/train",
+            "emuworld train stage=tokenizer shards=outputs/data/train",
+            "emuworld train stage=detector device=cuda",
+        ),
+    ),
+    "eval": Command(
+        summary="Measure a model against the simulator: figures with 95 % intervals as JSON and as a page.",
+        choice="suite",
+        targets={
+            "explore-twin": Target(
+                module="emuworld.tasks.evaluate",
+                settings="ExploreTwin",
+                settings_module="emuworld.tasks.suites",
+            ),
+            "t2i": Target(
+                module="emuworld.tasks.evaluate",
+                settings="TextToImage",
+                settings_module="emuworld.tasks.suites",
+            ),
+        },
+        examples=(
+            "emuworld eval suite=explore-twin",
+            "emuworld eval suite=explore-twin num_starts=20 num_walks=2 num_turns=2",
+            "emuworld eval suite=t2i device=cuda",
+            "emuworld eval suite=explore-twin score_only=true",
+        ),
+    ),
+    "data": Command(
+        summary="Render training stories from the simulated worlds into shards.",
+        choice="action",
+        targets={
+            "build": Target(
+                module="emuworld.envs.episodes",
+                settings="ShardsConfig",
+                run="build_shards",
+                reports_progress=False,
+            )
+        },
+        examples=("emuworld data build out=outputs/data/train",),
+    ),
+}

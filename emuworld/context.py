@@ -1,0 +1,104 @@
+"""How worlds fill the context: their ids checked, cut into chunks of a cache, and what room is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from emuworld.cache_pool import Ids
+from emuworld.manifest import Manifest
+from emuworld.state import (
+    ContextFull,
+    SnapshotError,
+    WorldState,
+    block_codes,
+    image_blocks,
+    split_chunks,
+)
+from emuworld.tokens.sequence import image_length, unconditional_ids
+from emuworld.tokens.text import TextTokenizer
+from emuworld.tokens.vision import DOWNSAMPLE
+
+_END_TOKENS = 2  # ESS EOS: room that is kept so that every answer can be ended
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Context:
+    """The context of one model (named by `fingerprint`). `max_tokens`: its length, prompt and answer
+    together."""
+
+    manifest: Manifest
+    tokenizer: TextTokenizer
+    fingerprint: bytes
+    max_tokens: int
+
+    def check(self, state: WorldState) -> None:
+        """Raise unless the state is one of this model's and its ids are ids.
+
+        Raises:
+            SnapshotError: a state of another model, or a damaged one.
+            ValueError: no state at all.
+        """
+        if not isinstance(state, WorldState):
+            raise ValueError(
+                f"expected a WorldState, got {type(state).__name__}; read bytes with WorldState.from_bytes"
+            )
+        if state.fingerprint != self.fingerprint:
+            raise SnapshotError(
+                f"the state belongs to model {state.fingerprint.hex()}, this one is "
+                f"{self.fingerprint.hex()}; load the checkpoint that made it"
+            )
+        ids = np.array(state.ids, dtype=np.int64)
+        if len(state.prompt_ids) == 0 or ids.min() < 0 or ids.max() >= self.manifest.vocabulary.size:
+            raise SnapshotError(
+                "the state holds ids that this model does not have; it is damaged, save it again"
+            )
+        if state.mode not in self.manifest.modes:
+            raise SnapshotError(
+                f"the state's mode {state.mode!r} is none of this model's {self.manifest.modes}"
+            )
+        if state.size is not None:
+            self.manifest.check_size(state.size)
+
+    def conditional_chunks(self, state: WorldState) -> list[Ids]:
+        """The prompt, then the answer cut behind every EOI: what the conditional row has read."""
+        return [state.prompt_ids, *split_chunks(state.answer_ids, eoi=self.manifest.vocabulary.eoi)]
+
+    def unguided_chunks(self, state: WorldState) -> list[Ids]:
+        """The unconditional prompt with the reference pictures, then the pictures drawn; no words."""
+        vocabulary = self.manifest.vocabulary
+        references = [block_codes(block, vocabulary) for block in image_blocks(state.prompt_ids, vocabulary)]
+        prompt = unconditional_ids(references, tokenizer=self.tokenizer)
+        return [tuple(prompt), *image_blocks(state.answer_ids, vocabulary)]
+
+    def text_tokens(self, text: str | None) -> int:
+        """Tokens of a text; of one that the model is still to write (None), at least one."""
+        return 1 if text is None else len(self.tokenizer.encode(text))
+
+    def block_tokens(self, size: tuple[int, int] | None) -> int:
+        """Length of a picture's block (`size` in pixels); the longest there is where the size is open."""
+        largest = self.manifest.bounds.largest
+        return image_length(in_tokens(size) or (largest, largest))
+
+    def free_tokens(self, state: WorldState, *, num_text_tokens: int = 0) -> int:
+        """What is left behind so much text, a picture and the end of the answer; below 0: they do not fit."""
+        used = len(state.prompt_ids) + len(state.answer_ids) + num_text_tokens
+        return self.max_tokens - used - self.block_tokens(state.size) - _END_TOKENS
+
+    def require(self, state: WorldState, *, num_text_tokens: int = 0) -> int:
+        """`free_tokens`, or ContextFull where it is below 0."""
+        free = self.free_tokens(state, num_text_tokens=num_text_tokens)
+        if free < 0:
+            needed = num_text_tokens + self.block_tokens(state.size) + _END_TOKENS
+            raise ContextFull(
+                f"the context of {self.max_tokens} tokens is full: {len(state.ids)} are used, and a text of "
+                f"{num_text_tokens} with a picture needs {needed} more; begin a new world from the last "
+                "picture, say it in fewer words, or take smaller pictures"
+            )
+        return free
+
+
+def in_tokens(size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """A size in pixels as one in visual tokens."""
+    return None if size is None else (size[0] // DOWNSAMPLE, size[1] // DOWNSAMPLE)

@@ -1,0 +1,133 @@
+"""From scores to a token: guidance, temperature, top-k, top-p and the draw by a given uniform number.
+
+Every function works on each row for itself, so a row's choice does not depend on the rows beside it (torch's
+softmax, cumsum, sort and topk along the last dimension reduce each row alone; tests/decoding/test_sampling.py
+holds them to it). There is no generator here: the caller hands in one uniform number a row and the draw
+inverts the distribution function, so equal seeds give equal tokens whatever the batch.
+
+Shapes: R rows, V ids of the span that the grammar allows (not the whole vocabulary: the softmax over a part
+differs from the one over all by a constant a row, which cancels in every step below).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truncation:
+    """How one modality is drawn: temperature, then the `top_k` likeliest, then the likeliest that hold
+    `top_p`.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 leave everything in.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise ValueError(
+                f"temperature must be finite and at least 0 (0 = greedy), got {self.temperature}"
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be at least 0 (0 = no limit), got {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must lie in (0, 1] (1 = no limit), got {self.top_p}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Settings of one generation. `guidance` 1 draws from the conditional row alone, without an unguided
+    twin."""
+
+    text: Truncation = field(default_factory=Truncation)
+    image: Truncation = field(default_factory=Truncation)
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance must be finite and at least 0 (1 = off), got {self.guidance}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether images need the unguided twin row."""
+        return self.guidance != 1.0
+
+    @classmethod
+    def greedy(cls, *, guidance: float = 1.0) -> Sampling:
+        """The likeliest token everywhere."""
+        return cls(text=Truncation(temperature=0.0), image=Truncation(temperature=0.0), guidance=guidance)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Sampling:
+        """Read what `to_json` gave. ValueError for a name that does not exist."""
+        try:
+            truncations = {name: Truncation(**fields[name]) for name in ("text", "image") if name in fields}
+            return cls(**{**fields, **truncations})
+        except TypeError as error:
+            raise ValueError(
+                f"sampling settings {dict(fields)} do not fit ({error}); known are text and image with "
+                "temperature, top_k and top_p each, and guidance"
+            ) from error
+
+
+def guide(conditional_RV: Tensor, unguided_RV: Tensor, *, guidance: float) -> Tensor:
+    """Classifier-free guidance in the published form: u + guidance * (c - u) on log-probabilities. fp32 [R,
+    V].
+
+    Source: the Emu3.5 release (fact sheet, 5.1); only visual positions are guided.
+    """
+    c_RV = torch.log_softmax(conditional_RV.float(), dim=-1)
+    u_RV = torch.log_softmax(unguided_RV.float(), dim=-1)
+    return u_RV + guidance * (c_RV - u_RV)
+
+
+def pick(scores_RV: Tensor, uniforms_R: Tensor, *, truncation: Truncation) -> Tensor:
+    """Draw one index of each row, int64 [R].
+
+    Args:
+        scores_RV: unnormalised log-probabilities; -inf = cannot be drawn. Each row has at least one finite
+            value.
+        uniforms_R: float64 in [0, 1), one a row; unused when greedy.
+        truncation: temperature, top-k, top-p, in this order.
+    """
+    if truncation.temperature == 0.0:
+        return scores_RV.argmax(dim=-1)
+    scaled_RV = scores_RV.float() / truncation.temperature
+    limited = 0 < truncation.top_k < scores_RV.shape[-1]
+    if not limited and truncation.top_p >= 1.0:
+        return _invert(torch.softmax(scaled_RV, dim=-1), uniforms_R)
+    if limited:
+        sorted_RK, order_RK = scaled_RV.topk(truncation.top_k, dim=-1)
+    else:
+        sorted_RK, order_RK = scaled_RV.sort(dim=-1, descending=True, stable=True)
+    p_RK = torch.softmax(sorted_RK, dim=-1)
+    if truncation.top_p < 1.0:
+        before_RK = p_RK.cumsum(dim=-1, dtype=torch.float64) - p_RK
+        # A token stays while the likelier ones hold less than top_p, so the one that crosses the line stays
+        # too.
+        p_RK = p_RK.masked_fill(before_RK >= truncation.top_p, 0.0)
+    return order_RK.gather(1, _invert(p_RK, uniforms_R).unsqueeze(1)).squeeze(1)
+
+
+def _invert(p_RV: Tensor, uniforms_R: Tensor) -> Tensor:
+    """Index where the distribution function passes the uniform number; rows of `p_RV` need not add up to
+    one."""
+    # float64: summing thousands of fp32 terms would move the last boundaries by more than their own width.
+    cdf_RV = p_RV.cumsum(dim=-1, dtype=torch.float64)
+    target_R = uniforms_R * cdf_RV[:, -1]
+    index_R = torch.searchsorted(cdf_RV, target_R.unsqueeze(1), right=True).squeeze(1)
+    # target < total by construction, except where the product rounds up: then the last index with weight is
+    # meant.
+    last_R = p_RV.shape[-1] - 1 - (p_RV > 0).flip(-1).to(torch.uint8).argmax(dim=-1)
+    return torch.minimum(index_R, last_R)

@@ -1,0 +1,125 @@
+"""What a checkpoint folder says of itself in `emuworld.json`: ids, sizes, sampling defaults, modes and
+commands.
+
+Training writes it, `emuworld.world_model` reads it; the weights' own shapes are in `config.json` and
+`vision.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emuworld.decoding.grammar import SizeBounds
+from emuworld.decoding.sampling import Sampling
+from emuworld.tokens.sequence import MODES
+from emuworld.tokens.vision import DOWNSAMPLE
+from emuworld.tokens.vocabulary import Vocabulary
+
+FILE_NAME = "emuworld.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Contents of `emuworld.json`.
+
+    Attributes:
+        vocabulary: the table of ids.
+        default_size: height and width in pixels of what `begin` makes unless told otherwise; None lets the
+            model choose.
+        smallest_side, largest_side: bounds of image sides in pixels, multiples of 16.
+        max_text_tokens: words that the model may write in one segment before its answer is closed.
+        sampling: settings for each mode; a mode without any gets `Sampling()`.
+        modes: the modes that the checkpoint was trained for; `begin` refuses others.
+        commands: commands to sample from, for each mode that has some.
+    """
+
+    vocabulary: Vocabulary
+    default_size: tuple[int, int] | None = (256, 256)
+    smallest_side: int = 128
+    largest_side: int = 512
+    max_text_tokens: int = 512
+    sampling: Mapping[str, Sampling] = field(default_factory=dict)
+    modes: tuple[str, ...] = MODES
+    commands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = {*self.modes, *self.sampling, *self.commands} - set(MODES)
+        if unknown or not self.modes:
+            raise ValueError(
+                f"modes {sorted(unknown)} are unknown; choose among {', '.join(MODES)}, at least one"
+            )
+        if self.default_size is not None:
+            self.check_size(self.default_size)
+        if self.max_text_tokens < 1:
+            raise ValueError(f"max_text_tokens must be at least 1, got {self.max_text_tokens}")
+
+    @property
+    def bounds(self) -> SizeBounds:
+        """Sides in visual tokens."""
+        return SizeBounds(smallest=self.smallest_side // DOWNSAMPLE, largest=self.largest_side // DOWNSAMPLE)
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """ValueError unless both sides (pixels) are multiples of 16 within the bounds."""
+        low, high = self.smallest_side, self.largest_side
+        if len(size) != 2 or any(side % DOWNSAMPLE or not low <= side <= high for side in size):
+            raise ValueError(
+                f"size {size} does not work: height and width must be multiples of {DOWNSAMPLE} "
+                f"in {low}..{high} pixels"
+            )
+
+    def sampling_for(self, mode: str) -> Sampling:
+        return self.sampling.get(mode, Sampling())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "vocabulary": self.vocabulary.to_json(),
+            "default_size": None if self.default_size is None else list(self.default_size),
+            "smallest_side": self.smallest_side,
+            "largest_side": self.largest_side,
+            "max_text_tokens": self.max_text_tokens,
+            "sampling": {mode: sampling.to_json() for mode, sampling in self.sampling.items()},
+            "modes": list(self.modes),
+            "commands": {mode: list(commands) for mode, commands in self.commands.items()},
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Manifest:
+        """Read what `to_json` gave. ValueError for another format and for unknown or missing names."""
+        fields = dict(fields)
+        if fields.pop("format", None) != _FORMAT:
+            raise ValueError(f"{FILE_NAME} has no format {_FORMAT}; write it with Manifest.save")
+        unknown = set(fields) - set(cls.__dataclass_fields__)
+        if unknown or "vocabulary" not in fields:
+            raise ValueError(
+                f"{FILE_NAME} must hold a vocabulary and no unknown names, "
+                f"got {sorted(unknown) or sorted(fields)}"
+            )
+        readers: dict[str, Callable[[Any], Any]] = {
+            "vocabulary": Vocabulary.from_json,
+            "default_size": lambda size: size if size is None else tuple(size),
+            "sampling": lambda modes: {mode: Sampling.from_json(value) for mode, value in modes.items()},
+            "modes": tuple,
+            "commands": lambda modes: {mode: tuple(value) for mode, value in modes.items()},
+        }
+        return cls(**{name: readers.get(name, lambda value: value)(value) for name, value in fields.items()})
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `emuworld.json` beside and rename it."""
+        part = Path(folder) / f"{FILE_NAME}.part"
+        part.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        part.replace(Path(folder) / FILE_NAME)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Manifest:
+        path = Path(folder) / FILE_NAME
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); give a folder that training wrote") from error

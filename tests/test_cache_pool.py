@@ -1,0 +1,113 @@
+"""The cache pool: any sequence of requests gives rows equal to fresh ones, within its bound of memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from emuworld.cache_pool import CachePool, Ids
+from emuworld.model.cache import StaticCache
+from emuworld.model.exact import ExactTransformer, exact
+from emuworld.model.transformer import Transformer, sized
+
+VOCAB = 97
+TOKEN_BYTES = 2 * 2 * 2 * 16 * 4  # layers, keys and values, key-value heads, head_dim, fp32
+
+
+@pytest.fixture(scope="module")
+def transformer() -> ExactTransformer:
+    model = Transformer(sized("tiny", vocab_size=VOCAB, initializer_range=0.2))
+    model.init_weights(torch.Generator().manual_seed(0))
+    return exact(model)
+
+
+def chunk(seed: int, length: int = 7) -> Ids:
+    return tuple(np.random.default_rng(seed).integers(0, VOCAB, length).tolist())
+
+
+def held(cache: StaticCache, row: int) -> torch.Tensor:
+    length = int(cache.lengths[row])
+    layers = [torch.cat(cache.row_kv(layer, row, length)) for layer in range(cache.config.num_layers)]
+    return torch.stack(layers)
+
+
+def fresh(transformer: ExactTransformer, chunks: list[Ids]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The canonical form by definition: one pass a chunk, in a cache of one row."""
+    cache = StaticCache(transformer.config, num_rows=1, capacity=400)
+    hidden = torch.empty(0)
+    for ids in chunks:
+        hidden = transformer(torch.tensor([ids]), cache=cache)[0, -1]
+    return held(cache, 0), hidden
+
+
+@pytest.mark.parametrize("max_bytes", [1, 30 * TOKEN_BYTES, 1 << 30])
+def test_rows_equal_fresh_ones_whatever_came_before(transformer: ExactTransformer, max_bytes: int) -> None:
+    """Random walks on a tree of chunks: going on and back, forking, fewer and more rows, scribbling."""
+    rng = np.random.default_rng(0)
+    pool = CachePool(transformer, max_bytes=max_bytes)
+    with torch.inference_mode():
+        for _ in range(25):
+            sequences = [
+                [
+                    chunk(0),
+                    *(
+                        chunk(10 * depth + int(rng.integers(3)), 5 + depth)
+                        for depth in range(rng.integers(4))
+                    ),
+                ]
+                for _ in range(rng.integers(1, 5))
+            ]
+            room = int(rng.integers(1, 80))
+            cache, hiddens = pool.prepare(sequences, room=room)
+            assert cache.num_rows == len(sequences)
+            for row, chunks in enumerate(sequences):
+                expected, hidden = fresh(transformer, chunks)
+                assert torch.equal(held(cache, row), expected)
+                assert torch.equal(hiddens[row], hidden)
+            transformer(torch.full((len(sequences), room), 5), cache=cache)
+            assert pool.num_bytes <= max_bytes
+
+
+def test_what_was_computed_is_not_computed_again(transformer: ExactTransformer) -> None:
+    pool = CachePool(transformer, max_bytes=1 << 30)
+    walk = [chunk(i) for i in range(4)]
+    with torch.inference_mode():
+        pool.prepare([walk[:2]], room=1)
+        assert pool.num_prefills == 2
+        pool.prepare([walk[:3]] * 4, room=1)
+        assert pool.num_prefills == 3, "four branches, one new chunk"
+        pool.prepare([walk[:1], walk, walk[:2]], room=1)
+        assert pool.num_prefills == 4
+        pool.prepare([[walk[1], walk[0]]], room=1)
+        assert pool.num_prefills == 6, "the same chunks in another order are another sequence"
+        assert pool.num_bytes == 6 * (7 * TOKEN_BYTES + 64 * 4)
+        pool.clear()
+        assert pool.num_bytes == 0
+        pool.prepare([walk], room=1)
+        assert pool.num_prefills == 10
+
+
+def test_a_running_row_needs_no_stored_chunks(transformer: ExactTransformer) -> None:
+    """A bound too small for anything: the working rows themselves still spare a walk its past."""
+    pool = CachePool(transformer, max_bytes=1)
+    walks = [[chunk(10 * world + i) for i in range(4)] for world in range(3)]
+    with torch.inference_mode():
+        for length in range(1, 5):
+            pool.prepare([walk[:length] for walk in walks], room=20)
+            assert pool.num_prefills == 3 * length
+
+
+def test_the_least_used_branches_go_first(transformer: ExactTransformer) -> None:
+    per_chunk = 7 * TOKEN_BYTES + 64 * 4
+    pool = CachePool(transformer, max_bytes=3 * per_chunk)
+    trunk, left, right, new = (chunk(i) for i in range(4))
+    with torch.inference_mode():
+        for branch in (left, right, new):  # the third branch displaces the first, not the trunk
+            pool.prepare([[trunk, branch]], room=1)
+        pool.prepare([[chunk(9)]], room=1)  # takes the working row away, and displaces `right`
+        count = pool.num_prefills
+        pool.prepare([[trunk, new]], room=1)
+        assert pool.num_prefills == count
+        pool.prepare([[trunk, left]], room=1)
+        assert pool.num_prefills == count + 1

@@ -1,0 +1,121 @@
+"""The command line: help that teaches, errors that help, settings from dataclass, yaml and words in this
+order.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emuworld import cli
+from emuworld.command_table import COMMANDS
+from emuworld.tasks.generate import Generate
+
+TARGETS = [(name, choice) for name, command in COMMANDS.items() for choice in command.targets]
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in COMMANDS)
+    assert cli.main([]) == 0
+
+
+@pytest.mark.parametrize(("name", "choice"), TARGETS)
+def test_help_of_a_command_shows_settings_and_examples(
+    name: str, choice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [name, *([f"{COMMANDS[name].choice}={choice}"] if choice else []), "--help"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "settings (key=default):" in said and "examples:" in said and "out=" in said
+    assert cli.main([name, "--help"]) == 0
+
+
+def test_help_does_not_wait_for_torch_or_the_simulator() -> None:
+    code = (
+        "import sys; from emuworld import cli; cli.main(['--help']); cli.main(['eval', 't2i', '--help']);"
+        "print([m for m in ('torch', 'mujoco', 'hydra') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]"), done.stdout[-200:]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["demoo"], "did you mean demo"),
+        (["train"], "say which: stage=text or stage=tokenizer"),
+        (["train", "stage=tokeniser"], "did you mean tokenizer"),
+        (["generate", "promt=x"], "did you mean prompt"),
+        (["generate", "prompt"], "expected key=value"),
+        (["generate", "n=many"], "n must be a whole number, got 'many'"),
+        (["generate", "n=[1"], "--help"),
+        (["generate", "commands=go"], "commands must be"),
+        (["eval", "suite=t2i", "num_promtps=3"], "did you mean num_prompts"),
+    ],
+)
+def test_mistakes_are_answered_with_what_would_be_right(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("emuworld: ") and said in error and "Traceback" not in error
+
+
+def test_a_setting_with_no_meaning_is_refused_before_anything_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["generate", "mode=dance"]) == 2
+    assert "expected one of t2i" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "choice"), TARGETS)
+def test_every_command_has_a_yaml_that_fits_its_schema(name: str, choice: str) -> None:
+    config, values = cli.compose(name, choice, ["out=/tmp/elsewhere"])
+    assert str(config.out) == "/tmp/elsewhere" and values["out"] == "/tmp/elsewhere"
+
+
+def test_words_win_over_yaml_and_yaml_over_the_dataclass() -> None:
+    assert cli.compose("eval", "t2i", [])[0].out == "outputs/eval/t2i"
+    assert cli.compose("eval", "t2i", ["out=here"])[0].out == "here"
+
+
+def test_text_is_taken_literally() -> None:
+    prompt = "a 'room' with, say, [two] {balls}: 50 % \"red\" = $5 \\ ünï"
+    config, _ = cli.compose("generate", "", [f"prompt={prompt}"])
+    assert isinstance(config, Generate) and config.prompt == prompt
+    assert cli.compose("generate", "", ["prompt="])[0].prompt == ""
+    assert cli.compose("train", "pretrain", ["init_from=null"])[0].init_from is None
+
+
+def test_lists_numbers_and_null_are_understood() -> None:
+    config, _ = cli.compose(
+        "generate", "", ["mode=explore", "commands=[turn left, look up]", "size_px=64", "temperature=null"]
+    )
+    assert (config.commands, config.size_px, config.temperature) == (("turn left", "look up"), 64, None)
+    nested, _ = cli.compose("train", "detector", ["training.max_steps=7"])
+    assert nested.training.max_steps == 7
+
+
+def test_a_command_runs_and_keeps_its_settings(
+    tiny_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", f"model={tiny_folder}", "device=cpu", "size_px=64", "n=1", f"out={tmp_path}"]
+    assert cli.main(words) == 0
+    assert (tmp_path / "sheet.png").exists()
+    stored = (tmp_path / "generate.config.yaml").read_text()
+    assert "size_px: 64" in stored and "seed: 0" in stored
+    assert "sheet.png" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_says_why_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", f"model={tmp_path}/nothing", f"out={tmp_path}", "device=cpu"]) == 1
+    error = capsys.readouterr().err
+    assert "nothing" in error and "Traceback" not in error and cli.DEBUG_VARIABLE in error
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("emuworld 0.")
