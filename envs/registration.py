@@ -1,0 +1,58 @@
+"""The ids of the environments. Entry points are strings: registering imports neither model nor simulator."""
+
+import gymnasium
+
+EXPLORE_STEPS = (
+    40  # the small model's context holds at least 48 frames: the walk, its start and some long commands
+)
+
+_WORLD = "emuworld.envs.world_env:WorldModelEnv"
+_WORLDS = "emuworld.envs.vector_env:WorldVectorEnv"
+_DISCRETE = "emuworld.envs.wrappers:discrete_view"
+_DISCRETE_WORLDS = "emuworld.envs.vector_env:discrete_vector_view"
+_SIM = "emuworld.envs.sim_env:ExploreSimEnv"
+
+
+def register_all() -> None:
+    """Register every `EmuWorld/…` id with Gymnasium. Ids that are there already are left alone."""
+    # T2I has no step limit: it terminates by itself, and a limit of one step would report truncation instead.
+    _register("EmuWorld/T2I-v0", entry_point=_WORLD, vector_entry_point=_WORLDS, mode="t2i")
+    _register(
+        "EmuWorld/Explore-v0",
+        entry_point=_WORLD,
+        vector_entry_point=_WORLDS,
+        max_episode_steps=EXPLORE_STEPS,
+        mode="explore",
+    )
+    _register(
+        "EmuWorld/ExploreDiscrete-v0",
+        entry_point=_DISCRETE,
+        vector_entry_point=_DISCRETE_WORLDS,
+        max_episode_steps=EXPLORE_STEPS,
+        text_id="EmuWorld/Explore-v0",
+    )
+    _register("EmuWorld/ExploreSim-v0", entry_point=_SIM, max_episode_steps=EXPLORE_STEPS)
+    _register(
+        "EmuWorld/ExploreSimDiscrete-v0",
+        entry_point=_DISCRETE,
+        max_episode_steps=EXPLORE_STEPS,
+        text_id="EmuWorld/ExploreSim-v0",
+    )
+
+
+def _register(
+    env_id: str,
+    *,
+    entry_point: str,
+    vector_entry_point: str | None = None,
+    max_episode_steps: int | None = None,
+    **arguments: str,
+) -> None:
+    if env_id not in gymnasium.registry:
+        gymnasium.register(
+            env_id,
+            entry_point=entry_point,
+            vector_entry_point=vector_entry_point,
+            max_episode_steps=max_episode_steps,
+            kwargs=arguments,
+        )

@@ -1,0 +1,367 @@
+"""MuJoCo's own walk through a room, with the spaces and commands of the imagined one."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import struct
+import zlib
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from emuworld.envs import commands as moves
+from emuworld.envs.captions import View, caption
+from emuworld.envs.commands import COMMANDS, Command, Outcome, Pose
+from emuworld.envs.render import Renderer, make_renderer
+from emuworld.envs.scenes import SPLITS, RoomScene
+from emuworld.envs.spaces import MAX_COMMAND_LENGTH, CommandText, frame_space, is_unicode
+
+Frame = NDArray[np.uint8]  # [H, W, 3]
+
+DEFAULT_SIZE = (256, 256)
+SIDE_LIMITS_PX = (16, 1024)
+RENDER_MODES = ("rgb_array", "ansi")
+OPTIONS = ("prompt", "state")
+MAGIC = b"EWSIM\x00\x00\x01"  # the last byte is the format's version
+MAX_STATE_BYTES = 8192
+_PREFIX = struct.Struct("<8sI")  # magic, CRC-32 of the rest
+
+
+class StateError(ValueError):
+    """These bytes are not a state that `ExploreSimEnv.save_state` of this release wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Walk:
+    """One moment of a walk. A value: nothing changes it."""
+
+    scene: RoomScene
+    pose: Pose
+    prompt: str
+    frame_index: int = 0
+
+
+class ExploreSimEnv(gymnasium.Env[Any, str]):
+    """A furnished room in MuJoCo, walked through by text commands, seen in the first person.
+
+    The simulated twin of `EmuWorld/Explore-v0`: same spaces, same commands, and `info` with the same keys
+    (and more), so that a dream can start from this environment's first frame and be compared with it step by
+    step.
+
+    ## Action space
+    `CommandText`: any Unicode string of up to 1,000 characters; samples are the 15 movement and look
+    commands of `emuworld.envs.commands.COMMANDS`. Case, extra spaces and a trailing dot do not matter.
+
+    | command | does |
+    |---|---|
+    | move forward, move back, step left, step right | 0.5 m |
+    | move forward one metre | 1 m |
+    | turn left, turn right | 30 degrees; "... 45 degrees", "... 90 degrees" also |
+    | turn around | 180 degrees |
+    | look up, look down, look ahead | 20 degrees up or down (-50 to +30), level (-10) |
+    | go to the red ball (any colour, shape) | faces it and walks straight to 1.5 m from its middle |
+    | "" | a free step: the simulator draws a command that is not blocked; `info["text"]` says which |
+
+    A walker is a disc of 0.25 m radius that stops where it touches (`info["blocked"]`). Any other text, or
+    going to something that is not there or not to be reached, changes nothing and sets
+    `info["invalid_action"]`; `info["reason"]` says why. `step` raises for no command.
+
+    ## Observation space
+    `Box(0, 255, (H, W, 3), uint8)`: the view from 1.2 m height, 70 degrees of vertical field of view; a new
+    array every time.
+
+    ## Rewards
+    Always 0.0. Nothing here defines success.
+
+    ## Starting state
+    `reset(seed=...)` draws a room of the split and a start that looks at something. `options` may give:
+
+    - `prompt`: a caption or walk prompt such as "a room with a red ball and a blue box"; the first view
+      holds just the objects it names. ValueError for words that no room is built from.
+    - `state`: bytes of `save_state`: the same walk goes on, in any process, for the same picture size.
+
+    ## Episode end
+    Never terminated. Truncated after `max_episode_steps` (40 when made by id, through `TimeLimit`).
+
+    ## Info
+    Only what equal seeds reproduce. As in the dream: `mode` ("explore"), `prompt`, `command` (as given),
+    `text`, `thought` (""), `invalid_action`, `context_full` (False), `reward_source` ("none"),
+    `frame_index`. Truths, none of which is a pose: `objects_in_view` (names by falling size), `caption`,
+    `blocked`, `moved_m`, `reason`.
+
+    ## Arguments
+    `size` (pixels, a number or (height, width), default 256), `split` ("train", "validation" or "test";
+    default "train": evaluations use "test", and training data seeds count up from 0 where rooms here draw
+    62-bit seeds, so that these are neither), `renderer` ("auto", "gl", "rays"), `max_episode_steps` (None:
+    the limit is `gymnasium.make`'s), `render_mode` ("rgb_array" or "ansi").
+
+    ## Version history
+    - v0: first release.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 4}  # noqa: RUF012
+
+    def __init__(
+        self,
+        *,
+        size: int | tuple[int, int] | None = None,
+        split: str = "train",
+        renderer: str = "auto",
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(SPLITS)}")
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise ValueError(f"render_mode is {render_mode!r}, expected None or one of {list(RENDER_MODES)}")
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise ValueError(
+                f"max_episode_steps={max_episode_steps}; expected at least 1, or None for no limit"
+            )
+        self.size = _sides(DEFAULT_SIZE if size is None else size)
+        self.split = split
+        self.render_mode = render_mode
+        self.max_episode_steps = max_episode_steps
+        self._backend = renderer
+        self.action_space = CommandText(tuple(command.phrase for command in COMMANDS))
+        self.observation_space = frame_space(self.size)
+        self._walk: _Walk | None = None
+        self._frame: Frame | None = None
+        self._info: dict[str, Any] = {}
+        self._steps = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Frame, dict[str, Any]]:
+        """Begin a walk; see "Starting state" above. ValueError for options that cannot be used."""
+        super().reset(seed=seed)
+        options = _checked_options(options)
+        room_seed = int(self.np_random.integers(2**62))
+        if "state" in options:
+            self._walk = self._restored(options["state"])
+        elif "prompt" in options:
+            scene = RoomScene.from_prompt(options["prompt"], split=self.split, seed=room_seed)
+            self._walk = _Walk(scene=scene, pose=scene.start_pose(0), prompt=options["prompt"])
+        else:
+            scene = RoomScene.sample(self.split, room_seed)
+            pose = scene.start_pose(0)
+            self._walk = _Walk(scene=scene, pose=pose, prompt=caption(scene.view(pose)))
+        self._steps = 0
+        self._frame = None
+        self._look(Outcome(pose=self._walk.pose), command="", text="")
+        return self._observation(), dict(self._info)
+
+    def step(self, action: str) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
+        """Carry out one command; see "Action space" above."""
+        walk = self._current
+        command, reason = _understood(action)
+        if isinstance(action, str) and action.strip() == "":
+            command, reason = _free_step(walk), ""
+        if command is None:
+            outcome = Outcome(pose=walk.pose, possible=False, reason=reason)
+        else:
+            outcome = walk.scene.execute(walk.pose, command)
+        if outcome.possible:
+            self._walk = _Walk(
+                scene=walk.scene, pose=outcome.pose, prompt=walk.prompt, frame_index=walk.frame_index + 1
+            )
+        given = (
+            action
+            if isinstance(action, str) and len(action) <= MAX_COMMAND_LENGTH and is_unicode(action)
+            else ""
+        )
+        free = command is not None and not given.strip()
+        self._look(outcome, command=given, text=command.phrase if command is not None and free else given)
+        self._steps += 1
+        truncated = self.max_episode_steps is not None and self._steps >= self.max_episode_steps
+        return self._observation(), 0.0, False, truncated, dict(self._info)
+
+    def render(self) -> Frame | str | None:
+        """The picture already there ("rgb_array") or a line about it ("ansi")."""
+        if self.render_mode is None:
+            gymnasium.logger.warn(f"render() needs render_mode={' or '.join(RENDER_MODES)} at construction")
+            return None
+        walk = self._current
+        if self.render_mode == "rgb_array":
+            return self._observation()
+        flag = " (unusable)" if self._info["invalid_action"] else ""
+        said = self._info["command"] or walk.prompt
+        return f"[explore-sim {walk.frame_index}] {said}{flag} -> {self._info['caption']}"
+
+    def save_state(self) -> bytes:
+        """This walk in a few hundred bytes, for `reset(options={"state": ...})` anywhere."""
+        walk = self._current
+        pose = walk.pose
+        body = json.dumps(
+            {
+                "room": walk.scene.to_dict(),
+                "pose": [pose.x_m, pose.y_m, pose.yaw_rad, pose.pitch_rad],
+                "prompt": walk.prompt,
+                "frame_index": walk.frame_index,
+            },
+            ensure_ascii=False,
+            separators=(",", ":"),
+        ).encode()
+        return _PREFIX.pack(MAGIC, zlib.crc32(body)) + body
+
+    def fork(self) -> ExploreSimEnv:
+        """A second environment in the same state, step count and random generator too."""
+        return deepcopy(self)
+
+    @property
+    def scene(self) -> RoomScene:
+        """The room: all truths about it."""
+        return self._current.scene
+
+    @property
+    def pose(self) -> Pose:
+        """Where the walker is."""
+        return self._current.pose
+
+    @property
+    def _current(self) -> _Walk:
+        if self._walk is None:
+            raise gymnasium.error.ResetNeeded("call reset() first: there is no room yet")
+        return self._walk
+
+    def _observation(self) -> Frame:
+        assert self._frame is not None
+        return self._frame.copy()
+
+    def _look(self, outcome: Outcome, *, command: str, text: str) -> None:
+        """Draw the view, unless nothing changed, and gather `info`."""
+        walk = self._current
+        view = walk.scene.view(walk.pose)
+        if self._frame is None or outcome.possible:
+            height, width = self.size
+            scene, camera = walk.scene, walk.scene.camera(walk.pose)
+            self._frame = _renderer(self._backend).render(
+                scene.model, scene.data, camera, height=height, width=width
+            )
+        self._info = _info(walk, view, outcome, command=command, text=text)
+
+    def _restored(self, state: object) -> _Walk:
+        fields = _parse_state(state)
+        try:
+            scene = RoomScene.from_dict(fields["room"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise _not_a_state(f"its room cannot be built ({error})") from error
+        x, y, yaw, pitch = (float(value) for value in fields["pose"])
+        pose = Pose(x_m=x, y_m=y, yaw_rad=yaw, pitch_rad=pitch)
+        return _Walk(scene=scene, pose=pose, prompt=fields["prompt"], frame_index=fields["frame_index"])
+
+
+@functools.cache
+def _renderer(backend: str) -> Renderer:
+    """One renderer a process and back end: a graphics context is expensive, and forks share it."""
+    return make_renderer(backend)
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width. ValueError unless both are whole numbers of pixels within `SIDE_LIMITS_PX`."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    low, high = SIDE_LIMITS_PX
+    if len(sides) != 2 or not all(isinstance(side, int) and low <= side <= high for side in sides):
+        raise ValueError(
+            f"size={size!r}; expected a number of pixels or (height, width), each {low} to {high}"
+        )
+    return sides[0], sides[1]
+
+
+def _checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    given = dict(options or {})
+    unknown = sorted(set(given) - set(OPTIONS))
+    if unknown or len(given) > 1:
+        raise ValueError(f"options {sorted(given)} cannot be used; give one of {', '.join(OPTIONS)}, or none")
+    if "prompt" in given and not isinstance(given["prompt"], str):
+        raise ValueError(f"options['prompt'] is {type(given['prompt']).__name__}; expected a string")
+    return given
+
+
+def _understood(action: object) -> tuple[Command | None, str]:
+    """The command that an action means, or None and why not."""
+    if not isinstance(action, str):
+        return None, "not a string"
+    if len(action) > MAX_COMMAND_LENGTH:
+        return None, f"longer than {MAX_COMMAND_LENGTH} characters"
+    command = moves.parse(action)
+    return command, "" if command is not None else "not a command of this world"
+
+
+def _free_step(walk: _Walk) -> Command:
+    """A command drawn from the room and the step alone, so that a restored walk goes on as it would have."""
+    rng = np.random.Generator(
+        np.random.Philox(key=[zlib.crc32(repr(walk.scene.to_dict()).encode()), walk.frame_index])
+    )
+    command = moves.sample_command(rng, walk.scene.split)
+    for _ in range(8):
+        if not walk.scene.execute(walk.pose, command).blocked:
+            break
+        command = moves.sample_command(rng, walk.scene.split)
+    return command
+
+
+def _info(walk: _Walk, view: View, outcome: Outcome, *, command: str, text: str) -> dict[str, Any]:
+    return {
+        "mode": "explore",
+        "prompt": walk.prompt,
+        "command": command,
+        "text": text,
+        "thought": "",
+        "invalid_action": not outcome.possible,
+        "context_full": False,
+        "reward_source": "none",
+        "frame_index": walk.frame_index,
+        "objects_in_view": tuple(item.identity for item in view.objects),
+        "caption": caption(view),
+        "blocked": outcome.blocked,
+        "moved_m": round(outcome.moved_m, 6),
+        "reason": outcome.reason,
+    }
+
+
+def _parse_state(state: object) -> dict[str, Any]:
+    """The fields of a saved state. StateError for anything that `save_state` did not write like this."""
+    if not isinstance(state, bytes | bytearray | memoryview):
+        raise _not_a_state(f"got {type(state).__name__}, expected bytes")
+    data = bytes(state)
+    if not _PREFIX.size <= len(data) <= MAX_STATE_BYTES:
+        raise _not_a_state(f"got {len(data)} bytes, expected {_PREFIX.size} to {MAX_STATE_BYTES}")
+    magic, checksum = _PREFIX.unpack_from(data)
+    if magic[:-1] != MAGIC[:-1]:
+        raise _not_a_state(
+            "it is not of the simulator (a dream's state belongs into the dream's environment)"
+        )
+    if magic != MAGIC:
+        raise _not_a_state(f"its format version is {magic[-1]}, this release reads {MAGIC[-1]}")
+    body = data[_PREFIX.size :]
+    if zlib.crc32(body) != checksum:
+        raise _not_a_state("its checksum does not match: it was cut short or changed")
+    try:
+        fields = json.loads(body)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise _not_a_state(f"it is not JSON ({error})") from error
+    if not isinstance(fields, dict) or fields.keys() != {"room", "pose", "prompt", "frame_index"}:
+        raise _not_a_state("it needs the fields room, pose, prompt and frame_index")
+    pose, index = fields["pose"], fields["frame_index"]
+    numbers = isinstance(pose, list) and len(pose) == 4 and all(isinstance(v, int | float) for v in pose)
+    if not numbers or not all(math.isfinite(value) for value in pose):
+        raise _not_a_state(f"its pose is {pose!r}, expected four numbers")
+    if not isinstance(fields["room"], dict) or not isinstance(fields["prompt"], str):
+        raise _not_a_state("its room or prompt is of the wrong type")
+    if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        raise _not_a_state(f"its frame_index is {index!r}, expected a number from 0")
+    return fields
+
+
+def _not_a_state(reason: str) -> StateError:
+    return StateError(
+        f"this is not a usable simulator state: {reason}. Pass the bytes that save_state() returned"
+    )
