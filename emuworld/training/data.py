@@ -1,0 +1,254 @@
+"""Stories on disk -> frames for the vision tokenizer, token sequences for the transformer.
+
+Both readers take a folder of shards (`emuworld.story`), start with what is there and pick up shards that
+appear later, so a renderer may still be writing while training runs. Pictures are decoded once: the frame
+pool keeps pixels, the token store codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from queue import Empty, Full, Queue
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from emuworld.story import Story, read_shard
+
+SHARD_GLOB = "*.stories"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenStory:
+    """A story as the transformer needs it: words, and one grid of codes a frame."""
+
+    question: str
+    texts: tuple[str, ...]  # the text of each step; texts[0] belongs to the first frame
+    captions: tuple[str, ...]  # what is in view, a frame each; "" where unknown
+    codes: np.ndarray  # [N, h, w] uint16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodedShard:
+    """A shard with its pictures decoded: the words of its stories, and all frames in reading order."""
+
+    stem: str  # file name without its ending
+    stories: list[TokenStory]  # without codes
+    frames: torch.Tensor  # [N, H, W, 3] uint8
+
+
+def _decode_shard(path: Path, size: int) -> DecodedShard:
+    stories = list(read_shard(path))
+    images = [image for story in stories for segment in story.segments for image in segment.images]
+    frames = torch.empty((len(images), size, size, 3), dtype=torch.uint8)
+    for i, image in enumerate(images):
+        pixels = image.to_array()
+        if pixels.shape != (size, size, 3):
+            raise ValueError(
+                f"{path} holds a picture of {pixels.shape[1]}x{pixels.shape[0]} px, "
+                f"the run was set to {size} px; "
+                f"build the shards with size={size} or set size_px"
+            )
+        frames[i] = torch.from_numpy(pixels)
+    without_pictures = [replace_pictures(story) for story in stories]
+    return DecodedShard(stem=path.stem, stories=without_pictures, frames=frames)
+
+
+def replace_pictures(story: Story) -> TokenStory:
+    """The words of a story; its codes come later."""
+    shown = [(segment.text, image.caption) for segment in story.segments for image in segment.images]
+    return TokenStory(
+        question=story.question,
+        texts=tuple(text for text, _ in shown),
+        captions=tuple(caption for _, caption in shown),
+        codes=np.empty((len(shown), 0, 0), np.uint16),
+    )
+
+
+class _Shards(IterableDataset):
+    """Decodes shards in the order of their names; each loader process takes its share."""
+
+    def __init__(self, folder: Path, *, size: int, skip: frozenset[str], follow: bool) -> None:
+        self.folder, self.size, self.skip, self.follow = folder, size, skip, follow
+
+    def __iter__(self) -> Iterator[DecodedShard]:
+        worker = get_worker_info()
+        rank, world = (worker.id, worker.num_workers) if worker else (0, 1)
+        seen = set(self.skip)
+        while True:
+            shards = self.folder.glob(SHARD_GLOB)
+            fresh = sorted(path for path in shards if path.stem not in seen)
+            for path in fresh:
+                seen.add(path.stem)
+                if zlib.crc32(path.stem.encode()) % world == rank:
+                    yield _decode_shard(path, self.size)
+            if not fresh and not self.follow:
+                return
+            if not fresh:
+                time.sleep(0.5)
+
+
+class ShardFeed:
+    """The shards of a folder, decoded in other processes, each given once.
+
+    `workers` 0 decodes in a thread of this process, which is enough on a CPU; beside a GPU a thread would
+    hold up the one that feeds it. With `follow` the feed never ends: it waits for shards that are being
+    written.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        size: int,
+        workers: int = 0,
+        follow: bool = False,
+        skip: Iterable[str] = (),
+    ) -> None:
+        self.size = size
+        self.follow = follow
+        dataset = _Shards(Path(folder), size=size, skip=frozenset(skip), follow=follow)
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+            in_order=False,  # a process that waits for its next shard must not hold up the others
+        )
+        self._queue: Queue[DecodedShard | BaseException | None] = Queue(max(2, workers))
+        self._closed = threading.Event()
+        self._ended = False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def ready(self) -> Iterator[DecodedShard]:
+        """Shards decoded by now. Never blocks."""
+        while not self._ended:
+            try:
+                shard = self._given(self._queue.get_nowait())
+            except Empty:
+                return
+            if shard is not None:
+                yield shard
+
+    def wait(self) -> DecodedShard | None:
+        """The next shard, waiting for it; None after the last (never with `follow`)."""
+        return None if self._ended else self._given(self._queue.get())
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _given(self, item: DecodedShard | BaseException | None) -> DecodedShard | None:
+        if isinstance(item, BaseException):
+            raise item
+        self._ended = item is None
+        return item
+
+    def _read(self) -> None:
+        last: BaseException | None = None
+        try:
+            for shard in self._loader:
+                if not self._put(shard):
+                    return
+        except Exception as error:  # handed to the thread that asks for shards
+            last = error
+        self._put(last)
+
+    def _put(self, item: DecodedShard | BaseException | None) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.5)
+                return True
+            except Full:
+                continue
+        return False
+
+
+def wait_for_shards(folder: str | Path, *, at_least: int = 1, timeout_s: float = 0.0) -> None:
+    """Return when `at_least` shards are in `folder`; ValueError after `timeout_s` (0: at once) says how to
+    make them.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (found := len(list(Path(folder).glob(SHARD_GLOB)))) < at_least:
+        if time.monotonic() >= deadline:
+            raise ValueError(
+                f"{folder} holds {found} shards ({SHARD_GLOB}), expected at least {at_least}; "
+                f"make them with "
+                f"'emuworld data build out={folder}'"
+            )
+        time.sleep(0.5)
+
+
+class FramePool:
+    """Frames of a folder of shards in one uint8 tensor on the device, drawn at random.
+
+    Holds at most `capacity` frames; once full, new shards replace the oldest.
+    """
+
+    def __init__(self, feed: ShardFeed, *, capacity: int, device: torch.device) -> None:
+        self._feed = feed
+        self._frames = torch.empty((capacity, feed.size, feed.size, 3), dtype=torch.uint8, device=device)
+        self.num_frames = 0
+        self._next = 0
+
+    def fill(self, at_least: int) -> None:
+        """Wait until `at_least` frames are in, or every present shard is."""
+        while self.num_frames < at_least and (shard := self._feed.wait()) is not None:
+            self._add(shard.frames)
+
+    def refresh(self) -> None:
+        """Take in what the background threads have decoded."""
+        for shard in self._feed.ready():
+            self._add(shard.frames)
+
+    def _add(self, frames: torch.Tensor) -> None:
+        capacity = len(self._frames)
+        for part in frames.split(capacity):
+            if self._next + len(part) > capacity:
+                self._next = 0
+            self._frames[self._next : self._next + len(part)] = part.to(self._frames.device)
+            self._next += len(part)
+            self.num_frames = max(self.num_frames, self._next)
+
+    def sample(self, num: int, rng: np.random.Generator) -> torch.Tensor:
+        """[num, H, W, 3] uint8 on the device."""
+        rows = torch.from_numpy(rng.integers(self.num_frames, size=num)).to(self._frames.device)
+        return self._frames[rows]
+
+
+def with_codes(shard: DecodedShard, codes: np.ndarray) -> list[TokenStory]:
+    """The stories of a shard with the codes of its frames [N, h, w]."""
+    out, at = [], 0
+    for story in shard.stories:
+        end = at + len(story.texts)
+        out.append(dataclasses.replace(story, codes=codes[at:end]))
+        at = end
+    return out
+
+
+def save_tokens(path: Path, stories: Sequence[TokenStory]) -> None:
+    """Keep the tokens of one shard (npz of plain arrays and one JSON text), written beside and renamed."""
+    words = [{"question": s.question, "texts": s.texts, "captions": s.captions} for s in stories]
+    part = path.with_suffix(".part.npz")
+    np.savez(part, codes=np.concatenate([s.codes for s in stories]), words=np.array(json.dumps(words)))
+    part.replace(path)
+
+
+def load_tokens(path: Path) -> list[TokenStory]:
+    """Read what `save_tokens` wrote; nothing is unpickled."""
+    with np.load(path, allow_pickle=False) as file:
+        codes, words = file["codes"], json.loads(str(file["words"]))
+    out, at = [], 0
+    for w in words:
+        n = len(w["texts"])
+        fields: dict[str, Any] = {"texts": tuple(w["texts"]), "captions": tuple(w["captions"])}
+        out.append(TokenStory(question=w["question"], codes=codes[at : at + n], **fields))
+        at += n
+    return out

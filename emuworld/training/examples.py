@@ -1,0 +1,149 @@
+"""Token stories -> training examples: which prompt, which frames, in which mode.
+
+An example is one row of ids; a batch pads its rows to one length and gives every target a weight. Rows of one
+bucket have one length, so that a compiled training step sees few shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from emuworld.tokens.sequence import AnswerSegment, answer, image_length, prompt_ids, unconditional_ids
+from emuworld.tokens.text import TextTokenizer
+from emuworld.training.data import TokenStory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """Examples of one kind and length: `kind` "walk" (explore mode, `frames` views) or "picture" (t2i).
+
+    `every` thins a bucket out: it takes part in each `every`-th step.
+    """
+
+    kind: str
+    batch_size: int
+    frames: int = 1
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("walk", "picture"):
+            raise ValueError(f"bucket kind {self.kind!r} is not known; expected 'walk' or 'picture'")
+        if min(self.batch_size, self.frames, self.every) < 1:
+            raise ValueError(f"batch_size, frames and every must be at least 1, got {self}")
+
+    def row_length(self, size: tuple[int, int]) -> int:
+        """Ids a row, a multiple of 64: images of `size` tokens and room for the words between them."""
+        ids = self.frames * (image_length(size) + 10) + 90
+        return -(-ids // 64) * 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """`ids` [B, T + 1] int64, padded; `weights` [B, T] float32 of the targets ids[:, 1:], 0 = not trained."""
+
+    ids: np.ndarray
+    weights: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Shares of the ways an example is put; the weights of text and visual targets are the paper's."""
+
+    image_prompt: float = 0.6  # walks that start from a given picture
+    unconditional: float = 0.1  # rows as the unguided twin sees them: images only
+    blank_question: float = 0.15  # walks from a picture that are asked nothing
+    text_weight: float = 1.0
+    visual_weight: float = 0.5
+
+
+class ExampleSampler:
+    """Draws batches from a growing list of stories. `add` may be called between batches, not during one."""
+
+    def __init__(self, *, tokenizer: TextTokenizer, mixture: Mixture, size: tuple[int, int]) -> None:
+        self.tokenizer = tokenizer
+        self.mixture = mixture
+        self.size = size
+        self.num_frames = 0
+        self._stories: list[TokenStory] = []
+        self._by_length: dict[int, np.ndarray] = {}
+
+    def add(self, stories: Sequence[TokenStory]) -> None:
+        self._stories.extend(stories)
+        self.num_frames += sum(len(s.codes) for s in stories)
+        self._by_length.clear()
+
+    def batch(self, bucket: Bucket, rng: np.random.Generator) -> Batch:
+        """One batch; ValueError where no story is long enough for the bucket."""
+        length = bucket.row_length(self.size)
+        vocabulary = self.tokenizer.vocabulary
+        ids = np.full((bucket.batch_size, length + 1), vocabulary.pad, np.int64)
+        for row in ids:
+            example = (self._walk(bucket.frames, rng) if bucket.kind == "walk" else self._picture(rng))[
+                : length + 1
+            ]
+            row[: len(example)] = example
+        targets = ids[:, 1:]
+        weights = np.where(
+            targets < vocabulary.num_text_tokens, self.mixture.text_weight, self.mixture.visual_weight
+        )
+        weights[targets == vocabulary.pad] = 0.0
+        return Batch(ids=ids, weights=weights.astype(np.float32))
+
+    def _long_enough(self, frames: int, *, worded: bool) -> np.ndarray:
+        """Indices of stories with `frames` frames; walks (`worded`) have words between their frames."""
+        key = frames if worded else -frames
+        if key not in self._by_length:
+            fits = [
+                i
+                for i, story in enumerate(self._stories)
+                if len(story.codes) >= frames and (not worded or any(story.texts))
+            ]
+            if not fits:
+                raise ValueError(
+                    f"no story among {len(self._stories)} has {frames} frames; "
+                    "build longer walks or use a shorter bucket"
+                )
+            self._by_length[key] = np.array(fits)
+        return self._by_length[key]
+
+    def _walk(self, frames: int, rng: np.random.Generator) -> list[int]:
+        story = self._stories[rng.choice(self._long_enough(frames, worded=True))]
+        start = int(rng.integers(len(story.codes) - frames + 1))
+        codes = story.codes[start : start + frames].astype(np.int64)
+        texts = story.texts[start : start + frames]
+        from_picture = rng.random() < self.mixture.image_prompt
+        if rng.random() < self.mixture.unconditional:
+            segments = [AnswerSegment(codes=grid) for grid in codes]
+            shown = [codes[0]] if from_picture else []
+            prompt = unconditional_ids(shown, tokenizer=self.tokenizer)
+            return prompt + answer(segments[len(shown) :], tokenizer=self.tokenizer, ended=False)[0]
+        segments = [AnswerSegment(text=text, codes=grid) for text, grid in zip(texts, codes, strict=True)]
+        question = self._question(story, start, rng)
+        if from_picture:
+            blank = rng.random() < self.mixture.blank_question
+            prompt = prompt_ids(
+                "explore", question="" if blank else question, images=[codes[0]], tokenizer=self.tokenizer
+            )
+            return prompt + answer(segments[1:], tokenizer=self.tokenizer, ended=False)[0]
+        segments[0] = AnswerSegment(codes=codes[0])  # the first view of a text-only walk comes without words
+        prompt = prompt_ids("explore", question=question, tokenizer=self.tokenizer)
+        return prompt + answer(segments, tokenizer=self.tokenizer, ended=False)[0]
+
+    def _question(self, story: TokenStory, start: int, rng: np.random.Generator) -> str:
+        """The walk's own prompt where it starts at its first frame (half the time), else what is in view."""
+        if start == 0 and story.question and rng.random() < 0.5:
+            return story.question
+        return story.captions[start]
+
+    def _picture(self, rng: np.random.Generator) -> list[int]:
+        story = self._stories[rng.choice(self._long_enough(1, worded=False))]
+        at = int(rng.integers(len(story.codes)))
+        segment = [AnswerSegment(codes=story.codes[at].astype(np.int64))]
+        if rng.random() < self.mixture.unconditional:
+            prompt = unconditional_ids(tokenizer=self.tokenizer)
+        else:
+            prompt = prompt_ids("t2i", question=story.captions[at], tokenizer=self.tokenizer)
+        return prompt + answer(segment, tokenizer=self.tokenizer)[0]

@@ -1,0 +1,175 @@
+"""The training loop that every stage shares: schedule, time budget, progress, log, checkpoints, resume.
+
+A stage gives three things: a function that does one optimiser step at a learning-rate factor, the state to
+save, and what to do at the end. What the loop does not know: models, data, losses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long to train and how often to look up.
+
+    Training ends at `max_steps` or after `max_seconds` of training time (earlier runs that were resumed
+    count), whichever comes first; the learning rate follows whichever is further: linear warm-up, constant,
+    then linear to zero over the last `decay_fraction`.
+    """
+
+    max_steps: int = 10_000
+    max_seconds: float = math.inf
+    warmup_steps: int = 100
+    decay_fraction: float = 0.4
+    log_every_steps: int = 50
+    save_every_s: float = 60.0
+    resume: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1 or self.max_seconds <= 0 or not 0 <= self.decay_fraction <= 1:
+            raise ValueError(
+                f"a run needs max_steps >= 1, max_seconds > 0 and decay_fraction in 0..1, "
+                f"got {self.max_steps}, "
+                f"{self.max_seconds} and {self.decay_fraction}"
+            )
+
+
+def learning_rate_factor(*, step: int, progress: float, config: LoopConfig) -> float:
+    """Factor in (0, 1] for a step, by the share of the run that is over (`progress`, 0 to 1)."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    decay = (1.0 - progress) / config.decay_fraction if config.decay_fraction > 0 else 1.0
+    return max(min(warm, decay), 1e-3)
+
+
+class TrainingLog:
+    """Appends one JSON object a line; a line is written whole, so a killed run leaves a readable file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def write(self, **values: Any) -> None:
+        self._file.write(
+            json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}) + "\n"
+        )
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a training state (tensors and plain values) beside and rename, so that a kill never leaves half a
+    file.
+    """
+    part = path.with_suffix(".part")
+    torch.save(dict(state), part)
+    part.replace(path)
+
+
+def load_state(path: Path, *, device: torch.device) -> dict[str, Any]:
+    """Read what `save_state` wrote; nothing but tensors and plain values is unpickled."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises several unrelated types for a damaged file
+        raise ValueError(
+            f"the training state {path} cannot be read ({error}); "
+            "delete it, or start anew with loop.resume=false"
+        ) from error
+
+
+def run(
+    config: LoopConfig,
+    *,
+    out: Path,
+    name: str,
+    train_step: Callable[[int, float], Mapping[str, float | torch.Tensor]],
+    get_state: Callable[[], Mapping[str, Any]],
+    set_state: Callable[[Mapping[str, Any]], None],
+    device: torch.device,
+    on_log: Callable[[int], Mapping[str, float]] | None = None,
+) -> int:
+    """Run the stage; returns the number of steps done in all.
+
+    `train_step(step, factor)` does one optimiser step at `factor` of the base learning rate and returns
+    figures to log. Ctrl-C and SIGTERM save the state and end the run cleanly.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    state_path = out / f"{name}.state.pt"
+    step, spent_s = 0, 0.0
+    if config.resume and state_path.exists():
+        state = load_state(state_path, device=device)
+        set_state(state["stage"])
+        step, spent_s = state["step"], state["spent_s"]
+    log = TrainingLog(out / f"{name}.log.jsonl")
+    stop: list[int] = []
+    previous = {
+        s: signal.signal(s, lambda number, _frame: stop.append(number))
+        for s in (signal.SIGINT, signal.SIGTERM)
+    }
+    start = last_save = time.monotonic()
+
+    def save() -> None:
+        save_state(
+            state_path,
+            {"stage": dict(get_state()), "step": step, "spent_s": spent_s + time.monotonic() - start},
+        )
+
+    try:
+        with _progress() as bar:
+            task = bar.add_task(name, total=1.0, figures="")
+            while not stop:
+                elapsed_s = spent_s + time.monotonic() - start
+                progress = max(step / config.max_steps, elapsed_s / config.max_seconds)
+                if progress >= 1.0:
+                    break
+                figures = train_step(step, learning_rate_factor(step=step, progress=progress, config=config))
+                step += 1
+                if step % config.log_every_steps == 0 or step == 1:
+                    values = {k: float(v) for k, v in figures.items()} | dict(on_log(step) if on_log else {})
+                    elapsed_s = spent_s + time.monotonic() - start
+                    log.write(step=step, seconds=elapsed_s, **values)
+                    _refuse_nan(values, step=step, state_path=state_path)
+                    shown = f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+                    bar.update(task, completed=progress, figures=shown)
+                    if not bar.console.is_terminal:
+                        print(f"{name} {elapsed_s:.0f}s {shown}", flush=True)
+                if time.monotonic() - last_save > config.save_every_s:
+                    save()
+                    last_save = time.monotonic()
+        save()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        log.close()
+    if stop:
+        raise SystemExit(f"{name} stopped at step {step}; the same command resumes from {state_path}")
+    return step
+
+
+def _refuse_nan(values: Mapping[str, float], *, step: int, state_path: Path) -> None:
+    bad = [name for name, value in values.items() if math.isnan(value)]
+    if bad:
+        raise ValueError(
+            f"{', '.join(bad)} became NaN at step {step}; the last saved state is {state_path}: "
+            "resume with a lower learning rate"
+        )
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )

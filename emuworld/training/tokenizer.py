@@ -1,0 +1,210 @@
+"""Stage `tokenizer`: the IBQ vision tokenizer learns to draw the frames of a folder of stories again.
+
+Losses after IBQ: reconstruction (here L1 + squared error, no perceptual or adversarial term: the built-in
+model is measured against the simulator's own pixels), double quantisation, and entropy: each position sure of
+its code, all codes used. Two departures keep a short run from collapsing: the codes keep one common length
+(with free lengths the longest wins every dot product), and codes that a window of steps never used are set to
+latents of the current batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emuworld.tokens.vision import VisionConfig, VisionTokenizer, to_pixels
+from emuworld.training import loop
+from emuworld.training.data import FramePool, ShardFeed, wait_for_shards
+from emuworld.training.devices import pick_device
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerTraining:
+    """Settings of the stage; yaml chooses values, the defaults are the built-in model's."""
+
+    shards: str = "outputs/data/train"
+    validation_shards: str | None = None
+    out: str = "outputs/train/tokenizer"
+    size_px: int = 256
+    frames_in_memory: int = 20_000
+    first_frames: int = 4_096
+    wait_for_data_s: float = 0.0
+    device: str = "auto"
+    compile: bool = False
+    batch_size: int = 24  # steps count for more than frames a step
+    learning_rate: float = 6e-4
+    weight_decay: float = 1e-4
+    gradient_clip: float = 1.0
+    l1_weight: float = 1.0
+    l2_weight: float = 4.0
+    quantisation_weight: float = 0.1  # at 0.25 latents collapsed before the decoder had learnt to use them
+    entropy_weight: float = 0.02
+    batch_entropy_gain: float = 1.0
+    entropy_temperature: float = 0.3
+    codebook_length: float = 4.0  # common length of all codes; 0 leaves them free, as published
+    crop_px: int = 0  # train on random crops of this side; 0 takes whole frames
+    restart_every_steps: int = 500
+    restart_until: float = 0.6
+    seed: int = 0
+    workers: int = 0  # processes that decode pictures; 0: a thread
+    follow_shards: bool = False  # go on looking for shards that a renderer is still writing
+    model: VisionConfig = dataclasses.field(default_factory=VisionConfig)
+    loop: loop.LoopConfig = dataclasses.field(default_factory=loop.LoopConfig)
+
+
+class TokenizerTrainer:
+    """Model, optimiser and one training step; `state`/`set_state` for the loop."""
+
+    def __init__(self, config: TokenizerTraining, *, pool: FramePool, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.pool = pool
+        torch.manual_seed(config.seed)
+        self.model = VisionTokenizer(config.model).to(device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
+        torch.nn.init.normal_(self.model.quantize.embedding.weight, std=config.model.embed_dim**-0.5)
+        self._set_code_lengths()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=config.weight_decay,
+            fused=device.type == "cuda",
+        )
+        self.uses = torch.zeros(config.model.num_codes, device=device)
+        self.latents, self.pixels = self.model.latents, self.model.pixels
+        if config.compile:
+            self.latents = torch.compile(self.latents, dynamic=False)
+            self.pixels = torch.compile(self.pixels, dynamic=False)
+
+    def step(self, step: int, factor: float) -> Mapping[str, Tensor]:
+        config = self.config
+        if step % 20 == 0:
+            self.pool.refresh()
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        rng = np.random.default_rng((config.seed, step))
+        images = self.pool.sample(config.batch_size, rng)
+        if config.crop_px:
+            top, left = (int(rng.integers(0, config.size_px - config.crop_px + 1)) for _ in range(2))
+            images = images[:, top : top + config.crop_px, left : left + config.crop_px]
+        pixels = to_pixels(images)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            z = self.latents(pixels)
+        quantised = self.model.quantize(z, entropy_temperature=config.entropy_temperature)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            drawn = self.pixels(quantised.z_q)
+        drawn = drawn.float()
+        l1, l2 = F.l1_loss(drawn, pixels), F.mse_loss(drawn, pixels)
+        entropy = quantised.sample_entropy - config.batch_entropy_gain * quantised.batch_entropy
+        loss = (
+            config.l1_weight * l1
+            + config.l2_weight * l2
+            + config.quantisation_weight * quantised.quantisation_loss
+            + config.entropy_weight * entropy
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        self.optimizer.step()
+        self._set_code_lengths()
+        self._restart_idle_codes(step, factor, quantised.codes, z.detach())
+        with torch.no_grad():
+            return {
+                "loss": loss.detach(),
+                "psnr_db": -10 * torch.log10(l2.detach() / 4),
+                "quantisation": quantised.quantisation_loss.detach(),
+                "sample_entropy": quantised.sample_entropy.detach(),
+                "batch_entropy": quantised.batch_entropy.detach(),
+                "codes_in_batch": torch.unique(quantised.codes).numel() * torch.ones(()),
+                "frames": torch.tensor(float(self.pool.num_frames)),
+            }
+
+    @torch.no_grad()
+    def _set_code_lengths(self) -> None:
+        if self.config.codebook_length:
+            codes = self.model.quantize.embedding.weight
+            codes.mul_(self.config.codebook_length / codes.norm(dim=1, keepdim=True).clamp_min(1e-6))
+
+    @torch.no_grad()
+    def _restart_idle_codes(self, step: int, factor: float, codes: Tensor, z_BDhw: Tensor) -> None:
+        every = self.config.restart_every_steps
+        self.uses.scatter_add_(0, codes.flatten(), torch.ones_like(codes.flatten(), dtype=self.uses.dtype))
+        if not every or (step + 1) % every:
+            return
+        if factor > 1.0 - self.config.restart_until:  # a code set late would not be learnt
+            idle = (self.uses == 0).nonzero().flatten()
+            z_ND = z_BDhw.float().permute(0, 2, 3, 1).reshape(-1, z_BDhw.shape[1])
+            generator = torch.Generator(self.device).manual_seed(self.config.seed + step)
+            rows = torch.randint(len(z_ND), (len(idle),), generator=generator, device=self.device)
+            self.model.quantize.embedding.weight[idle] = z_ND[rows]
+            self._set_code_lengths()
+        self.uses.zero_()
+
+    def state(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "uses": self.uses}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.uses.copy_(state["uses"])
+
+
+def train(config: TokenizerTraining) -> dict[str, float]:
+    """Run the stage; writes `vision.json` and `vision.safetensors` into `config.out` and returns validation
+    figures.
+    """
+    device = pick_device(config.device)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True  # shapes are fixed, and the default choice is slow for few channels
+    wait_for_shards(config.shards, timeout_s=config.wait_for_data_s)
+    feed = ShardFeed(config.shards, size=config.size_px, workers=config.workers, follow=config.follow_shards)
+    pool = FramePool(feed, capacity=config.frames_in_memory, device=device)
+    pool.fill(config.first_frames)
+    trainer = TokenizerTrainer(config, pool=pool, device=device)
+    out = Path(config.out)
+    loop.run(
+        config.loop,
+        out=out,
+        name="tokenizer",
+        train_step=trainer.step,
+        get_state=trainer.state,
+        set_state=trainer.set_state,
+        device=device,
+    )
+    feed.close()
+    trainer.model.eval().save(out)
+    return validate(config, device=device) if config.validation_shards else {}
+
+
+@torch.no_grad()
+def validate(config: TokenizerTraining, *, device: torch.device, num_frames: int = 2_000) -> dict[str, float]:
+    """PSNR (mean over frames, dB) and code use of the saved tokenizer over frames of the validation shards,
+    in fp32.
+    """
+    model = VisionTokenizer.load(config.out, device=device)
+    feed = ShardFeed(config.validation_shards or config.shards, size=config.size_px, workers=config.workers)
+    pool = FramePool(feed, capacity=num_frames, device=torch.device("cpu"))
+    pool.fill(num_frames)
+    feed.close()
+    images = pool._frames[: pool.num_frames]
+    psnr, used = [], torch.zeros(model.num_codes, dtype=torch.bool)
+    for chunk in images.split(64):
+        codes = model.encode(chunk.to(device))
+        used[codes.flatten().cpu()] = True
+        error = model.decode(codes).float().cpu() - chunk.float()
+        psnr.append(10 * torch.log10(255**2 / error.square().mean(dim=(1, 2, 3)).clamp_min(1e-6)))
+    figures = {
+        "psnr_db": float(torch.cat(psnr).mean()),
+        "codes_used_share": float(used.float().mean()),
+        "frames": float(len(images)),
+    }
+    print("tokenizer, validation: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()), flush=True)
+    return figures
