@@ -1,0 +1,149 @@
+"""What every suite runs on: the model, the judge, the truth's workers, and dreams in batches."""
+
+import base64
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emuworld.envs.dream import Dream, Episode
+from emuworld.tasks.detector import Detector
+from emuworld.tasks.metrics import Frame
+from emuworld.tasks.run_folder import Record, append_records, read_records
+from emuworld.tasks.suites import Suite, case_seed
+from emuworld.tasks.truth import Request, StartTruth, WalkTruth
+from emuworld.world_model import WorldModel
+
+OnProgress = Callable[[str, int, int], None]
+Frames = NDArray[np.uint8]  # [N, H, W, 3]
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bench:
+    """What is measured and with what: the model, the judge, the batch, the workers."""
+
+    suite: Suite
+    model: WorldModel
+    detector: Detector
+    folder: Path
+    pool: ProcessPoolExecutor
+    threads: ThreadPoolExecutor
+    batch: int
+    on_progress: OnProgress
+
+    def dream(self, mode: str) -> Dream:
+        """The rules of a mode at the suite's size and temperature."""
+        suite = self.suite
+        greedy = suite.temperature == 0.0
+        return Dream(
+            model=self.model,
+            mode=mode,
+            size=suite.size_px,
+            greedy=greedy,
+            temperature=None if greedy else suite.temperature,
+        )
+
+    def request(self, kind: str, index: int, **more: Any) -> Request:
+        """The simulator's part of a case."""
+        suite = self.suite
+        return Request(
+            index=index,
+            seed=case_seed(suite, kind, index),
+            split=suite.split,
+            size_px=suite.size_px,
+            renderer=suite.renderer,
+            **more,
+        )
+
+    @property
+    def records_path(self) -> Path:
+        return self.folder / "records.jsonl"
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Keep cases that are done."""
+        append_records(self.records_path, records)
+
+
+def chunks(
+    bench: Bench, kind: str, total: int, make: Callable[[Request], C], *, rows: int, **more: Any
+) -> Iterator[list[C]]:
+    """The cases of a kind that are not stored yet, rendered one chunk ahead; each takes `rows` rows of the
+    batch.
+    """
+    done = {r["index"] for r in read_records(bench.records_path) if r["kind"] == kind}
+    todo = [index for index in range(total) if index not in done]
+    size = max(1, bench.batch // rows)
+    chunks = [todo[start : start + size] for start in range(0, len(todo), size)]
+    label, finished = f"{bench.suite.name}: {kind}s", total - len(todo)
+    bench.on_progress(label, finished, total)
+    waiting = [
+        bench.pool.submit(make, bench.request(kind, index, **more)) for index in (chunks[0] if chunks else [])
+    ]
+    for position, chunk in enumerate(chunks):
+        current = waiting
+        ahead = chunks[position + 1] if position + 1 < len(chunks) else []
+        waiting = [bench.pool.submit(make, bench.request(kind, index, **more)) for index in ahead]
+        yield [future.result() for future in current]
+        finished += len(chunk)
+        bench.on_progress(label, finished, total)
+
+
+# Dreaming -------------------------------------------------------------------------------------------------
+
+
+def begin(dream: Dream, bench: Bench, kind: str, truths: Sequence[StartTruth | WalkTruth]) -> list[Episode]:
+    """Worlds that begin with the simulator's first frame."""
+    turns = [
+        dream.reset_turn(
+            np.random.default_rng(case_seed(bench.suite, f"dream {kind}", truth.index)),
+            {"prompt": truth.prompt, "image": truth.frames[0]},
+        )
+        for truth in truths
+    ]
+    return [outcome.episode for outcome in dream.resolve(turns)]
+
+
+def step_all(
+    dream: Dream, bench: Bench, episodes: Sequence[Episode], commands: Sequence[str]
+) -> list[Episode]:
+    """One command each, `bench.batch` rows at a time. ValueError where a command does not fit the context."""
+    after: list[Episode] = []
+    for start in range(0, len(episodes), bench.batch):
+        rows = slice(start, start + bench.batch)
+        turns = [dream.step_turn(e, c) for e, c in zip(episodes[rows], commands[rows], strict=True)]
+        outcomes = dream.resolve(turns)
+        refused = [
+            turn.command for turn, one in zip(turns, outcomes, strict=True) if one.info["invalid_action"]
+        ]
+        if refused:
+            raise ValueError(
+                f"the model could not take {refused[0]!r} after {episodes[start].frame_index} frames: its "
+                "context is full; ask for fewer steps (num_steps, walk_steps) or smaller frames (size_px)"
+            )
+        after.extend(outcome.episode for outcome in outcomes)
+    return after
+
+
+def walk(
+    dream: Dream, bench: Bench, episodes: Sequence[Episode], commands: Sequence[Sequence[str]]
+) -> Frames:
+    """Frames of the open-loop walks, [rows, steps, H, W, 3]."""
+    current, frames = list(episodes), []
+    for step in range(len(commands[0])):
+        current = step_all(dream, bench, current, [row[step] for row in commands])
+        frames.append(np.stack([episode.frame for episode in current]))
+    return np.stack(frames, axis=1)
+
+
+def reconstruct(model: WorldModel, frames: Sequence[Frame]) -> tuple[list[Frame], str]:
+    """Frames through the vision tokenizer and back, and which codes they used (one bit a code, base64)."""
+    codes = model.encode(frames)
+    used = np.zeros(model.manifest.vocabulary.num_visual_tokens, dtype=np.bool_)
+    for grid in codes:
+        used[np.asarray(grid).ravel()] = True
+    return model.decode(codes), base64.b64encode(np.packbits(used).tobytes()).decode("ascii")

@@ -1,0 +1,139 @@
+"""Run a suite: what is stored already is kept, what is missing is run, and the report is written.
+
+Cases are appended to `records.jsonl` as they are done, so a killed run goes on where it stopped. A record
+holds every figure of its case, so that summaries can be made again without a model.
+"""
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emuworld.tasks import explore_twin, page, report, text_to_image
+from emuworld.tasks.bench import Bench, OnProgress
+from emuworld.tasks.detector import Detector
+from emuworld.tasks.suites import ExploreTwin, Suite
+from emuworld.tasks.truth import render_pool
+from emuworld.world_model import WorldModel, load
+
+GPU_BATCH, CPU_BATCH = 512, 8
+# What must agree for stored cases to be used again; the rest (device, batch, pictures) changes speed, not
+# cases.
+_NOT_PART_OF_A_CASE = (
+    "device", "batch", "workers", "out", "num_pictures", "resume", "score_only", "num_starts", "num_walks",
+    "num_turns", "num_prompts",
+)  # fmt: skip
+
+
+def quiet(label: str, done: int, total: int) -> None:
+    """No report of progress."""
+
+
+def run(suite: Suite, *, on_progress: OnProgress = quiet) -> dict[str, Any]:
+    """Run what is not stored yet, then write `summary.json` and `index.html` into `suite.out`; returns the
+    figures.
+    """
+    folder = Path(suite.out)
+    if not suite.score_only:
+        _run_cases(suite, folder, on_progress)
+    elif not (folder / "run.json").exists():
+        raise ValueError(f"there is no run in {folder} to summarise; run the suite without score_only first")
+    figures = report.write_report(folder)
+    for name, bar in figures["bars"].items():
+        value = bar["estimate"]["value"]
+        shown = "unknown" if value is None else f"{value:.3f}"
+        print(f"{'met   ' if bar['met'] else 'MISSED'} {name}: {shown} (bar {bar['bar']})")
+    if "detector" in figures:
+        judge = ", ".join(
+            f"{name} {one['value']:.3f}" for name, one in figures["detector"].items() if one["count"]
+        )
+        print(f"the judge's own error on the simulator's frames: {judge}")
+    print(f"see {folder / 'index.html'} and {folder / 'summary.json'}")
+    return figures
+
+
+def _run_cases(suite: Suite, folder: Path, on_progress: OnProgress) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model = load(suite.model, device=suite.device)
+    judge = Path(suite.detector) if suite.detector else Path(model.folder) / "detector.safetensors"
+    detector = Detector.load(judge, device=model.device)
+    workers = suite.workers or min(16, os.cpu_count() or 1)
+    start, before_s = time.monotonic(), _open_run(suite, folder, model)
+    with render_pool(workers) as pool, ThreadPoolExecutor(workers) as threads:
+        bench = Bench(
+            suite=suite,
+            model=model,
+            detector=detector,
+            folder=folder,
+            pool=pool,
+            threads=threads,
+            batch=suite.batch or (GPU_BATCH if model.device.type == "cuda" else CPU_BATCH),
+            on_progress=on_progress,
+        )
+        try:
+            if isinstance(suite, ExploreTwin):
+                explore_twin.measure(bench, suite)
+            else:
+                text_to_image.measure(bench, suite)
+        finally:
+            _write_run(suite, folder, model, wall_s=before_s + time.monotonic() - start)
+
+
+# Folders --------------------------------------------------------------------------------------------------
+
+
+def _case_settings(suite: Suite) -> dict[str, Any]:
+    return {key: value for key, value in asdict(suite).items() if key not in _NOT_PART_OF_A_CASE}
+
+
+def _open_run(suite: Suite, folder: Path, model: WorldModel) -> float:
+    """Check that stored cases belong to these settings and this model; returns the seconds they took."""
+    path, records = folder / "run.json", folder / "records.jsonl"
+    if not suite.resume or not path.exists():
+        records.unlink(missing_ok=True)
+        for picture in folder.glob("pictures/*.npz"):
+            picture.unlink()
+        _write_run(suite, folder, model, wall_s=0.0)
+        return 0.0
+    stored = json.loads(path.read_text())
+    mine = {"case_settings": _case_settings(suite), "model_fingerprint": model.fingerprint.hex()}
+    differ = [key for key, value in mine.items() if json.loads(json.dumps(value)) != stored[key]]
+    if differ:
+        raise ValueError(
+            f"{folder} holds cases of another run ({' and '.join(differ)} differ); "
+            "choose another folder with out=..., or drop them with resume=false"
+        )
+    return float(stored["wall_s"])
+
+
+def _write_run(suite: Suite, folder: Path, model: WorldModel, *, wall_s: float) -> None:
+    packages = ("emuworld", "torch", "mujoco", "numpy", "gymnasium")
+    gpu = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "no GPU used"
+    run = {
+        "suite": suite.name,
+        "settings": asdict(suite),
+        "case_settings": _case_settings(suite),
+        "model_fingerprint": model.fingerprint.hex(),
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "hardware": f"{_cpu_name()}, {os.cpu_count()} cores, {gpu}",
+        "wall_s": round(wall_s, 1),
+        "date": time.strftime("%Y-%m-%d"),
+        "command": shlex.join(["emuworld", *sys.argv[1:]]),
+    }
+    page.replace_file(folder / "run.json", json.dumps(run, indent=1).encode())
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

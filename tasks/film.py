@@ -1,0 +1,50 @@
+"""Frames with their commands written underneath -> an mp4 film."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from emuworld.tasks.metrics import Frame
+
+FRAMES_A_SECOND = 10
+_BAR_PX = 32  # under the picture; heights stay even, as the codec wants them
+
+
+def side_by_side(frames: Sequence[Frame], *, gap_px: int = 8) -> Frame:
+    """Frames of one height beside each other, a grey gap between them."""
+    gap = np.full((frames[0].shape[0], gap_px, 3), 128, dtype=np.uint8)
+    parts = [part for frame in frames for part in (gap, frame)]
+    return np.concatenate(parts[1:], axis=1)
+
+
+def captioned(frame: Frame, words: str) -> Frame:
+    """The frame with a dark bar below it that holds one line of text; sides made even."""
+    height, width = frame.shape[0] + frame.shape[0] % 2, frame.shape[1] + frame.shape[1] % 2
+    canvas = Image.new("RGB", (width, height + _BAR_PX), (16, 16, 16))
+    canvas.paste(Image.fromarray(frame), (0, 0))
+    font = ImageFont.load_default(size=16)
+    ImageDraw.Draw(canvas).text((10, height + 6), words, fill=(235, 235, 235), font=font)
+    return np.asarray(canvas)
+
+
+def write_film(path: Path, shots: Sequence[tuple[Frame, str]], *, seconds_a_shot: float = 0.8) -> None:
+    """Write (frame, words) shots of one size as mp4 (H.264), beside its place, then rename."""
+    if not shots:
+        raise ValueError("expected at least one frame for a film, got none")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    repeats = max(1, round(seconds_a_shot * FRAMES_A_SECOND))
+    film: Any = imageio.get_writer(
+        beside, fps=FRAMES_A_SECOND, codec="libx264", quality=8, macro_block_size=2, pixelformat="yuv420p"
+    )
+    with film:
+        for frame, words in shots:
+            picture = captioned(frame, words)
+            for _ in range(repeats):
+                film.append_data(picture)
+    beside.replace(path)

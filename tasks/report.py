@@ -1,0 +1,300 @@
+"""A run's folder -> `summary.json` and a page, `index.html`. Runs no model: it can be repeated on stored
+cases.
+
+Whatever a detector judged stands beside the detector's own error on the simulator's frames of the same cases.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emuworld.tasks import page
+from emuworld.tasks.film import side_by_side
+from emuworld.tasks.metrics import Estimate
+from emuworld.tasks.run_folder import load_pictures, read_records
+from emuworld.tasks.summary import CONTENDERS, REGIONS, Figures, summarise_explore_twin, summarise_t2i
+
+_TITLES = {"explore-twin": "A dream beside its twin", "t2i": "Pictures from words"}
+
+
+def write_report(folder: Path) -> Figures:
+    """Summarise a run's records and write `summary.json` and `index.html` into its folder; returns the
+    summary.
+    """
+    run = json.loads((folder / "run.json").read_text())
+    records = read_records(folder / "records.jsonl")
+    summarise, render = {
+        "explore-twin": (summarise_explore_twin, _explore_twin_page),
+        "t2i": (summarise_t2i, _t2i_page),
+    }[run["suite"]]
+    figures = summarise(records)
+    summary = {"run": run, "figures": figures}
+    page.replace_file(folder / "summary.json", json.dumps(summary, indent=1).encode())
+    page.write_page(
+        folder / "index.html",
+        title=_TITLES[run["suite"]],
+        lead=_lead(run),
+        parts=[*render(figures, folder), _how_made(run)],
+        footer=f"Made by: {run['command']}",
+    )
+    return figures
+
+
+# Pages ----------------------------------------------------------------------------------------------------
+
+
+def _explore_twin_page(figures: Figures, folder: Path) -> list[str]:
+    parts = [page.section("Against the bars", _bar_table(figures["bars"]))]
+    if figures["num_starts"]:
+        parts += [
+            page.section("What it looks like", *_pictures(folder, "start")),
+            _fidelity_section(figures),
+            _action_section(figures),
+            _object_section(figures["objects"], title="Are the right things there?"),
+        ]
+    if figures["num_walks"]:
+        parts.append(_walk_section(figures["walks"], num_walks=figures["num_walks"], folder=folder))
+    if figures["num_turns"]:
+        parts.append(_turn_section(figures["turns"], num_turns=figures["num_turns"], folder=folder))
+    return parts
+
+
+def _fidelity_section(figures: Figures) -> str:
+    charts = [
+        page.curves(
+            [_series(CONTENDERS[one], figures[metric][region][one]) for one in CONTENDERS],
+            title=f"{metric.upper()}, {REGIONS[region]}",
+            x_label="commands since the start",
+            y_label="dB" if metric == "psnr" else "",
+        )
+        for metric in ("psnr", "ssim")
+        for region in REGIONS
+    ]
+    moves = figures["one_step_moves"]
+    rows = [
+        [
+            name,
+            *(
+                _words(moves[metric][region][one], metric)
+                for metric in ("psnr", "ssim")
+                for region in REGIONS
+            ),
+        ]
+        for one, name in CONTENDERS.items()
+    ]
+    heads = [f"{metric.upper()}, {name}" for metric in ("psnr", "ssim") for name in REGIONS.values()]
+    return page.section(
+        "How far from the simulator, step by step",
+        page.text(
+            "Open loop: the dream starts from the simulator's first frame and never sees another. 'In view "
+            "before' counts the pixels whose surface point an earlier frame showed (from the simulator's "
+            "depth); what a turn newly reveals nobody can know. 'Tokenizer alone' is the true frame through "
+            "the vision tokenizer and back, the best the dream could do; 'copy of the start' repeats the "
+            "first frame; 'other commands' is the dream under other ones. Bands: 95 % intervals over rooms."
+        ),
+        page.side_by_side(charts),
+        page.subsection("One step ahead, commands that move", page.table(head=["", *heads], rows=rows)),
+    )
+
+
+def _action_section(figures: Figures) -> str:
+    gap = page.curves(
+        [_series("right minus other", figures["shuffle_gap_db"])],
+        title="Shuffle gap, whole frame",
+        x_label="commands since the start",
+        y_label="dB",
+    )
+    rows = [
+        [
+            command,
+            _words(pair["dream"], "psnr"),
+            _words(pair["tokenizer"], "psnr"),
+            str(pair["dream"]["count"]),
+        ]
+        for command, pair in figures["first_command_psnr_seen"].items()
+    ]
+    retrieval = _words(figures["retrieval"], "rate")
+    return page.section(
+        "Does it follow the command?",
+        page.text(
+            f"Counterfactual retrieval: {retrieval} of the imagined branches are nearer to their own true "
+            f"frame than to those of other commands (chance {figures['retrieval_chance']:.0%}). The shuffle "
+            "gap is how much nearer the dream is to the truth than the same dream under other commands."
+        ),
+        gap,
+        page.subsection(
+            "First command, pixels in view before",
+            page.table(head=["command", "dream, dB", "tokenizer, dB", "rooms"], rows=rows),
+        ),
+    )
+
+
+def _object_section(objects: Figures, *, title: str) -> str:
+    names = {"dream": "dream", "truth": "simulator (judge)"}
+    charts = [
+        page.curves(
+            [_series(names[judged], objects[judged][figure], first=0) for judged in names],
+            title=f"{figure.capitalize()} of colour and shape pairs",
+            x_label="commands since the start",
+            y_label="",
+            percent=True,
+        )
+        for figure in ("precision", "recall")
+    ]
+    return page.section(
+        title,
+        page.text(
+            "A small detector reads colours and shapes off the frames, and the simulator says what is there. "
+            "Its own precision and recall on the simulator's frames of the same steps are the second curve: "
+            "the judge's error."
+        ),
+        page.side_by_side(charts),
+    )
+
+
+def _walk_section(walks: Figures, *, num_walks: int, folder: Path) -> str:
+    names = {
+        "dream": "found in the dream",
+        "truth": "found in the simulator's frame (judge's own)",
+        "chance": "chance: found in the dream of another room",
+    }
+    rows = [[name, _words(walks["permanence"][judged], "rate")] for judged, name in names.items()]
+    chart = page.curves(
+        [_series(CONTENDERS[one], walks["psnr"][one]) for one in ("dream", "tokenizer")],
+        title="PSNR along the walk, whole frame",
+        x_label="commands since the start",
+        y_label="dB",
+    )
+    return page.section(
+        "Long walks, out and back",
+        page.text(
+            f"{num_walks} walks; the second half undoes the first. {walks['num_events']} times an object "
+            "that had been seen and had left the view came back into it: is it there again?"
+        ),
+        page.table(head=["looked back at", "share (95 % interval)"], rows=rows),
+        chart,
+        *_pictures(folder, "walk"),
+    )
+
+
+def _turn_section(turns: Figures, *, num_turns: int, folder: Path) -> str:
+    names = {
+        "dream": "dream",
+        "tokenizer": "tokenizer's own reconstruction",
+        "other": "another view of the room",
+    }
+    rows = [
+        [name, _words(turns["closing_psnr"][one], "psnr"), _words(turns["closing_ssim"][one], "ssim")]
+        for one, name in names.items()
+    ]
+    return page.section(
+        "A full turn, 12 times 30 degrees",
+        page.text(
+            f"{num_turns} rooms. After the turn the view should be the first one again. Matched against the "
+            f"simulator's views around the start, the last dreamt view is off by "
+            f"{_words(turns['closing_abs_deg'], 'deg')}; "
+            f"{_words(turns['closed_within_5_deg'], 'rate')} close within 5 degrees."
+        ),
+        page.table(head=["last frame against the first", "PSNR, dB", "SSIM"], rows=rows),
+        *_pictures(folder, "turn"),
+    )
+
+
+def _t2i_page(figures: Figures, folder: Path) -> list[str]:
+    kinds = {
+        "all_present": "all, right colour",
+        "shapes_present": "shapes, any colour",
+        "colours_present": "colours, any shape",
+    }
+    rows = []
+    for judged, who in (("dream", ""), ("truth", "simulator's view of the caption: ")):
+        for group, rates in figures[judged].items():
+            rows.append(
+                [
+                    f"{who}{group}",
+                    *(_words(rates[kind], "rate") for kind in kinds),
+                    str(rates["all_present"]["count"]),
+                ]
+            )
+    detector = figures["detector"]
+    error = (
+        f"The judge is a small detector. On the simulator's own frames behind these prompts its precision is "
+        f"{_words(detector['precision'], 'rate')} and its recall {_words(detector['recall'], 'rate')}."
+    )
+    return [
+        page.section("Against the bars", _bar_table(figures["bars"])),
+        page.section(
+            "Are the named objects there?",
+            page.text(error),
+            page.table(head=["prompts", *kinds.values(), "count"], rows=rows),
+        ),
+        page.section("What it looks like", _painted(folder)),
+    ]
+
+
+def _pictures(folder: Path, kind: str) -> list[str]:
+    """The pictures kept of a kind of case."""
+    parts = []
+    for path in sorted((folder / "pictures").glob(f"{kind}_*.npz")):
+        pictures = load_pictures(path)
+        parts.append(page.text(pictures.title, soft=True))
+        parts.append(page.picture_rows(pictures))
+    return parts
+
+
+def _painted(folder: Path) -> str:
+    """Painted pictures and the simulator's views of the same captions, pair by pair."""
+    figures = []
+    for path in sorted((folder / "pictures").glob("prompt_*.npz")):
+        pictures = load_pictures(path)
+        row = pictures.rows[0]
+        pair = side_by_side(list(row.frames))
+        figures.append(page.figure(pair, caption=pictures.title, note=row.notes[0]))
+    lead = page.text("Left painted, right a simulated view with the same caption.", soft=True)
+    return lead + page.strip(figures, cell_rem=20)
+
+
+def _bar_table(bars: Figures) -> str:
+    rows = []
+    for name, row in bars.items():
+        metric = "rate" if row["bar"] <= 1 and row["at_least"] else "psnr"
+        limit = f"{row['bar']:.0%}" if metric == "rate" else f"{row['bar']:g} dB"
+        rows.append(
+            [name, _words(row["estimate"], metric), f"{'at least' if row['at_least'] else 'at most'} {limit}",
+             "met" if row["met"] else "missed"]
+        )  # fmt: skip
+    return page.table(head=["", "measured (95 % interval)", "bar", ""], rows=rows)
+
+
+def _series(name: str, stored: Sequence[Mapping[str, Any]], *, first: int = 1) -> page.Series:
+    estimates = [Estimate.from_dict(dict(one)) for one in stored]
+    return page.Series(name=name, x=list(range(first, first + len(estimates))), y=estimates)
+
+
+def _words(stored: Mapping[str, Any], metric: str) -> str:
+    """'31.2 (30.9 to 31.5)' in the unit of the metric."""
+    value, low, high = stored["value"], stored["low"], stored["high"]
+    if value is None:
+        return "unknown"
+    form: Callable[[float], str] = {
+        "rate": lambda v: f"{v * 100:.1f} %",
+        "ssim": lambda v: f"{v:.3f}",
+        "psnr": lambda v: f"{v:.2f}",
+        "deg": lambda v: f"{v:.1f} degrees",
+    }[metric]
+    return form(value) if low is None else f"{form(value)} ({form(low)} to {form(high)})"
+
+
+def _lead(run: Mapping[str, Any]) -> str:
+    settings = run["settings"]
+    return (
+        f"{settings['split']} split, {settings['size_px']} px, model {settings['model']} "
+        f"({run['model_fingerprint']}), {run['date']}, {run['hardware']}, {run['wall_s'] / 60:.1f} minutes"
+    )
+
+
+def _how_made(run: Mapping[str, Any]) -> str:
+    return page.section(
+        "How this was made", page.details("settings, versions, hardware", json.dumps(run, indent=1))
+    )

@@ -1,0 +1,87 @@
+"""The folder of one evaluation run: what is kept there, and how it is read again.
+
+`run.json` (settings, versions, hardware, time), `records.jsonl` (one scored case a line), `pictures/*.npz`
+(frames for the page), and what `report.py` makes of them. Plain JSON and plain arrays: nothing is
+unpickled.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emuworld.tasks.metrics import Frame
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PictureRow:
+    """A row of frames with a name, and a note under each or none."""
+
+    name: str
+    frames: Sequence[Frame] | NDArray[np.uint8]  # one size
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pictures:
+    """Rows of frames under common column heads."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[PictureRow]
+
+
+def read_records(path: Path) -> list[Record]:
+    """The whole lines of a records file, one case each and each case once; a line that a kill cut short is
+    left out.
+    """
+    cases: dict[tuple[str, int], Record] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        cases[record["kind"], record["index"]] = record
+    return [cases[key] for key in sorted(cases)]
+
+
+def append_records(path: Path, records: Sequence[Record]) -> None:
+    """Add one line a case. A line that an earlier kill cut short is closed first."""
+    cut_short = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+    with path.open("a") as file:
+        file.write("\n" if cut_short else "")
+        file.write("".join(json.dumps(record) + "\n" for record in records))
+
+
+def save_pictures(path: Path, pictures: Pictures) -> None:
+    """Keep rows of frames for the page."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keys = [f"row_{index}" for index in range(len(pictures.rows))]
+    words = {
+        "title": pictures.title,
+        "columns": list(pictures.columns),
+        "rows": [{"name": row.name, "notes": list(row.notes)} for row in pictures.rows],
+    }
+    arrays: dict[str, Any] = {
+        key: np.stack(list(row.frames)) for key, row in zip(keys, pictures.rows, strict=True)
+    }
+    beside = path.with_suffix(".part.npz")
+    np.savez_compressed(beside, words=np.array(json.dumps(words)), **arrays)
+    beside.replace(path)
+
+
+def load_pictures(path: Path) -> Pictures:
+    """Read what `save_pictures` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        words = json.loads(str(stored["words"]))
+        rows = [
+            PictureRow(name=row["name"], frames=list(stored[f"row_{index}"]), notes=row["notes"])
+            for index, row in enumerate(words["rows"])
+        ]
+    return Pictures(title=words["title"], columns=words["columns"], rows=rows)

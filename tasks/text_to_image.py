@@ -1,0 +1,63 @@
+"""Suite `t2i`: pictures from captions, judged by the detector, beside the judge's own error."""
+
+import numpy as np
+
+from emuworld.tasks.bench import Bench, chunks, step_all
+from emuworld.tasks.detector import VISIBLE_SHARE, pairs_of, true_shares
+from emuworld.tasks.metrics import Frame
+from emuworld.tasks.run_folder import PictureRow, Pictures, Record, save_pictures
+from emuworld.tasks.suites import TextToImage, case_seed
+from emuworld.tasks.truth import PromptTruth, make_prompt
+
+
+def measure(bench: Bench, suite: TextToImage) -> None:
+    dream = bench.dream("t2i")
+    for prompts in chunks(bench, "prompt", suite.num_prompts, make_prompt, rows=1):
+        begun = [
+            dream.reset_turn(np.random.default_rng(case_seed(suite, "dream prompt", truth.index)), {}).episode
+            for truth in prompts
+        ]
+        painted = [e.frame for e in step_all(dream, bench, begun, [truth.prompt for truth in prompts])]
+        bench.append([_score_prompt(bench, t, f) for t, f in zip(prompts, painted, strict=True)])
+
+
+def _score_prompt(bench: Bench, truth: PromptTruth, painted: Frame) -> Record:
+    """Which named objects the detector finds, on the picture and on the simulator's own view of the
+    caption.
+    """
+    config, asked = bench.detector.config, set(truth.pairs)
+    tables = bench.detector.shares(np.stack([painted, truth.frame]))
+    there = true_shares(truth.labels, config=config)[0]
+    judged: Record = {}
+    for who, table in zip(("dream", "truth"), tables, strict=True):
+        found = pairs_of(table, config=config, at_least=config.min_share)
+        judged[who] = {
+            "found": sorted(found),
+            "all_present": asked <= found,
+            "shapes_present": {s for _, s in asked} <= {s for _, s in found},
+            "colours_present": {c for c, _ in asked} <= {c for c, _ in found},
+        }
+    found_true, visible = tables[1] >= config.min_share, there >= VISIBLE_SHARE
+    if truth.index < 2 * bench.suite.num_pictures:
+        seen = ", ".join(" ".join(pair) for pair in judged["dream"]["found"]) or "nothing"
+        pictures = Pictures(
+            title=truth.prompt,
+            columns=["painted", "a simulated view with this caption"],
+            rows=[PictureRow(name="", frames=[painted, truth.frame], notes=[f"judge: {seen}", ""])],
+        )
+        save_pictures(bench.folder / "pictures" / f"prompt_{truth.index:05d}.npz", pictures)
+    return {
+        "kind": "prompt",
+        "index": truth.index,
+        "seed": case_seed(bench.suite, "prompt", truth.index),
+        "prompt": truth.prompt,
+        "asked": truth.pairs,
+        "held_out": truth.held_out,
+        "judged": judged,
+        "detector": {
+            "found": int(found_true.sum()),
+            "right": int((found_true & (there > 0)).sum()),
+            "visible": int(visible.sum()),
+            "recalled": int((found_true & visible).sum()),
+        },
+    }

@@ -1,0 +1,92 @@
+"""Suites from end to end on a tiny random model: files, resumption, and figures that say so when they are
+bad.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from emuworld.tasks import evaluate
+from emuworld.tasks.detector import Detector, DetectorConfig
+from emuworld.tasks.run_folder import read_records
+from emuworld.tasks.suites import ExploreTwin, TextToImage
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained detector: the files and shapes of any, the judgement of none."""
+    path = tmp_path_factory.mktemp("judge") / "detector.safetensors"
+    Detector(DetectorConfig(width=16, dilations=(1,))).save(path)
+    return str(path)
+
+
+def _twin(tiny_folder: str, judge: str, out: Path) -> ExploreTwin:
+    return ExploreTwin(
+        model=tiny_folder,
+        detector=judge,
+        out=str(out),
+        device="cpu",
+        size_px=64,
+        workers=1,
+        renderer="rays",
+        num_starts=1,
+        num_steps=2,
+        num_shuffled=1,
+        num_walks=1,
+        walk_steps=4,
+        num_turns=1,
+        num_pictures=1,
+    )
+
+
+def test_explore_twin_writes_its_figures_resumes_and_scores_again(
+    tiny_folder: str, judge: str, tmp_path: Path
+) -> None:
+    suite = _twin(tiny_folder, judge, tmp_path)
+    calls: list[tuple[str, int, int]] = []
+    figures = evaluate.run(suite, on_progress=lambda *call: calls.append(call))
+    first = read_records(tmp_path / "records.jsonl")
+    assert {(r["kind"], r["index"]) for r in first} == {("start", 0), ("walk", 0), ("turn", 0)}
+    assert figures["psnr"]["whole"]["dream"][0]["value"] < 20, "random weights do not know the room"
+    assert figures["psnr"]["whole"]["copy"][0]["count"] == 1
+    assert ("explore-twin: starts", 1, 1) in calls
+    page = (tmp_path / "index.html").read_text()
+    assert "missed" in page and "MuJoCo" in page and "<svg" in page
+
+    more = evaluate.run(replace(suite, num_starts=2, batch=4))
+    second = read_records(tmp_path / "records.jsonl")
+    assert [r for r in second if r["index"] == 0] == first, "what is stored is not made again"
+    assert more["num_starts"] == 2 and more["shuffle_gap_db"][0]["count"] == 1
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["settings"]["num_starts"] == 2 and run["wall_s"] > 0 and "mujoco" in run["versions"]
+
+    again = evaluate.run(replace(suite, score_only=True))
+    assert again == more
+    with pytest.raises(ValueError, match="resume=false"):
+        evaluate.run(replace(suite, num_steps=3))
+
+
+def test_t2i_judges_pictures_and_the_judge(tiny_folder: str, judge: str, tmp_path: Path) -> None:
+    suite = TextToImage(
+        model=tiny_folder,
+        detector=judge,
+        out=str(tmp_path),
+        device="cpu",
+        size_px=64,
+        workers=1,
+        renderer="rays",
+        num_prompts=2,
+    )
+    figures = evaluate.run(suite)
+    assert figures["num_prompts"] == 2
+    assert figures["dream"]["one object"]["all_present"]["count"] == 1
+    assert figures["dream"]["two objects"]["all_present"]["count"] == 1
+    assert set(figures["detector"]) == {"precision", "recall"}
+    assert "judge" in (tmp_path / "index.html").read_text()
+
+
+def test_a_summary_of_nothing_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="without score_only"):
+        evaluate.run(ExploreTwin(out=str(tmp_path / "none"), score_only=True))
