@@ -32,6 +32,7 @@ class TokenizerTraining:
     shards: str = "outputs/data/train"
     validation_shards: str | None = None
     out: str = "outputs/train/tokenizer"
+    init_from: str | None = None  # folder of a trained tokenizer to go on from; its sizes replace `model`
     size_px: int = 256
     frames_in_memory: int = 20_000
     first_frames: int = 4_096
@@ -67,10 +68,8 @@ class TokenizerTrainer:
         self.device = device
         self.pool = pool
         torch.manual_seed(config.seed)
-        self.model = VisionTokenizer(config.model).to(device)
+        self.model = self._new_model().to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
-        torch.nn.init.normal_(self.model.quantize.embedding.weight, std=config.model.embed_dim**-0.5)
-        self._set_code_lengths()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=config.learning_rate,
@@ -78,11 +77,19 @@ class TokenizerTrainer:
             weight_decay=config.weight_decay,
             fused=device.type == "cuda",
         )
-        self.uses = torch.zeros(config.model.num_codes, device=device)
+        self.uses = torch.zeros(self.model.num_codes, device=device)
         self.latents, self.pixels = self.model.latents, self.model.pixels
         if config.compile:
             self.latents = torch.compile(self.latents, dynamic=False)
             self.pixels = torch.compile(self.pixels, dynamic=False)
+
+    def _new_model(self) -> VisionTokenizer:
+        if self.config.init_from:
+            return VisionTokenizer.load(self.config.init_from).requires_grad_(True).train()
+        model = VisionTokenizer(self.config.model)
+        torch.nn.init.normal_(model.quantize.embedding.weight, std=self.config.model.embed_dim**-0.5)
+        self._set_code_lengths(model)
+        return model
 
     def step(self, step: int, factor: float) -> Mapping[str, Tensor]:
         config = self.config
@@ -114,7 +121,7 @@ class TokenizerTrainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
         self.optimizer.step()
-        self._set_code_lengths()
+        self._set_code_lengths(self.model)
         self._restart_idle_codes(step, factor, quantised.codes, z.detach())
         with torch.no_grad():
             return {
@@ -128,9 +135,9 @@ class TokenizerTrainer:
             }
 
     @torch.no_grad()
-    def _set_code_lengths(self) -> None:
+    def _set_code_lengths(self, model: VisionTokenizer) -> None:
         if self.config.codebook_length:
-            codes = self.model.quantize.embedding.weight
+            codes = model.quantize.embedding.weight
             codes.mul_(self.config.codebook_length / codes.norm(dim=1, keepdim=True).clamp_min(1e-6))
 
     @torch.no_grad()
@@ -145,7 +152,7 @@ class TokenizerTrainer:
             generator = torch.Generator(self.device).manual_seed(self.config.seed + step)
             rows = torch.randint(len(z_ND), (len(idle),), generator=generator, device=self.device)
             self.model.quantize.embedding.weight[idle] = z_ND[rows]
-            self._set_code_lengths()
+            self._set_code_lengths(self.model)
         self.uses.zero_()
 
     def state(self) -> dict[str, Any]:

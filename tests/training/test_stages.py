@@ -142,3 +142,13 @@ def test_a_damaged_state_says_what_to_do(shards: Path, vision_folder: Path, tmp_
 def test_no_shards_says_how_to_make_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="emuworld data build"):
         tokenizer.train(_tokenizer_config(tmp_path / "nothing", tmp_path, steps=1))
+
+
+def test_a_tokenizer_goes_on_from_a_trained_one(shards: Path, vision_folder: Path, tmp_path: Path) -> None:
+    """One step at a thousandth of the learning rate leaves the trained weights nearly as they were."""
+    config = _tokenizer_config(shards, tmp_path, steps=1)
+    tokenizer.train(
+        dataclasses.replace(config, init_from=str(vision_folder), learning_rate=1e-6, codebook_length=0.0)
+    )
+    before, after = (VisionTokenizer.load(folder).state_dict() for folder in (vision_folder, tmp_path))
+    assert all(torch.allclose(before[name], after[name], atol=1e-3) for name in before)
