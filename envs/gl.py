@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
+import functools
+import importlib.util
 import os
 import pkgutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -180,6 +184,7 @@ class _GlThread:
 
     def __init__(self, platform: str) -> None:
         self.process_id = os.getpid()
+        _load_triton_first()
         # By name: importing mujoco.egl or mujoco.osmesa loads system libraries and binds PyOpenGL to them.
         self.context = pkgutil.resolve_name(f"mujoco.{platform}:GLContext")(64, 64)
         self.context.make_current()
@@ -237,6 +242,20 @@ class _GlThread:
                 assets.context.free()
             self.context.free()
         self.uploaded = []
+
+
+@functools.cache
+def _load_triton_first() -> None:
+    """Load Triton's library, where it is installed, before Mesa's.
+
+    Mesa's software renderer makes the symbols of its LLVM global. Triton has another LLVM inside and, loaded
+    after it, takes Mesa's functions for its own: the first `torch.optim.Adam` after the first frame would
+    crash the process. In this order both work. Costs 20 ms; nothing is imported.
+    """
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        with contextlib.suppress(OSError):  # no such file in this build of Triton, or not for this machine
+            ctypes.CDLL(str(Path(triton.origin).parent / "_C" / "libtriton.so"))
 
 
 def _new_scene(model: mujoco.MjModel) -> mujoco.MjvScene:

@@ -2,9 +2,8 @@
 
 import gymnasium
 
-EXPLORE_STEPS = (
-    40  # the small model's context holds at least 48 frames: the walk, its start and some long commands
-)
+# The small model's context holds at least 48 frames: the walk, its start and some long commands.
+EXPLORE_STEPS = 40
 
 _WORLD = "emuworld.envs.world_env:WorldModelEnv"
 _WORLDS = "emuworld.envs.vector_env:WorldVectorEnv"

@@ -21,7 +21,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emuworld.tasks.detector import BACKGROUND, Detector, DetectorConfig, calibrate, errors, true_shares
+from emuworld.tasks.detector import (
+    BACKGROUND,
+    STRIDE,
+    Detector,
+    DetectorConfig,
+    calibrate,
+    errors,
+    true_shares,
+)
 from emuworld.tasks.truth import Labels, Request, make_views, render_pool
 from emuworld.tokens.vision import VisionTokenizer
 
@@ -35,32 +43,46 @@ TRAINING_ROOMS, MEASURED_ROOMS = 1 << 40, 1 << 41
 class DetectorTraining:
     """How the detector is trained."""
 
-    max_steps: int = 3000
+    max_steps: int = 20_000
     max_seconds: float = 60.0  # of training; whichever of the two comes first
-    batch: int = 128  # frames a step
+    batch: int = 128  # crops a step
+    crop_px: int = 128  # side of a crop; four in five are laid around an object
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
-    background_weight: float = 0.3  # of the loss: most cells are background, less weight keeps recall up
-    seed: int = 0  # of the weights and the order of the frames
+    background_weight: float = 0.3  # of the object-or-not loss: less of it keeps recall up
+    seed: int = 0  # of the weights and the order of the crops
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorStage:
-    """Train the detector that judges which objects are in a frame; about two minutes on one H200, longer on
-    a CPU.
+    """Train the detector that judges which objects are in a frame; about two minutes on one H200, half an
+    hour on two CPU cores (num_rooms=1000 tokenized_share=0.1 num_test_rooms=40 training.max_seconds=1200).
     """
 
     out: str = "outputs/train/detector"  # folder for detector.safetensors
     vision: str = "auto"  # folder of a vision tokenizer; auto = that in out, if any; "" = plain frames only
+    start_from: str = ""  # a detector file to go on from; "" = new weights
     device: str = "auto"  # auto | cpu | cuda
     num_rooms: int = 2500  # half of the training split, half like those of the test split
     views_per_room: int = 8
+    tokenized_share: float = (
+        0.5  # of the frames, passed through the tokenizer; half of every batch is of them
+    )
     num_test_rooms: int = 125  # of the validation split, and again of the test split
     size_px: int = 256
     workers: int = 0  # processes that render; 0 = one a core, at most 16
     renderer: str = "auto"  # auto | gl | rays
     seed: int = 0  # of the rooms
     training: DetectorTraining = field(default_factory=DetectorTraining)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """Frames [N, H, W, 3] with their labels; the first `num_tokenized` of them went through a tokenizer."""
+
+    frames: NDArray[np.uint8]
+    labels: Labels
+    num_tokenized: int = 0
 
 
 def quiet(label: str, done: int, total: int) -> None:
@@ -74,12 +96,13 @@ def train(config: DetectorStage, *, on_progress: OnProgress = quiet) -> dict[str
     name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     vision = _vision(config, device=device)
-    frames, labels = _training_set(config, vision, device=device, on_progress=on_progress)
+    examples = _training_set(config, vision, on_progress=on_progress)
 
     def on_step(step: int, loss: float, progress: float) -> None:
         on_progress("training", round(100 * progress), 100)
 
-    detector = fit(DetectorConfig(), frames, labels, training=config.training, device=device, on_step=on_step)
+    begin = Detector.load(Path(config.start_from)) if config.start_from else new(seed=config.training.seed)
+    detector = fit(begin.to(device), examples, training=config.training, on_step=on_step)
     on_progress("training", 100, 100)
     found: dict[str, dict[str, NDArray[np.float32]]] = {}
     true: dict[str, NDArray[np.float32]] = {}
@@ -107,19 +130,25 @@ def train(config: DetectorStage, *, on_progress: OnProgress = quiet) -> dict[str
 
 
 def _training_set(
-    config: DetectorStage,
-    vision: VisionTokenizer | None,
-    *,
-    device: torch.device,
-    on_progress: OnProgress,
-) -> tuple[NDArray[np.uint8], Labels]:
-    """Frames and labels to train on, every second frame through the vision tokenizer if there is one."""
+    config: DetectorStage, vision: VisionTokenizer | None, *, on_progress: OnProgress
+) -> Examples:
+    """Frames and labels to train on; with a tokenizer, a share of them, spread over the rooms, went through
+    it.
+    """
     half, first = config.num_rooms // 2, TRAINING_ROOMS + (config.seed << 24)
     rooms = {"train": range(first, first + config.num_rooms - half), "test": range(first, first + half)}
     frames, labels = _render(config, rooms, on_progress)
-    if vision is not None:
-        frames[1::2] = tokenize(frames[1::2], vision)
-    return frames, labels
+    if vision is None or config.tokenized_share <= 0.0:
+        return Examples(frames=frames, labels=labels)
+    chosen = np.zeros(len(frames), np.bool_)
+    chosen[
+        np.linspace(0, len(frames) - 1, max(1, round(config.tokenized_share * len(frames)))).astype(int)
+    ] = True
+    order = np.concatenate([np.flatnonzero(chosen), np.flatnonzero(~chosen)])
+    frames, num_tokenized = frames[order], int(chosen.sum())
+    frames[:num_tokenized] = tokenize(frames[:num_tokenized], vision)
+    labels = Labels(shapes=labels.shapes[order], colours=labels.colours[order])
+    return Examples(frames=frames, labels=labels, num_tokenized=num_tokenized)
 
 
 def _vision(config: DetectorStage, *, device: torch.device) -> VisionTokenizer | None:
@@ -173,30 +202,29 @@ def _render(
     return frames, Labels(shapes=shapes, colours=colours)
 
 
+def new(config: DetectorConfig | None = None, *, seed: int = 0) -> Detector:
+    """A detector with fresh weights; the global generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Detector(config or DetectorConfig())
+
+
 def fit(
-    config: DetectorConfig,
-    frames: NDArray[np.uint8],
-    labels: Labels,
+    detector: Detector,
+    examples: Examples,
     *,
     training: DetectorTraining,
-    device: str | torch.device = "cpu",
     on_step: Callable[[int, float, float], None] = lambda step, loss, progress: None,
 ) -> Detector:
-    """Train on frames [N, H, W, 3] with their labels; `on_step(step, loss, progress 0 to 1)` reports."""
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(training.seed)  # the initial weights
-        detector = Detector(config)
-    detector = detector.to(device)
+    """Train the detector in place on its device; `on_step(step, loss, progress 0 to 1)` reports."""
+    detector.train()
     optimiser = torch.optim.AdamW(
         detector.parameters(),
         lr=training.learning_rate,
         weight_decay=training.weight_decay,
         betas=(0.9, 0.95),
     )
-    weights = torch.ones(1 + len(config.shapes), device=device)
-    weights[BACKGROUND] = training.background_weight
-    batches = _batches(frames, labels, training=training, device=device)
+    batches = _batches(examples, training=training, device=detector.device)
     start = time.monotonic()
     for step in range(training.max_steps):
         progress = max(step / training.max_steps, (time.monotonic() - start) / training.max_seconds)
@@ -204,8 +232,16 @@ def fit(
             break
         for group in optimiser.param_groups:  # short warm-up, then linear to almost zero
             group["lr"] = training.learning_rate * min(1.0, (step + 1) / 100, 1.02 - progress)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            loss = _loss(detector, *next(batches), class_weight=weights)
+        frames, shapes, colours = next(batches)
+        with torch.autocast(detector.device.type, dtype=torch.bfloat16):
+            shape_logits, colour_logits = detector(frames)
+        loss = _loss(
+            shape_logits.float(),
+            colour_logits.float(),
+            shapes.long(),
+            colours.long(),
+            background_weight=training.background_weight,
+        )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
@@ -216,27 +252,73 @@ def fit(
 
 
 def _batches(
-    frames: NDArray[np.uint8], labels: Labels, *, training: DetectorTraining, device: torch.device
+    examples: Examples, *, training: DetectorTraining, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Random batches of frames, shapes and colours on the device, every second one mirrored: a mirrored
+    """Random crops of frames, shapes and colours on the device, every second batch mirrored: a mirrored
     room is a room.
     """
-    data = [torch.from_numpy(array).to(device) for array in (frames, labels.shapes, labels.colours)]
-    rng = torch.Generator(device=device).manual_seed(training.seed)
+    labels = examples.labels
+    data = [torch.from_numpy(array).to(device) for array in (examples.frames, labels.shapes, labels.colours)]
+    side = min(training.crop_px // STRIDE, *data[1].shape[1:])  # in cells
+    rng = np.random.default_rng(training.seed)
     mirrored = False
     while True:
-        rows = torch.randint(len(data[0]), (training.batch,), generator=rng, device=device)
-        frames_B, shapes_B, colours_B = (array[rows].flip(2) if mirrored else array[rows] for array in data)
-        yield frames_B, shapes_B, colours_B
+        crops = []
+        for row in _rows(examples, training.batch, rng):
+            top, left = _corner(labels.shapes[row], labels.colours[row], side, rng)
+            cells = slice(top, top + side), slice(left, left + side)
+            pixels = tuple(slice(one.start * STRIDE, one.stop * STRIDE) for one in cells)
+            crops.append((data[0][row][pixels], data[1][row][cells], data[2][row][cells]))
+        frames, shapes, colours = (torch.stack(parts) for parts in zip(*crops, strict=True))
+        yield (frames.flip(2), shapes.flip(2), colours.flip(2)) if mirrored else (frames, shapes, colours)
         mirrored = not mirrored
 
 
+def _rows(examples: Examples, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Which frames a batch takes its crops from: half of them tokenized ones, where there are both kinds."""
+    total, tokenized = len(examples.frames), examples.num_tokenized
+    if tokenized in (0, total):
+        return rng.integers(total, size=count)
+    half = count // 2
+    return np.concatenate(
+        [rng.integers(tokenized, size=half), rng.integers(tokenized, total, size=count - half)]
+    )
+
+
+def _corner(
+    shapes: NDArray[np.uint8], colours: NDArray[np.uint8], side: int, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Top and left cell of a crop: four times in five somewhere around an object, small ones as often as
+    large.
+    """
+    limits = shapes.shape[0] - side, shapes.shape[1] - side
+    kinds = np.where(shapes != BACKGROUND, shapes.astype(np.int64) * 256 + colours, 0)
+    objects = np.unique(kinds[kinds > 0])
+    if not len(objects) or rng.random() < 0.2:
+        return int(rng.integers(limits[0] + 1)), int(rng.integers(limits[1] + 1))
+    cells = np.argwhere(kinds == objects[rng.integers(len(objects))])
+    cell = cells[rng.integers(len(cells))]
+    top, left = (
+        int(np.clip(at - rng.integers(side), 0, most)) for at, most in zip(cell, limits, strict=True)
+    )
+    return top, left
+
+
 def _loss(
-    detector: Detector, frames: Tensor, shapes: Tensor, colours: Tensor, *, class_weight: Tensor
+    shape_logits: Tensor, colour_logits: Tensor, shapes: Tensor, colours: Tensor, *, background_weight: float
 ) -> Tensor:
-    """Cross entropy of the shapes everywhere plus that of the colours where there is an object."""
-    shape_logits, colour_logits = detector(frames)
+    """Three cross entropies of about equal size: object or not everywhere; which shape and which colour
+    where there is an object. In one softmax over all, the many background cells would leave the shapes next
+    to no gradient.
+    """
     is_object = shapes != BACKGROUND
-    shape_loss = F.cross_entropy(shape_logits.float(), shapes.long(), weight=class_weight)
-    per_cell = F.cross_entropy(colour_logits.float(), colours.long(), reduction="none")
-    return shape_loss + (per_cell * is_object).sum() / is_object.sum().clamp(min=1)
+    log_p = shape_logits.log_softmax(1)
+    log_p_object = log_p[:, 1:].logsumexp(1)
+    weight = torch.where(is_object, 1.0, background_weight)
+    presence = -(weight * torch.where(is_object, log_p_object, log_p[:, BACKGROUND])).sum() / weight.sum()
+    if not is_object.any():
+        return presence
+    at_object = shape_logits.movedim(1, -1)[is_object][:, 1:], colour_logits.movedim(1, -1)[is_object]
+    shape = F.cross_entropy(at_object[0], shapes[is_object] - 1)
+    colour = F.cross_entropy(at_object[1], colours[is_object])
+    return presence + shape + colour

@@ -21,6 +21,7 @@ import torch
 from emuworld.tasks import explore_twin, page, report, text_to_image
 from emuworld.tasks.bench import Bench, OnProgress
 from emuworld.tasks.detector import Detector
+from emuworld.tasks.run_folder import FORMAT
 from emuworld.tasks.suites import ExploreTwin, Suite
 from emuworld.tasks.truth import render_pool
 from emuworld.world_model import WorldModel, load
@@ -45,8 +46,8 @@ def run(suite: Suite, *, on_progress: OnProgress = quiet) -> dict[str, Any]:
     folder = Path(suite.out)
     if not suite.score_only:
         _run_cases(suite, folder, on_progress)
-    elif not (folder / "run.json").exists():
-        raise ValueError(f"there is no run in {folder} to summarise; run the suite without score_only first")
+    else:
+        _check_readable(folder)
     figures = report.write_report(folder)
     for name, bar in figures["bars"].items():
         value = bar["estimate"]["value"]
@@ -91,6 +92,18 @@ def _run_cases(suite: Suite, folder: Path, on_progress: OnProgress) -> None:
 # Folders --------------------------------------------------------------------------------------------------
 
 
+def _check_readable(folder: Path) -> None:
+    """ValueError unless the folder holds a run whose records this release can summarise."""
+    if not (folder / "run.json").exists():
+        raise ValueError(f"there is no run in {folder} to summarise; run the suite without score_only first")
+    stored = json.loads((folder / "run.json").read_text()).get("format")
+    if stored != FORMAT:
+        raise ValueError(
+            f"the cases in {folder} are of format {stored}, this release reads {FORMAT}; run the suite "
+            "again with resume=false, or with another out"
+        )
+
+
 def _case_settings(suite: Suite) -> dict[str, Any]:
     return {key: value for key, value in asdict(suite).items() if key not in _NOT_PART_OF_A_CASE}
 
@@ -104,6 +117,7 @@ def _open_run(suite: Suite, folder: Path, model: WorldModel) -> float:
             picture.unlink()
         _write_run(suite, folder, model, wall_s=0.0)
         return 0.0
+    _check_readable(folder)
     stored = json.loads(path.read_text())
     mine = {"case_settings": _case_settings(suite), "model_fingerprint": model.fingerprint.hex()}
     differ = [key for key, value in mine.items() if json.loads(json.dumps(value)) != stored[key]]
@@ -120,6 +134,7 @@ def _write_run(suite: Suite, folder: Path, model: WorldModel, *, wall_s: float) 
     gpu = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "no GPU used"
     run = {
         "suite": suite.name,
+        "format": FORMAT,
         "settings": asdict(suite),
         "case_settings": _case_settings(suite),
         "model_fingerprint": model.fingerprint.hex(),

@@ -74,7 +74,8 @@ def _score_starts(
         cases.append((truth, dreamt))
     records = list(bench.threads.map(lambda case: score_start(bench, *case), cases))
     for record, (truth, dreamt) in zip(records, cases, strict=True):
-        record["objects"] = _objects(bench, dreamt.frames, truth.frames, truth.labels)
+        all_rebuilt = np.stack([dreamt.frames[0], *dreamt.rebuilt])
+        record["objects"] = _objects(bench, dreamt.frames, all_rebuilt, truth.frames, truth.labels)
     return records
 
 
@@ -138,14 +139,14 @@ def _known(value: float) -> float | None:
     return round(value, 4) if np.isfinite(value) else None
 
 
-def _objects(bench: Bench, dreamt: Frames, true: Frames, labels: Labels) -> Record:
-    """Per frame, for the dream and for the truth: pairs found, of these there, pairs visible, of these
-    found.
+def _objects(bench: Bench, dreamt: Frames, rebuilt: Frames, true: Frames, labels: Labels) -> Record:
+    """Per frame, for the dream, the tokenizer alone and the simulator: pairs found, of these there, pairs
+    visible, of these found.
     """
     detector = bench.detector
     there = true_shares(labels, config=detector.config)
     counts: Record = {}
-    for judged, frames in (("dream", dreamt), ("truth", true)):
+    for judged, frames in (("dream", dreamt), ("tokenizer", rebuilt), ("truth", true)):
         found = detector.shares(frames) >= detector.config.min_share
         visible = there >= VISIBLE_SHARE
         rows = {"found": found, "right": found & (there > 0), "visible": visible, "recalled": found & visible}
@@ -180,48 +181,52 @@ def _keep_start(bench: Bench, truth: StartTruth, dreamt: Dreamt, psnrs: dict[str
 
 
 def _score_walks(bench: Bench, dream: Dream, truths: Sequence[WalkTruth]) -> list[Record]:
-    """Dream long walks; look back: objects seen, gone and in view again, in the dream, in truth, and by
-    chance.
+    """Dream long walks and score them; each is looked up in the next one's dream too, to know what chance
+    finds.
     """
     begun = begin(dream, bench, "walk", truths)
     walked = walk(dream, bench, begun, [truth.commands for truth in truths])
-    config = bench.detector.config
-    found = [bench.detector.shares(frames) >= config.min_share for frames in walked]
-    records = []
-    for row, truth in enumerate(truths):
-        there = true_shares(truth.labels, config=config)
-        events = lookback_events(there)
-        judged = {
-            "dream": found[row],
-            "truth": bench.detector.shares(truth.frames[1:]) >= config.min_share,
-            "chance": found[(row + 1) % len(truths)],
-        }
-        dreamt = np.concatenate([begun[row].frame[None], walked[row]])
-        rows = {"dream": list(walked[row]), "tokenizer": reconstruct(bench.model, list(truth.frames[1:]))[0]}
-        psnrs = {
-            one: [_known(psnr(frame, true)) for frame, true in zip(frames, truth.frames[1:], strict=True)]
-            for one, frames in rows.items()
-        }
-        if truth.index < max(1, bench.suite.num_pictures // 3):
-            _keep_walk(bench, "walk", truth, dreamt, psnrs["dream"], every=4)
-        hits: dict[str, int | None] = {
-            who: sum(bool(table[step - 1, c, s]) for step, c, s in events) for who, table in judged.items()
-        }
-        if len(truths) == 1:
-            hits["chance"] = None  # nothing to compare with in a chunk of one
-        records.append(
-            {
-                "kind": "walk",
-                "index": truth.index,
-                "seed": case_seed(bench.suite, "walk", truth.index),
-                "prompt": truth.prompt,
-                "commands": truth.commands,
-                "psnr": psnrs,
-                "lookback": {"events": len(events), **hits},
-                "objects": _objects(bench, dreamt, truth.frames, truth.labels),
-            }
-        )
-    return records
+    strangers = [*walked[1:], walked[0]] if len(truths) > 1 else [None]
+    return [
+        _score_walk(bench, truth, np.concatenate([first.frame[None], frames]), stranger)
+        for truth, first, frames, stranger in zip(truths, begun, walked, strangers, strict=True)
+    ]
+
+
+def _score_walk(bench: Bench, truth: WalkTruth, dreamt: Frames, stranger: Frames | None) -> Record:
+    """PSNR by step, and looking back: objects seen, gone and in view again, by whom they are found again."""
+    rebuilt = np.stack([dreamt[0], *reconstruct(bench.model, list(truth.frames[1:]))[0]])
+    psnrs = {
+        one: [_known(psnr(frame, true)) for frame, true in zip(frames[1:], truth.frames[1:], strict=True)]
+        for one, frames in (("dream", dreamt), ("tokenizer", rebuilt))
+    }
+    if truth.index < max(1, bench.suite.num_pictures // 3):
+        _keep_walk(bench, "walk", truth, dreamt, psnrs["dream"], every=4)
+    events = lookback_events(true_shares(truth.labels, config=bench.detector.config))
+    return {
+        "kind": "walk",
+        "index": truth.index,
+        "seed": case_seed(bench.suite, "walk", truth.index),
+        "prompt": truth.prompt,
+        "commands": truth.commands,
+        "psnr": psnrs,
+        "lookback": {
+            "events": len(events),
+            "dream": _found_again(bench, dreamt[1:], events),
+            "tokenizer": _found_again(bench, rebuilt[1:], events),
+            "truth": _found_again(bench, truth.frames[1:], events),
+            "chance": None if stranger is None else _found_again(bench, stranger, events),
+        },
+        "objects": _objects(bench, dreamt, rebuilt, truth.frames, truth.labels),
+    }
+
+
+def _found_again(bench: Bench, frames: Frames, events: Sequence[tuple[int, int, int]]) -> int:
+    """How many of the (step, colour, shape) the judge finds in the frames after the start, [steps, H, W,
+    3].
+    """
+    found = bench.detector.shares(frames) >= bench.detector.config.min_share
+    return sum(bool(found[step - 1, colour, shape]) for step, colour, shape in events)
 
 
 def lookback_events(there: NDArray[np.float32]) -> list[tuple[int, int, int]]:

@@ -13,7 +13,7 @@ from emuworld.tasks import page
 from emuworld.tasks.film import side_by_side
 from emuworld.tasks.metrics import Estimate
 from emuworld.tasks.run_folder import load_pictures, read_records
-from emuworld.tasks.summary import CONTENDERS, REGIONS, Figures, summarise_explore_twin, summarise_t2i
+from emuworld.tasks.summary import CONTENDERS, JUDGED, REGIONS, Figures, summarise_explore_twin, summarise_t2i
 
 _TITLES = {"explore-twin": "A dream beside its twin", "t2i": "Pictures from words"}
 
@@ -131,7 +131,7 @@ def _action_section(figures: Figures) -> str:
 
 
 def _object_section(objects: Figures, *, title: str) -> str:
-    names = {"dream": "dream", "truth": "simulator (judge)"}
+    names = JUDGED
     charts = [
         page.curves(
             [_series(names[judged], objects[judged][figure], first=0) for judged in names],
@@ -146,8 +146,9 @@ def _object_section(objects: Figures, *, title: str) -> str:
         title,
         page.text(
             "A small detector reads colours and shapes off the frames, and the simulator says what is there. "
-            "Its own precision and recall on the simulator's frames of the same steps are the second curve: "
-            "the judge's error."
+            "Its own precision and recall on the simulator's frames of the same steps stand beside, as they "
+            "are and through the vision tokenizer: the judge's error, without and with what the tokenizer "
+            "blurs."
         ),
         page.side_by_side(charts),
     )
@@ -156,6 +157,7 @@ def _object_section(objects: Figures, *, title: str) -> str:
 def _walk_section(walks: Figures, *, num_walks: int, folder: Path) -> str:
     names = {
         "dream": "found in the dream",
+        "tokenizer": "found in the simulator's frame through the tokenizer",
         "truth": "found in the simulator's frame (judge's own)",
         "chance": "chance: found in the dream of another room",
     }
@@ -208,7 +210,8 @@ def _t2i_page(figures: Figures, folder: Path) -> list[str]:
         "colours_present": "colours, any shape",
     }
     rows = []
-    for judged, who in (("dream", ""), ("truth", "simulator's view of the caption: ")):
+    whose = {"dream": "", "tokenizer": "simulator through the tokenizer: ", "truth": "simulator: "}
+    for judged, who in whose.items():
         for group, rates in figures[judged].items():
             rows.append(
                 [

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from emuworld.tasks.metrics import Frame
 
 Record = dict[str, Any]
+FORMAT = 2  # of the records; 2: what the tokenizer alone shows is judged too
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

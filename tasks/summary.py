@@ -21,6 +21,8 @@ CONTENDERS = {
     "copy": "copy of the start",
     "shuffled": "other commands",
 }
+# Whose frames the detector looks at: the last are the simulator's own and tell the judge's error.
+JUDGED = {"dream": "dream", "tokenizer": "tokenizer alone", "truth": "simulator (judge)"}
 REGIONS = {"whole": "whole frame", "seen": "pixels in view before"}
 
 
@@ -138,7 +140,7 @@ def _object_figures(cases: Sequence[Record]) -> Figures:
             "precision": [rate(judged, "right", "found", step) for step in steps],
             "recall": [rate(judged, "recalled", "visible", step) for step in steps],
         }
-        for judged in ("dream", "truth")
+        for judged in JUDGED
     }
 
 
@@ -149,7 +151,7 @@ def _walk_figures(walks: Sequence[Record]) -> Figures:
         "psnr": {one: _steps([walk["psnr"][one] for walk in walks]) for one in ("dream", "tokenizer")},
         "permanence": {
             judged: bootstrap([walk["lookback"][judged] for walk in walks], weights=events).as_dict()
-            for judged in ("dream", "truth", "chance")
+            for judged in (*JUDGED, "chance")
         },
         "num_events": sum(events),
         "back_at_start_psnr": {
@@ -241,7 +243,7 @@ def summarise_t2i(records: Sequence[Record]) -> Figures:
         "two objects": lambda case: len(case["asked"]) == 2,
         "held-out pairs": lambda case: bool(case["held_out"]),
     }
-    for judged in ("dream", "truth"):
+    for judged in JUDGED:
         figures[judged] = {}
         for name, belongs in groups.items():
             chosen = [case["judged"][judged] for case in cases if belongs(case)]

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from emuworld.tasks.bench import Bench, chunks, step_all
+from emuworld.tasks.bench import Bench, chunks, reconstruct, step_all
 from emuworld.tasks.detector import VISIBLE_SHARE, pairs_of, true_shares
 from emuworld.tasks.metrics import Frame
 from emuworld.tasks.run_folder import PictureRow, Pictures, Record, save_pictures
 from emuworld.tasks.suites import TextToImage, case_seed
+from emuworld.tasks.summary import JUDGED
 from emuworld.tasks.truth import PromptTruth, make_prompt
 
 
@@ -26,10 +27,11 @@ def _score_prompt(bench: Bench, truth: PromptTruth, painted: Frame) -> Record:
     caption.
     """
     config, asked = bench.detector.config, set(truth.pairs)
-    tables = bench.detector.shares(np.stack([painted, truth.frame]))
+    rebuilt = reconstruct(bench.model, [truth.frame])[0][0]
+    tables = bench.detector.shares(np.stack([painted, rebuilt, truth.frame]))
     there = true_shares(truth.labels, config=config)[0]
     judged: Record = {}
-    for who, table in zip(("dream", "truth"), tables, strict=True):
+    for who, table in zip(JUDGED, tables, strict=True):
         found = pairs_of(table, config=config, at_least=config.min_share)
         judged[who] = {
             "found": sorted(found),
@@ -37,7 +39,7 @@ def _score_prompt(bench: Bench, truth: PromptTruth, painted: Frame) -> Record:
             "shapes_present": {s for _, s in asked} <= {s for _, s in found},
             "colours_present": {c for c, _ in asked} <= {c for c, _ in found},
         }
-    found_true, visible = tables[1] >= config.min_share, there >= VISIBLE_SHARE
+    found_true, visible = tables[2] >= config.min_share, there >= VISIBLE_SHARE
     if truth.index < 2 * bench.suite.num_pictures:
         seen = ", ".join(" ".join(pair) for pair in judged["dream"]["found"]) or "nothing"
         pictures = Pictures(

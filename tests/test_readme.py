@@ -50,21 +50,23 @@ def test_setup_is_two_commands() -> None:
 def test_commands_exist(page: Path) -> None:
     """Every `emuworld COMMAND choice=…` and `scripts/…` that a page names."""
     text = page.read_text(encoding="utf-8")
-    for name, word in re.findall(r"\bemuworld (\w+)(?: ([\w-]+=?[\w-]*))?", " ".join(blocks_and_spans(text))):
-        if name in ("COMMAND", "import"):
+    for line in code_lines(text):
+        found = re.match(r"(?:\./run )?emuworld (\w+)(?: ([\w-]+=?[\w-]*))?", line)
+        if found is None or found[1] == "COMMAND":
             continue
+        name, (key, equals, value) = found[1], (found[2] or "").partition("=")
         assert name in COMMANDS, f"{page.name} names the command {name}"
-        key, equals, value = word.partition("=")
-        if COMMANDS[name].choice and (key == COMMANDS[name].choice or (word and not equals)):
-            choice = value if equals else word
-            assert choice in (*COMMANDS[name].targets, "NAME"), f"{page.name} names {name} {word}"
+        if COMMANDS[name].choice and (key == COMMANDS[name].choice or (key and not equals)):
+            choice = value if equals else key
+            assert choice in (*COMMANDS[name].targets, "NAME"), f"{page.name} has the line {line}"
     for path in re.findall(r"\b((?:scripts|tests|configs|docs|tasks|envs)/[\w/.-]*\w)", text):
         assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
-def blocks_and_spans(text: str) -> list[str]:
-    """Everything in the page that is set as code."""
-    return [*blocks(text, "sh"), *re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)]
+def code_lines(text: str) -> list[str]:
+    """Everything in a page that is set as code: lines of shell blocks, and spans between backticks."""
+    spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+    return [*(line for block in blocks(text, "sh") for line in block.splitlines()), *spans]
 
 
 def test_ids_are_those_that_are_registered() -> None:

@@ -23,9 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 DOWNSAMPLE = 16
-_POSITIONS_A_CHUNK = (
-    2048  # 2,048 x 131,072 fp32 scores are 1 GiB, the most that one chunk of an encode may take
-)
+# 2,048 x 131,072 fp32 scores are 1 GiB, the most that one chunk of an encode may take.
+_POSITIONS_A_CHUNK = 2048
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,9 +41,8 @@ class VisionConfig:
     z_channels: int = 64
     embed_dim: int = 32
     num_codes: int = 4096
-    norm_groups: int = (
-        8  # with one channel a group, as 32 would give here, norms would wipe out plain colours
-    )
+    # With one channel a group, as 32 would give here, norms would wipe out plain colours.
+    norm_groups: int = 8
 
     def __post_init__(self) -> None:
         if len(self.width_multipliers) != 5:

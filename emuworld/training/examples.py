@@ -7,13 +7,17 @@ bucket have one length, so that a compiled training step sees few shapes.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Sequence
+from queue import Full, Queue
 
 import numpy as np
 
 from emuworld.tokens.sequence import AnswerSegment, answer, image_length, prompt_ids, unconditional_ids
 from emuworld.tokens.text import TextTokenizer
 from emuworld.training.data import TokenStory
+
+_BATCHES_AHEAD = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,3 +151,53 @@ class ExampleSampler:
         else:
             prompt = prompt_ids("t2i", question=story.captions[at], tokenizer=self.tokenizer)
         return prompt + answer(segment, tokenizer=self.tokenizer)[0]
+
+
+class BatchStream:
+    """Draws batches ahead in a thread; `(step, bucket index)` decides each batch's random numbers."""
+
+    def __init__(
+        self, sampler: ExampleSampler, *, buckets: tuple[Bucket, ...], seed: int, first_step: int
+    ) -> None:
+        self._sampler, self._buckets, self._seed = sampler, buckets, seed
+        self._queue: Queue[list[Batch] | BaseException] = Queue(_BATCHES_AHEAD)
+        self._stop = threading.Event()
+        self.lock = threading.Lock()
+        self._thread = threading.Thread(target=self._fill, args=(first_step,), daemon=True)
+        self._thread.start()
+
+    def next(self) -> list[Batch]:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def _fill(self, step: int) -> None:
+        while not self._stop.is_set():
+            item: list[Batch] | BaseException
+            try:
+                with self.lock:
+                    item = step_batches(self._sampler, self._buckets, seed=self._seed, step=step)
+            except ValueError as error:
+                item = error
+            while not self._stop.is_set():
+                try:
+                    self._queue.put(item, timeout=0.5)
+                    break
+                except Full:
+                    continue
+            step += 1
+
+
+def step_batches(
+    sampler: ExampleSampler, buckets: tuple[Bucket, ...], *, seed: int, step: int
+) -> list[Batch]:
+    """The batches of one optimiser step, one for each bucket that takes part in it."""
+    return [
+        sampler.batch(bucket, np.random.default_rng((seed, step, i)))
+        for i, bucket in enumerate(buckets)
+        if step % bucket.every == 0
+    ]

@@ -13,10 +13,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from queue import Full, Queue
 from typing import Any
 
 import numpy as np
@@ -42,15 +40,14 @@ from emuworld.training.data import (
     with_codes,
 )
 from emuworld.training.devices import pick_device
-from emuworld.training.examples import Batch, Bucket, ExampleSampler, Mixture
+from emuworld.training.examples import Batch, BatchStream, Bucket, ExampleSampler, Mixture
 from emuworld.training.text import FILE_NAME as TEXT_FILE
 
-_BATCHES_AHEAD = 6
-SAMPLING = {  # what the environments draw with unless told otherwise
+SAMPLING = {  # what the environments draw with unless told otherwise; lower temperatures end in bare walls
     "explore": Sampling(
-        text=Truncation(temperature=0.7, top_p=0.9), image=Truncation(temperature=0.5, top_p=0.9)
+        text=Truncation(temperature=0.7, top_p=0.9), image=Truncation(top_p=0.9), guidance=2.0
     ),
-    "t2i": Sampling(image=Truncation(temperature=0.8, top_p=0.95), guidance=3.0),
+    "t2i": Sampling(image=Truncation(top_p=0.9), guidance=5.0),
 }
 
 
@@ -156,56 +153,6 @@ class TokenFeed:
         stories = with_codes(shard, np.concatenate(codes).astype(np.uint16))
         save_tokens(self._cache / f"{shard.stem}.npz", stories)
         return stories
-
-
-class BatchStream:
-    """Draws batches ahead in a thread; `(step, bucket index)` decides each batch's random numbers."""
-
-    def __init__(
-        self, sampler: ExampleSampler, *, buckets: tuple[Bucket, ...], seed: int, first_step: int
-    ) -> None:
-        self._sampler, self._buckets, self._seed = sampler, buckets, seed
-        self._queue: Queue[list[Batch] | BaseException] = Queue(_BATCHES_AHEAD)
-        self._stop = threading.Event()
-        self.lock = threading.Lock()
-        self._thread = threading.Thread(target=self._fill, args=(first_step,), daemon=True)
-        self._thread.start()
-
-    def next(self) -> list[Batch]:
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def close(self) -> None:
-        self._stop.set()
-
-    def _fill(self, step: int) -> None:
-        while not self._stop.is_set():
-            item: list[Batch] | BaseException
-            try:
-                with self.lock:
-                    item = step_batches(self._sampler, self._buckets, seed=self._seed, step=step)
-            except ValueError as error:
-                item = error
-            while not self._stop.is_set():
-                try:
-                    self._queue.put(item, timeout=0.5)
-                    break
-                except Full:
-                    continue
-            step += 1
-
-
-def step_batches(
-    sampler: ExampleSampler, buckets: tuple[Bucket, ...], *, seed: int, step: int
-) -> list[Batch]:
-    """The batches of one optimiser step, one for each bucket that takes part in it."""
-    return [
-        sampler.batch(bucket, np.random.default_rng((seed, step, i)))
-        for i, bucket in enumerate(buckets)
-        if step % bucket.every == 0
-    ]
 
 
 class SupervisedTrainer:

@@ -112,8 +112,11 @@ def test_calibration_finds_the_threshold_between_noise_and_objects() -> None:
 def test_it_learns_shapes_and_colours_in_seconds_and_finds_them_in_new_frames() -> None:
     torch.set_num_threads(1)
     frames, labels = _drawn(240, seed=0)
-    settings = training.DetectorTraining(max_steps=120, max_seconds=60, batch=16, learning_rate=5e-3)
-    detector = training.fit(CONFIG, frames, labels, training=settings)
+    settings = training.DetectorTraining(
+        max_steps=80, max_seconds=60, batch=12, crop_px=48, learning_rate=5e-3
+    )
+    examples = training.Examples(frames=frames, labels=labels)
+    detector = training.fit(training.new(CONFIG), examples, training=settings)
     fresh, fresh_labels = _drawn(60, seed=1)
     true = judge.true_shares(fresh_labels, config=CONFIG)
     found = detector.shares(fresh)

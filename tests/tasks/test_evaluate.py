@@ -66,6 +66,10 @@ def test_explore_twin_writes_its_figures_resumes_and_scores_again(
     assert again == more
     with pytest.raises(ValueError, match="resume=false"):
         evaluate.run(replace(suite, num_steps=3))
+    run["format"] = 1
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ValueError, match="format 1"):
+        evaluate.run(replace(suite, score_only=True))
 
 
 def test_t2i_judges_pictures_and_the_judge(tiny_folder: str, judge: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def _start(index: int, *, dream: float, moved: bool = True, hits: int = 4) -> di
         "codes_used": base64.b64encode(bytes([255 if index < 3 else 0, 0, 240, 0])).decode(),
         "num_codes": 16 if index < 3 else 32,
         "branches": {"commands": list("abcd"), "hits": [i < hits for i in range(4)]},
-        "objects": {"dream": {**counts, "recalled": [1] * 11}, "truth": counts},
+        "objects": {"dream": {**counts, "recalled": [1] * 11}, "tokenizer": counts, "truth": counts},
         "psnr": both,
         "ssim": both,
     }
@@ -61,8 +61,14 @@ def test_permanence_is_a_rate_over_events_not_over_walks() -> None:
             "kind": "walk",
             "index": index,
             "psnr": {"dream": [30.0], "tokenizer": [33.0]},
-            "lookback": {"events": events, "dream": found, "truth": events, "chance": None if index else 0},
-            "objects": {"dream": counts, "truth": counts},
+            "lookback": {
+                "events": events,
+                "dream": found,
+                "tokenizer": events,
+                "truth": events,
+                "chance": None if index else 0,
+            },
+            "objects": {"dream": counts, "tokenizer": counts, "truth": counts},
         }
 
     walks = summarise_explore_twin([walk(0, 9, 9), walk(1, 1, 0)])["walks"]
@@ -96,7 +102,7 @@ def test_t2i_counts_prompts_by_number_of_objects_and_states_the_judges_error() -
             "index": index,
             "asked": [["red", "ball"]] * pairs,
             "held_out": held_out,
-            "judged": {"dream": one, "truth": one},
+            "judged": {"dream": one, "tokenizer": one, "truth": one},
             "detector": {"found": 4, "right": 3, "visible": 2, "recalled": 2},
         }
 
