@@ -3,16 +3,22 @@
 #   scripts/train_small.sh data         render worlds in the background (they go on while the stages train)
 #   scripts/train_small.sh text         the byte-pair encoding
 #   scripts/train_small.sh tokenizer    the vision tokenizer        (TOKENIZER_S seconds)
-#   scripts/train_small.sh pretrain     the transformer             (PRETRAIN_S seconds in all)
-#   scripts/train_small.sh detector     the detector of the suites
-# Stages resume after a kill. WORK is the folder for data and runs, EMUWORLD the command.
+#   scripts/train_small.sh pretrain     the transformer             (PRETRAIN_S seconds in all, on GPUS GPUs)
+#   scripts/train_small.sh detector     the detector of the suites  (DETECTOR_S seconds of training)
+# Stages resume after a kill. WORK is the folder for data and runs, EMUWORLD the command, PYTHON the interpreter
+# that torchrun starts on each GPU.
 set -euo pipefail
 WORK=${WORK:-outputs/small}
 EMUWORLD=${EMUWORLD:-./run emuworld}
 TOKENIZER_S=${TOKENIZER_S:-330}
 PRETRAIN_S=${PRETRAIN_S:-500}
+DETECTOR_S=${DETECTOR_S:-100}
 ROOMS=${ROOMS:-40000}
 WORKERS=${WORKERS:-6}
+GPUS=${GPUS:-1}
+PYTHON=${PYTHON:-./run python}
+PARALLEL="$EMUWORLD"
+[ "$GPUS" = 1 ] || PARALLEL="$PYTHON -m torch.distributed.run --standalone --nproc-per-node $GPUS -m emuworld.cli"
 
 case "${1:-}" in
 data)
@@ -27,19 +33,20 @@ text)
     ;;
 tokenizer)
     $EMUWORLD train stage=tokenizer shards="$WORK/train" validation_shards="$WORK/validation" \
-        out="$WORK/tokenizer" device=cuda compile=true frames_in_memory=150000 workers=6 follow_shards=true \
+        out="$WORK/tokenizer" device=cuda compile=true frames_in_memory=300000 workers=6 follow_shards=true \
         wait_for_data_s=120 loop.max_steps=1000000 loop.max_seconds="$TOKENIZER_S" "${@:2}"
     ;;
 pretrain)
-    $EMUWORLD train stage=pretrain shards="$WORK/train" validation_shards="$WORK/validation" \
+    $PARALLEL train stage=pretrain shards="$WORK/train" validation_shards="$WORK/validation" \
         vision="$WORK/tokenizer" text="$WORK/text/text.tiktoken" out="$WORK/pretrain" device=cuda compile=true \
         workers=6 follow_shards=true loop.max_steps=1000000 loop.max_seconds="$PRETRAIN_S" "${@:2}"
     ;;
 detector)
-    $EMUWORLD train stage=detector out="$WORK/pretrain" device=cuda "${@:2}"
+    $EMUWORLD train stage=detector out="$WORK/detector" vision="$WORK/tokenizer" device=cuda \
+        training.max_seconds="$DETECTOR_S" "${@:2}"
     ;;
 *)
-    sed -n '2,9s/^# //p' "$0"
+    sed -n '2,10s/^# //p' "$0"
     exit 2
     ;;
 esac

@@ -39,7 +39,7 @@ class DetectorConfig:
 
     colours: tuple[str, ...] = COLOUR_NAMES
     shapes: tuple[str, ...] = SHAPES
-    width: int = 48
+    width: int = 64
     dilations: tuple[int, ...] = (1, 2, 4, 8, 4, 1)  # each cell sees about 100 px around it
     min_share: float = VISIBLE_SHARE / 2  # of the frame that a pair's labels must cover to count as found
 
@@ -92,7 +92,7 @@ class Detector(nn.Module):
     """uint8 frames [B, H, W, 3] -> shape logits [B, 1 + shapes, H/4, W/4] and colour logits [B, colours,
     H/4, W/4].
 
-    About 0.27 M parameters. H and W must be multiples of 4.
+    About 0.48 M parameters. H and W must be multiples of 4.
     """
 
     def __init__(self, config: DetectorConfig) -> None:

@@ -261,17 +261,28 @@ def _batches(
     data = [torch.from_numpy(array).to(device) for array in (examples.frames, labels.shapes, labels.colours)]
     side = min(training.crop_px // STRIDE, *data[1].shape[1:])  # in cells
     rng = np.random.default_rng(training.seed)
+    cells: dict[int, list[NDArray[np.int64]]] = {}  # of each object of a frame; found once a frame
     mirrored = False
     while True:
-        crops = []
-        for row in _rows(examples, training.batch, rng):
-            top, left = _corner(labels.shapes[row], labels.colours[row], side, rng)
-            cells = slice(top, top + side), slice(left, left + side)
-            pixels = tuple(slice(one.start * STRIDE, one.stop * STRIDE) for one in cells)
-            crops.append((data[0][row][pixels], data[1][row][cells], data[2][row][cells]))
-        frames, shapes, colours = (torch.stack(parts) for parts in zip(*crops, strict=True))
-        yield (frames.flip(2), shapes.flip(2), colours.flip(2)) if mirrored else (frames, shapes, colours)
+        rows = _rows(examples, training.batch, rng)
+        for row in set(rows.tolist()) - cells.keys():
+            cells[row] = _object_cells(labels.shapes[row], labels.colours[row])
+        corners = [_corner(cells[row], side, labels.shapes.shape[1:3], rng) for row in rows.tolist()]
+        crops = _crops(data, torch.from_numpy(rows).to(device), torch.tensor(corners, device=device), side)
+        yield (crops[0].flip(2), crops[1].flip(2), crops[2].flip(2)) if mirrored else crops
         mirrored = not mirrored
+
+
+def _crops(
+    data: list[Tensor], rows_B: Tensor, corners_B2: Tensor, side: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Crops of `side` cells at the given top and left cells, of frames, shapes and colours."""
+    crops = []
+    for array, stride in zip(data, (STRIDE, 1, 1), strict=True):
+        offsets = torch.arange(side * stride, device=array.device)
+        ys, xs = (corners_B2[:, axis, None] * stride + offsets for axis in (0, 1))
+        crops.append(array[rows_B[:, None, None], ys[:, :, None], xs[:, None, :]])
+    return crops[0], crops[1], crops[2]
 
 
 def _rows(examples: Examples, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -285,18 +296,22 @@ def _rows(examples: Examples, count: int, rng: np.random.Generator) -> NDArray[n
     )
 
 
+def _object_cells(shapes: NDArray[np.uint8], colours: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
+    """The cells (row, column) of each object of a frame."""
+    kinds = np.where(shapes != BACKGROUND, shapes.astype(np.int64) * 256 + colours, 0)
+    return [np.argwhere(kinds == kind) for kind in np.unique(kinds[kinds > 0])]
+
+
 def _corner(
-    shapes: NDArray[np.uint8], colours: NDArray[np.uint8], side: int, rng: np.random.Generator
+    objects: list[NDArray[np.int64]], side: int, shape: tuple[int, ...], rng: np.random.Generator
 ) -> tuple[int, int]:
     """Top and left cell of a crop: four times in five somewhere around an object, small ones as often as
     large.
     """
-    limits = shapes.shape[0] - side, shapes.shape[1] - side
-    kinds = np.where(shapes != BACKGROUND, shapes.astype(np.int64) * 256 + colours, 0)
-    objects = np.unique(kinds[kinds > 0])
-    if not len(objects) or rng.random() < 0.2:
+    limits = shape[0] - side, shape[1] - side
+    if not objects or rng.random() < 0.2:
         return int(rng.integers(limits[0] + 1)), int(rng.integers(limits[1] + 1))
-    cells = np.argwhere(kinds == objects[rng.integers(len(objects))])
+    cells = objects[rng.integers(len(objects))]
     cell = cells[rng.integers(len(cells))]
     top, left = (
         int(np.clip(at - rng.integers(side), 0, most)) for at, most in zip(cell, limits, strict=True)

@@ -93,7 +93,12 @@ def write_tiny_checkpoint(folder: Path, *, seed: int = 0) -> None:
             transformer.lm_head.weight[[vocabulary.boi, vocabulary.ess], 0] = torch.tensor([4.0, 2.0])
         vision = VisionTokenizer(
             VisionConfig(
-                width=32, width_multipliers=(1,) * 5, z_channels=8, embed_dim=8, num_codes=TINY_CODES
+                patch_px=1,
+                width=32,
+                width_multipliers=(1,) * 5,
+                z_channels=8,
+                embed_dim=8,
+                num_codes=TINY_CODES,
             )
         )
     checkpoint.save(folder, transformer, dtype=torch.bfloat16)

@@ -31,12 +31,16 @@ _POSITIONS_A_CHUNK = 2048
 class VisionConfig:
     """Sizes of the tokenizer; the defaults are the built-in model's, `PUBLISHED` those of Emu3.5.
 
-    `width` times `width_multipliers` gives the channels of the five levels, from full resolution down to one
-    sixteenth of it; self-attention works at the lowest level only. `norm_groups` divides all of them.
+    `width` times `width_multipliers` gives the channels of the levels, from the finest resolution down to one
+    sixteenth of the picture's; self-attention works at the lowest level only. `norm_groups` divides all of
+    them. The finest level has one position for each `patch_px` by `patch_px` pixels, as channels of their own
+    (1, the published form: every pixel). Small networks are several times faster without the finest levels,
+    where few channels meet many positions.
     """
 
+    patch_px: int = 4
     width: int = 32
-    width_multipliers: tuple[int, ...] = (1, 1, 2, 4, 6)
+    width_multipliers: tuple[int, ...] = (4, 5, 6)
     num_res_blocks: int = 1
     z_channels: int = 64
     embed_dim: int = 32
@@ -45,8 +49,11 @@ class VisionConfig:
     norm_groups: int = 8
 
     def __post_init__(self) -> None:
-        if len(self.width_multipliers) != 5:
-            raise ValueError(f"width_multipliers needs five levels (16x down), got {self.width_multipliers}")
+        if self.patch_px << (len(self.width_multipliers) - 1) != DOWNSAMPLE:
+            raise ValueError(
+                f"patch_px {self.patch_px} and {len(self.width_multipliers)} width_multipliers give "
+                f"{self.patch_px}x2^{len(self.width_multipliers) - 1} pixels a code, expected {DOWNSAMPLE}"
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -54,6 +61,7 @@ class VisionConfig:
 
 
 PUBLISHED = VisionConfig(
+    patch_px=1,
     width=256,
     width_multipliers=(1, 1, 2, 2, 4),
     num_res_blocks=4,
@@ -170,7 +178,8 @@ class Encoder(nn.Module):
         super().__init__()
         widths = config.widths
         last = len(widths) - 1
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.patch_px = config.patch_px
+        self.conv_in = nn.Conv2d(3 * config.patch_px**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
             level = Level(
@@ -188,7 +197,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
+        h = self.conv_in(F.pixel_unshuffle(x, self.patch_px))
         for level in self.down:
             h = level(h)
         h = self.mid(h)
@@ -219,14 +228,15 @@ class Decoder(nn.Module):
                 level.upsample = Upsample(width)
             self.up.append(level)
         self.norm_out = _norm(widths[0], config.norm_groups)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.patch_px = config.patch_px
+        self.conv_out = nn.Conv2d(widths[0], 3 * config.patch_px**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.conv_in(z)
         h = self.mid(h)
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch_px)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,6 +377,7 @@ class VisionTokenizer(nn.Module):
                 raise ValueError(f"{folder} has no {name}; expected a folder that VisionTokenizer.save wrote")
         fields = json.loads((folder / "vision.json").read_text())
         known = {field.name for field in dataclasses.fields(VisionConfig)}
+        fields.setdefault("patch_px", 1)  # files from before there was a choice
         if set(fields) != known:
             raise ValueError(f"{folder / 'vision.json'} has keys {sorted(fields)}, expected {sorted(known)}")
         config = VisionConfig(**{**fields, "width_multipliers": tuple(fields["width_multipliers"])})

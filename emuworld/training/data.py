@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import threading
 import time
 import zlib
@@ -73,22 +74,32 @@ def replace_pictures(story: Story) -> TokenStory:
     )
 
 
+def in_share(stem: str, *, rank: int, world: int) -> bool:
+    """Whether a shard belongs to one of `world` readers, by its name alone, so that late shards are divided
+    too.
+    """
+    return zlib.crc32(stem.encode()) % world == rank
+
+
 class _Shards(IterableDataset):
     """Decodes shards in the order of their names; each loader process takes its share."""
 
-    def __init__(self, folder: Path, *, size: int, skip: frozenset[str], follow: bool) -> None:
-        self.folder, self.size, self.skip, self.follow = folder, size, skip, follow
+    def __init__(
+        self, folder: Path, *, size: int, skip: frozenset[str], follow: bool, share: tuple[int, int]
+    ) -> None:
+        self.folder, self.size, self.skip, self.follow, self.share = folder, size, skip, follow, share
 
     def __iter__(self) -> Iterator[DecodedShard]:
         worker = get_worker_info()
-        rank, world = (worker.id, worker.num_workers) if worker else (0, 1)
+        loader, loaders = (worker.id, worker.num_workers) if worker else (0, 1)
+        rank, world = self.share[0] * loaders + loader, self.share[1] * loaders
         seen = set(self.skip)
         while True:
             shards = self.folder.glob(SHARD_GLOB)
             fresh = sorted(path for path in shards if path.stem not in seen)
             for path in fresh:
                 seen.add(path.stem)
-                if zlib.crc32(path.stem.encode()) % world == rank:
+                if in_share(path.stem, rank=rank, world=world):
                     yield _decode_shard(path, self.size)
             if not fresh and not self.follow:
                 return
@@ -101,7 +112,7 @@ class ShardFeed:
 
     `workers` 0 decodes in a thread of this process, which is enough on a CPU; beside a GPU a thread would
     hold up the one that feeds it. With `follow` the feed never ends: it waits for shards that are being
-    written.
+    written. `share` (rank, world) takes one of `world` parts of the shards.
     """
 
     def __init__(
@@ -112,10 +123,11 @@ class ShardFeed:
         workers: int = 0,
         follow: bool = False,
         skip: Iterable[str] = (),
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.size = size
         self.follow = follow
-        dataset = _Shards(Path(folder), size=size, skip=frozenset(skip), follow=follow)
+        dataset = _Shards(Path(folder), size=size, skip=frozenset(skip), follow=follow, share=share)
         self._loader = DataLoader(
             dataset,
             batch_size=None,
@@ -128,15 +140,14 @@ class ShardFeed:
         self._ended = False
         threading.Thread(target=self._read, daemon=True).start()
 
-    def ready(self) -> Iterator[DecodedShard]:
-        """Shards decoded by now. Never blocks."""
-        while not self._ended:
-            try:
-                shard = self._given(self._queue.get_nowait())
-            except Empty:
-                return
-            if shard is not None:
-                yield shard
+    def ready(self) -> DecodedShard | None:
+        """A shard that is decoded by now, or None. Never blocks."""
+        if self._ended:
+            return None
+        try:
+            return self._given(self._queue.get_nowait())
+        except Empty:
+            return None
 
     def wait(self) -> DecodedShard | None:
         """The next shard, waiting for it; None after the last (never with `follow`)."""
@@ -204,8 +215,8 @@ class FramePool:
             self._add(shard.frames)
 
     def refresh(self) -> None:
-        """Take in what the background threads have decoded."""
-        for shard in self._feed.ready():
+        """Take in a shard that the background has decoded, if there is one."""
+        if (shard := self._feed.ready()) is not None:
             self._add(shard.frames)
 
     def _add(self, frames: torch.Tensor) -> None:
@@ -223,14 +234,31 @@ class FramePool:
         return self._frames[rows]
 
 
-def with_codes(shard: DecodedShard, codes: np.ndarray) -> list[TokenStory]:
-    """The stories of a shard with the codes of its frames [N, h, w]."""
+def with_codes(stories: Sequence[TokenStory], codes: np.ndarray) -> list[TokenStory]:
+    """The stories with the codes of their frames [N, h, w]."""
     out, at = [], 0
-    for story in shard.stories:
+    for story in stories:
         end = at + len(story.texts)
         out.append(dataclasses.replace(story, codes=codes[at:end]))
         at = end
     return out
+
+
+_OTHER_SIDE = {"left": "right", "right": "left"}
+
+
+def mirrored(story: TokenStory) -> TokenStory:
+    """The words of a story whose pictures are mirrored: left and right change places."""
+    return dataclasses.replace(
+        story,
+        question=_mirrored_words(story.question),
+        texts=tuple(map(_mirrored_words, story.texts)),
+        captions=tuple(map(_mirrored_words, story.captions)),
+    )
+
+
+def _mirrored_words(text: str) -> str:
+    return re.sub(r"\b(left|right)\b", lambda match: _OTHER_SIDE[match[1]], text)
 
 
 def save_tokens(path: Path, stories: Sequence[TokenStory]) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one; ValueError for a device that is not there."""
+    """ "auto" is the GPU where there is one; ValueError for a device that is not there.
+
+    Of several processes that `torchrun` started, each gets a GPU of its own.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -17,4 +22,7 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(
             f"device {name!r} was asked for, but torch sees no GPU; use device=auto or device=cpu"
         )
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     return device

@@ -46,9 +46,12 @@ class Bucket:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """`ids` [B, T + 1] int64, padded; `weights` [B, T] float32 of the targets ids[:, 1:], 0 = not trained."""
+    """`ids` [B, T + 1] int64, padded; `inputs` [B, T] int64, what the model reads: ids[:, :-1], some of the
+    codes replaced; `weights` [B, T] float32 of the targets ids[:, 1:], 0 = not trained.
+    """
 
     ids: np.ndarray
+    inputs: np.ndarray
     weights: np.ndarray
 
 
@@ -59,6 +62,9 @@ class Mixture:
     image_prompt: float = 0.6  # walks that start from a given picture
     unconditional: float = 0.1  # rows as the unguided twin sees them: images only
     blank_question: float = 0.15  # walks from a picture that are asked nothing
+    code_noise: float = (
+        0.1  # a row reads up to this share of wrong codes: its own, later, will not be perfect
+    )
     text_weight: float = 1.0
     visual_weight: float = 0.5
 
@@ -94,7 +100,15 @@ class ExampleSampler:
             targets < vocabulary.num_text_tokens, self.mixture.text_weight, self.mixture.visual_weight
         )
         weights[targets == vocabulary.pad] = 0.0
-        return Batch(ids=ids, weights=weights.astype(np.float32))
+        return Batch(ids=ids, inputs=self._noisy(ids[:, :-1], rng), weights=weights.astype(np.float32))
+
+    def _noisy(self, inputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A copy with random codes in place of some: every second row none, the others up to `code_noise`."""
+        shares = np.maximum(0.0, rng.uniform(-1.0, 1.0, size=(len(inputs), 1))) * self.mixture.code_noise
+        start = self.tokenizer.vocabulary.visual_start
+        replaced = (rng.random(inputs.shape) < shares) & (inputs >= start)
+        noise = rng.integers(start, self.tokenizer.vocabulary.visual_stop, size=inputs.shape)
+        return np.where(replaced, noise, inputs)
 
     def _long_enough(self, frames: int, *, worded: bool) -> np.ndarray:
         """Indices of stories with `frames` frames; walks (`worded`) have words between their frames."""
@@ -154,12 +168,18 @@ class ExampleSampler:
 
 
 class BatchStream:
-    """Draws batches ahead in a thread; `(step, bucket index)` decides each batch's random numbers."""
+    """Draws batches ahead in a thread; `(step, bucket index, rank)` decides each batch's random numbers."""
 
     def __init__(
-        self, sampler: ExampleSampler, *, buckets: tuple[Bucket, ...], seed: int, first_step: int
+        self,
+        sampler: ExampleSampler,
+        *,
+        buckets: tuple[Bucket, ...],
+        seed: int,
+        first_step: int,
+        rank: int = 0,
     ) -> None:
-        self._sampler, self._buckets, self._seed = sampler, buckets, seed
+        self._sampler, self._buckets, self._seed, self._rank = sampler, buckets, seed, rank
         self._queue: Queue[list[Batch] | BaseException] = Queue(_BATCHES_AHEAD)
         self._stop = threading.Event()
         self.lock = threading.Lock()
@@ -180,7 +200,9 @@ class BatchStream:
             item: list[Batch] | BaseException
             try:
                 with self.lock:
-                    item = step_batches(self._sampler, self._buckets, seed=self._seed, step=step)
+                    item = step_batches(
+                        self._sampler, self._buckets, seed=self._seed, step=step, rank=self._rank
+                    )
             except ValueError as error:
                 item = error
             while not self._stop.is_set():
@@ -193,11 +215,11 @@ class BatchStream:
 
 
 def step_batches(
-    sampler: ExampleSampler, buckets: tuple[Bucket, ...], *, seed: int, step: int
+    sampler: ExampleSampler, buckets: tuple[Bucket, ...], *, seed: int, step: int, rank: int = 0
 ) -> list[Batch]:
     """The batches of one optimiser step, one for each bucket that takes part in it."""
     return [
-        sampler.batch(bucket, np.random.default_rng((seed, step, i)))
+        sampler.batch(bucket, np.random.default_rng((seed, step, i, rank)))
         for i, bucket in enumerate(buckets)
         if step % bucket.every == 0
     ]

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from emuworld.training.ranks import Ranks
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -97,12 +99,15 @@ def run(
     set_state: Callable[[Mapping[str, Any]], None],
     device: torch.device,
     on_log: Callable[[int], Mapping[str, float]] | None = None,
+    ranks: Ranks | None = None,
 ) -> int:
     """Run the stage; returns the number of steps done in all.
 
     `train_step(step, factor)` does one optimiser step at `factor` of the base learning rate and returns
-    figures to log. Ctrl-C and SIGTERM save the state and end the run cleanly.
+    figures to log. Ctrl-C and SIGTERM save the state and end the run cleanly. Of several `ranks` all end at
+    the same step, and the first alone writes, logs and shows progress.
     """
+    ranks = ranks or Ranks(device)
     out.mkdir(parents=True, exist_ok=True)
     state_path = out / f"{name}.state.pt"
     step, spent_s = 0, 0.0
@@ -110,7 +115,7 @@ def run(
         state = load_state(state_path, device=device)
         set_state(state["stage"])
         step, spent_s = state["step"], state["spent_s"]
-    log = TrainingLog(out / f"{name}.log.jsonl")
+    log = TrainingLog(out / f"{name}.log.jsonl") if ranks.first else None
     stop: list[int] = []
     previous = {
         s: signal.signal(s, lambda number, _frame: stop.append(number))
@@ -125,16 +130,18 @@ def run(
         )
 
     try:
-        with _progress() as bar:
+        with _progress(shown=ranks.first) as bar:
             task = bar.add_task(name, total=1.0, figures="")
-            while not stop:
+            while True:
                 elapsed_s = spent_s + time.monotonic() - start
-                progress = max(step / config.max_steps, elapsed_s / config.max_seconds)
-                if progress >= 1.0:
+                progress, stopped = ranks.highest(
+                    max(step / config.max_steps, elapsed_s / config.max_seconds), float(bool(stop))
+                )
+                if progress >= 1.0 or stopped:
                     break
                 figures = train_step(step, learning_rate_factor(step=step, progress=progress, config=config))
                 step += 1
-                if step % config.log_every_steps == 0 or step == 1:
+                if log is not None and (step % config.log_every_steps == 0 or step == 1):
                     values = {k: float(v) for k, v in figures.items()} | dict(on_log(step) if on_log else {})
                     elapsed_s = spent_s + time.monotonic() - start
                     log.write(step=step, seconds=elapsed_s, **values)
@@ -143,15 +150,17 @@ def run(
                     bar.update(task, completed=progress, figures=shown)
                     if not bar.console.is_terminal:
                         print(f"{name} {elapsed_s:.0f}s {shown}", flush=True)
-                if time.monotonic() - last_save > config.save_every_s:
+                if log is not None and time.monotonic() - last_save > config.save_every_s:
                     save()
                     last_save = time.monotonic()
-        save()
+        if log is not None:
+            save()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        log.close()
-    if stop:
+        if log is not None:
+            log.close()
+    if stopped:
         raise SystemExit(f"{name} stopped at step {step}; the same command resumes from {state_path}")
     return step
 
@@ -165,11 +174,12 @@ def _refuse_nan(values: Mapping[str, float], *, step: int, state_path: Path) -> 
         )
 
 
-def _progress() -> Progress:
+def _progress(*, shown: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
+        disable=not shown,
     )

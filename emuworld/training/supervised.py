@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,19 @@ from emuworld.manifest import Manifest
 from emuworld.model import checkpoint
 from emuworld.model.transformer import Transformer, TransformerConfig, sized
 from emuworld.tokens.text import TextTokenizer
-from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer, to_pixels
+from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer
 from emuworld.tokens.vocabulary import Vocabulary, builtin
 from emuworld.training import loop
-from emuworld.training.data import (
-    DecodedShard,
-    ShardFeed,
-    TokenStory,
-    load_tokens,
-    save_tokens,
-    wait_for_shards,
-    with_codes,
-)
+from emuworld.training.data import wait_for_shards
 from emuworld.training.devices import pick_device
+from emuworld.training.encoding import TokenFeed
 from emuworld.training.examples import Batch, BatchStream, Bucket, ExampleSampler, Mixture
+from emuworld.training.muon import Muon
+from emuworld.training.ranks import Ranks
 from emuworld.training.text import FILE_NAME as TEXT_FILE
+
+_SHARD_EVERY_STEPS = 8
+_COPY_EVERY_STEPS = 200  # equal gradients keep copies equal but for rounding; so often it is undone
 
 SAMPLING = {  # what the environments draw with unless told otherwise; lower temperatures end in bare walls
     "explore": Sampling(
@@ -72,12 +70,14 @@ class PretrainTraining:
     embedding_learning_rate: float = 2e-3
     weight_decay: float = 0.1
     gradient_clip: float = 1.0
+    # Batch sizes are those of all processes together.
     buckets: tuple[Bucket, ...] = (
-        Bucket(kind="walk", frames=7, batch_size=24),
+        Bucket(kind="walk", frames=12, batch_size=16),
         Bucket(kind="picture", batch_size=64),
-        Bucket(kind="walk", frames=42, batch_size=1, every=2),
+        Bucket(kind="walk", frames=42, batch_size=2, every=4),
     )
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
+    mirror: bool = True  # learn from mirrored pictures too, left and right exchanged in their words
     validate_every_steps: int = 500
     validation_batches: int = 4
     seed: int = 0
@@ -90,77 +90,15 @@ class PretrainTraining:
             raise ValueError(f"optimizer {self.optimizer!r} is not known; expected 'muon' or 'adamw'")
 
 
-class TokenFeed:
-    """Shards -> token stories: pictures are encoded once on the device, the codes kept in `cache`."""
-
-    def __init__(
-        self,
-        folder: str,
-        *,
-        vision: VisionTokenizer,
-        cache: Path,
-        config: PretrainTraining,
-        device: torch.device,
-        follow: bool,
-    ) -> None:
-        self._vision = vision
-        self._cache = cache
-        self._device = device
-        self._latents: Callable[[Tensor], Tensor] = vision.latents
-        if config.compile:
-            self._latents = torch.compile(vision.latents, dynamic=False)
-        cache.mkdir(parents=True, exist_ok=True)
-        self._feed = ShardFeed(
-            folder,
-            size=config.size_px,
-            workers=config.workers,
-            follow=follow,
-            skip=[path.stem for path in cache.glob("*.npz")],
-        )
-
-    def cached(self) -> Iterator[list[TokenStory]]:
-        """The stories that an earlier run has encoded already."""
-        for path in sorted(self._cache.glob("*.npz")):
-            yield load_tokens(path)
-
-    def ready(self) -> Iterator[list[TokenStory]]:
-        """Stories of the shards that the background threads have decoded by now."""
-        for shard in self._feed.ready():
-            yield self._encode(shard)
-
-    def wait(self) -> list[TokenStory] | None:
-        """Stories of the next shard, waiting for it; None where every present shard was given."""
-        shard = self._feed.wait()
-        return None if shard is None else self._encode(shard)
-
-    def close(self) -> None:
-        self._feed.close()
-
-    @torch.no_grad()
-    def _encode(self, shard: DecodedShard) -> list[TokenStory]:
-        """Codes in fp16 arithmetic on a GPU (ten mantissa bits: about as exact as the TF32 default), fp32 on
-        a CPU.
-        """
-        codes = []
-        for chunk in shard.frames.split(256):
-            num = len(chunk)
-            if num < 256 and self._device.type == "cuda":  # one shape, one compilation
-                chunk = torch.cat((chunk, chunk.new_zeros((256 - num, *chunk.shape[1:]))))
-            pixels = to_pixels(chunk.to(self._device))
-            with torch.autocast(self._device.type, torch.float16, enabled=self._device.type == "cuda"):
-                z = self._latents(pixels)
-            codes.append(self._vision.quantize.codes(z)[:num].to("cpu", torch.int32).numpy())
-        stories = with_codes(shard, np.concatenate(codes).astype(np.uint16))
-        save_tokens(self._cache / f"{shard.stem}.npz", stories)
-        return stories
-
-
 class SupervisedTrainer:
     """Transformer, optimisers and one training step."""
 
-    def __init__(self, config: PretrainTraining, *, tokenizer: TextTokenizer, device: torch.device) -> None:
+    def __init__(
+        self, config: PretrainTraining, *, tokenizer: TextTokenizer, device: torch.device, ranks: Ranks
+    ) -> None:
         self.config = config
         self.device = device
+        self.ranks = ranks
         self.vocabulary = tokenizer.vocabulary
         self.model = self._new_model().to(device)
         self.optimizers = make_optimizers(self.model, config)
@@ -176,11 +114,12 @@ class SupervisedTrainer:
         model.init_weights(torch.Generator().manual_seed(self.config.seed))
         return model
 
-    def _weighted_losses(self, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _weighted_losses(
+        self, inputs: Tensor, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of weighted losses, and the plain losses of text and of visual targets as sums (nats)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits_BTV = self.model.logits(self.model(ids[:, :-1]))
-        targets = ids[:, 1:]
+            logits_BTV = self.model.logits(self.model(inputs))
         losses = F.cross_entropy(
             logits_BTV.flatten(0, 1).float(), targets.flatten(), reduction="none"
         ).view_as(targets)
@@ -199,19 +138,21 @@ class SupervisedTrainer:
         total_weight = float(sum(batch.weights.sum() for batch in batches))
         text = visual = torch.zeros((), device=self.device)
         for batch in batches:
-            ids, weights = self._to_device(batch)
-            loss, text_sum, visual_sum = self._losses(ids, weights)
+            loss, text_sum, visual_sum = self._losses(*self._to_device(batch))
             (loss / total_weight).backward()
             text, visual = text + text_sum, visual + visual_sum
+        self.ranks.average_gradients(self.model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         for optimizer in self.optimizers:
             optimizer.step()
+        if step % _COPY_EVERY_STEPS == 0:
+            self.ranks.copy_first(self.model.parameters())
         counts = [self._counts(batch) for batch in batches]
         return {
             "visual_loss": visual / max(1, sum(c[1] for c in counts)),
             "text_loss": text / max(1, sum(c[0] for c in counts)),
             "gradient_norm": norm,
-            "tokens": float(sum(batch.weights.size for batch in batches)),
+            "tokens": float(sum(batch.weights.size for batch in batches) * self.ranks.world),
         }
 
     @torch.no_grad()
@@ -229,8 +170,10 @@ class SupervisedTrainer:
             "validation_text_loss": text / max(1, sum(c[0] for c in counts)),
         }
 
-    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(batch.ids).to(self.device), torch.from_numpy(batch.weights).to(self.device)
+    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, targets and weights, [B, T] each."""
+        inputs, ids, weights = (torch.from_numpy(a) for a in (batch.inputs, batch.ids, batch.weights))
+        return inputs.to(self.device), ids.to(self.device)[:, 1:], weights.to(self.device)
 
     def _counts(self, batch: Batch) -> tuple[int, int]:
         targets, trained = batch.ids[:, 1:], batch.weights > 0
@@ -267,18 +210,14 @@ def make_optimizers(model: Transformer, config: PretrainTraining) -> list[torch.
             {"params": matrices, "base_lr": config.learning_rate, "weight_decay": config.weight_decay}
         )
         return [torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=fused)]
-    muon = torch.optim.Muon(
-        [{"params": matrices, "base_lr": config.learning_rate}],
-        weight_decay=config.weight_decay,
-        momentum=0.95,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    muon = Muon([{"params": matrices, "base_lr": config.learning_rate}], weight_decay=config.weight_decay)
     return [torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=fused), muon]
 
 
 def train(config: PretrainTraining) -> dict[str, float]:
     """Run the stage; writes the transformer into `config.out` (`config.json`, `model.safetensors`)."""
     device = pick_device(config.device)
+    ranks = Ranks(device)
     torch.set_float32_matmul_precision("high")
     wait_for_shards(config.shards, timeout_s=config.wait_for_data_s)
     out = Path(config.out)
@@ -294,8 +233,12 @@ def train(config: PretrainTraining) -> dict[str, float]:
             vision=vision,
             cache=out / f"tokens-{name}-{fingerprint}",
             follow=config.follow_shards and name == "train",
-            config=config,
+            size_px=config.size_px,
+            workers=config.workers,
+            compile=config.compile,
             device=device,
+            mirror=config.mirror and name == "train",
+            share=(ranks.rank, ranks.world) if name == "train" else (0, 1),
         )
         sampler = ExampleSampler(tokenizer=tokenizer, mixture=config.mixture, size=(side, side))
         for stories in feed.cached():
@@ -305,18 +248,21 @@ def train(config: PretrainTraining) -> dict[str, float]:
     sampler, feed = sampler_of(config.shards, "train")
     while sampler.num_frames < config.first_frames and (stories := feed.wait()) is not None:
         sampler.add(stories)
-    validation = _validation_batches(config, sampler_of) if config.validation_shards else []
-    trainer = SupervisedTrainer(config, tokenizer=tokenizer, device=device)
+    validation = _validation_batches(config, sampler_of) if config.validation_shards and ranks.first else []
+    trainer = SupervisedTrainer(config, tokenizer=tokenizer, device=device, ranks=ranks)
     stream = BatchStream(
-        sampler, buckets=config.buckets, seed=config.seed, first_step=_first_step(config, device)
+        sampler,
+        buckets=tuple(dataclasses.replace(b, batch_size=ranks.share(b.batch_size)) for b in config.buckets),
+        seed=config.seed,
+        first_step=_first_step(config, device),
+        rank=ranks.rank,
     )
     trainer.batches = stream.next
 
     def train_step(step: int, factor: float) -> Mapping[str, float | Tensor]:
-        if step % 10 == 0:
-            for stories in feed.ready():
-                with stream.lock:
-                    sampler.add(stories)
+        if step % _SHARD_EVERY_STEPS == 0 and (stories := feed.ready()):
+            with stream.lock:
+                sampler.add(stories)
         return trainer.step(step, factor)
 
     def on_log(step: int) -> Mapping[str, float]:
@@ -335,10 +281,14 @@ def train(config: PretrainTraining) -> dict[str, float]:
             set_state=trainer.set_state,
             device=device,
             on_log=on_log,
+            ranks=ranks,
         )
     finally:
         stream.close()
         feed.close()
+    ranks.close()
+    if not ranks.first:
+        return {}
     checkpoint.save(out, trainer.model, dtype=torch.bfloat16)
     complete_folder(config, vocabulary=tokenizer.vocabulary)
     return trainer.validation_losses(validation) if validation else {}

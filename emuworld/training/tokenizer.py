@@ -1,10 +1,10 @@
 """Stage `tokenizer`: the IBQ vision tokenizer learns to draw the frames of a folder of stories again.
 
-Losses after IBQ: reconstruction (here L1 + squared error, no perceptual or adversarial term: the built-in
-model is measured against the simulator's own pixels), double quantisation, and entropy: each position sure of
-its code, all codes used. Two departures keep a short run from collapsing: the codes keep one common length
-(with free lengths the longest wins every dot product), and codes that a window of steps never used are set to
-latents of the current batch.
+Losses after IBQ: reconstruction (here L1, squared error and its logarithm, no perceptual or adversarial term:
+the built-in model is measured against the simulator's own pixels), double quantisation, and entropy: each
+position sure of its code, all codes used. Two departures keep a short run from collapsing: the codes keep one
+common length (with free lengths the longest wins every dot product), and codes that a window of steps never
+used are set to latents of the current batch.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from emuworld.tokens.vision import VisionConfig, VisionTokenizer, to_pixels
 from emuworld.training import loop
 from emuworld.training.data import FramePool, ShardFeed, wait_for_shards
 from emuworld.training.devices import pick_device
+from emuworld.training.ranks import Ranks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,12 +39,17 @@ class TokenizerTraining:
     wait_for_data_s: float = 0.0
     device: str = "auto"
     compile: bool = False
+    compile_mode: str = "default"  # of torch.compile; reduce-overhead replays CUDA graphs
     batch_size: int = 24  # steps count for more than frames a step
     learning_rate: float = 6e-4
     weight_decay: float = 1e-4
     gradient_clip: float = 1.0
     l1_weight: float = 1.0
-    l2_weight: float = 4.0
+    l2_weight: float = 2.0
+    log_weight: float = (
+        0.02  # of the mean over frames of log squared error, which is what a mean in dB measures
+    )
+    mirror: bool = True  # half of the frames left and right exchanged
     quantisation_weight: float = 0.1  # at 0.25 latents collapsed before the decoder had learnt to use them
     entropy_weight: float = 0.02
     batch_entropy_gain: float = 1.0
@@ -78,10 +83,9 @@ class TokenizerTrainer:
             fused=device.type == "cuda",
         )
         self.uses = torch.zeros(self.model.num_codes, device=device)
-        self.latents, self.pixels = self.model.latents, self.model.pixels
+        self._drawn_losses = self._losses
         if config.compile:
-            self.latents = torch.compile(self.latents, dynamic=False)
-            self.pixels = torch.compile(self.pixels, dynamic=False)
+            self._drawn_losses = torch.compile(self._losses, dynamic=False, mode=config.compile_mode)
 
     def _new_model(self) -> VisionTokenizer:
         if self.config.init_from:
@@ -102,37 +106,46 @@ class TokenizerTrainer:
         if config.crop_px:
             top, left = (int(rng.integers(0, config.size_px - config.crop_px + 1)) for _ in range(2))
             images = images[:, top : top + config.crop_px, left : left + config.crop_px]
-        pixels = to_pixels(images)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            z = self.latents(pixels)
-        quantised = self.model.quantize(z, entropy_temperature=config.entropy_temperature)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            drawn = self.pixels(quantised.z_q)
-        drawn = drawn.float()
-        l1, l2 = F.l1_loss(drawn, pixels), F.mse_loss(drawn, pixels)
-        entropy = quantised.sample_entropy - config.batch_entropy_gain * quantised.batch_entropy
-        loss = (
-            config.l1_weight * l1
-            + config.l2_weight * l2
-            + config.quantisation_weight * quantised.quantisation_loss
-            + config.entropy_weight * entropy
-        )
+        if config.mirror:
+            images = torch.cat((images[::2], images[1::2].flip(2)))
+        torch.compiler.cudagraph_mark_step_begin()
+        loss, latents, codes, figures = self._drawn_losses(images)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
         self.optimizer.step()
         self._set_code_lengths(self.model)
-        self._restart_idle_codes(step, factor, quantised.codes, z.detach())
-        with torch.no_grad():
-            return {
-                "loss": loss.detach(),
-                "psnr_db": -10 * torch.log10(l2.detach() / 4),
-                "quantisation": quantised.quantisation_loss.detach(),
-                "sample_entropy": quantised.sample_entropy.detach(),
-                "batch_entropy": quantised.batch_entropy.detach(),
-                "codes_in_batch": torch.unique(quantised.codes).numel() * torch.ones(()),
-                "frames": torch.tensor(float(self.pool.num_frames)),
-            }
+        self._restart_idle_codes(step, factor, codes, latents.detach())
+        used = (self.uses > 0).float().mean()  # since the last restart of idle codes
+        return {**figures, "codes_used_share": used, "frames": torch.tensor(float(self.pool.num_frames))}
+
+    def _losses(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Images uint8 [B, H, W, 3] -> loss, latents [B, D, h, w], codes [B, h, w], figures to log."""
+        config = self.config
+        pixels = to_pixels(images)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            latents = self.model.latents(pixels)
+        quantised = self.model.quantize(latents, entropy_temperature=config.entropy_temperature)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            drawn = self.model.pixels(quantised.z_q)
+        error = drawn.float() - pixels
+        l1, squared_B = error.abs().mean(), error.square().mean(dim=(1, 2, 3))
+        entropy = quantised.sample_entropy - config.batch_entropy_gain * quantised.batch_entropy
+        loss = (
+            config.l1_weight * l1
+            + config.l2_weight * squared_B.mean()
+            + config.log_weight * squared_B.clamp_min(1e-6).log().mean()
+            + config.quantisation_weight * quantised.quantisation_loss
+            + config.entropy_weight * entropy
+        )
+        figures = {
+            "loss": loss.detach(),
+            "psnr_db": -10 * (squared_B.detach() / 4).log10().mean(),
+            "quantisation": quantised.quantisation_loss.detach(),
+            "sample_entropy": quantised.sample_entropy.detach(),
+            "batch_entropy": quantised.batch_entropy.detach(),
+        }
+        return loss, latents, quantised.codes, figures
 
     @torch.no_grad()
     def _set_code_lengths(self, model: VisionTokenizer) -> None:
@@ -169,6 +182,8 @@ def train(config: TokenizerTraining) -> dict[str, float]:
     figures.
     """
     device = pick_device(config.device)
+    if Ranks(device).world > 1:
+        raise ValueError("stage tokenizer trains in one process: start it without torchrun")
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True  # shapes are fixed, and the default choice is slow for few channels
     wait_for_shards(config.shards, timeout_s=config.wait_for_data_s)

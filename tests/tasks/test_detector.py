@@ -35,9 +35,9 @@ def _drawn(count: int, *, seed: int, size: int = 64) -> tuple[np.ndarray, Labels
 
 def test_the_full_detector_is_small_and_its_file_smaller_still(tmp_path: Path) -> None:
     detector = judge.Detector(judge.DetectorConfig())
-    assert sum(p.numel() for p in detector.parameters()) <= 300_000
+    assert sum(p.numel() for p in detector.parameters()) <= 500_000
     detector.save(tmp_path / "d.safetensors", notes={"errors": {}})
-    assert (tmp_path / "d.safetensors").stat().st_size < 700_000
+    assert (tmp_path / "d.safetensors").stat().st_size < 1_000_000
     loaded = judge.Detector.load(tmp_path / "d.safetensors")
     assert loaded.config == detector.config
     frame = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)

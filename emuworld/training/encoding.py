@@ -1,0 +1,105 @@
+"""Shards of pictures -> token stories: the vision tokenizer's part of the transformer's training.
+
+Pictures are encoded once, and their codes kept beside the run, so that a resumed run does not encode again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emuworld.tokens.vision import VisionTokenizer, to_pixels
+from emuworld.training.data import (
+    DecodedShard,
+    ShardFeed,
+    TokenStory,
+    in_share,
+    load_tokens,
+    mirrored,
+    save_tokens,
+    with_codes,
+)
+
+
+class TokenFeed:
+    """Shards -> token stories: pictures are encoded once on the device, the codes kept in `cache`."""
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        vision: VisionTokenizer,
+        cache: Path,
+        size_px: int,
+        workers: int,
+        compile: bool,
+        device: torch.device,
+        follow: bool,
+        mirror: bool,
+        share: tuple[int, int],
+    ) -> None:
+        self._vision = vision
+        self._cache = cache
+        self._device = device
+        self._mirror = mirror
+        self._share = share
+        self._latents: Callable[[Tensor], Tensor] = vision.latents
+        if compile:
+            self._latents = torch.compile(vision.latents, dynamic=False)
+        cache.mkdir(parents=True, exist_ok=True)
+        self._feed = ShardFeed(
+            folder,
+            size=size_px,
+            workers=workers,
+            follow=follow,
+            skip=[path.stem for path in cache.glob("*.npz")],
+            share=share,
+        )
+
+    def cached(self) -> Iterator[list[TokenStory]]:
+        """The stories that an earlier run has encoded already."""
+        for path in sorted(self._cache.glob("*.npz")):
+            if in_share(path.stem, rank=self._share[0], world=self._share[1]):
+                yield load_tokens(path)
+
+    def ready(self) -> list[TokenStory]:
+        """Stories of a shard that the background has decoded by now, if there is one. One at a time: a feed
+        that is faster than the encoder would hold up the training.
+        """
+        shard = self._feed.ready()
+        return [] if shard is None else self._encode(shard)
+
+    def wait(self) -> list[TokenStory] | None:
+        """Stories of the next shard, waiting for it; None where every present shard was given."""
+        shard = self._feed.wait()
+        return None if shard is None else self._encode(shard)
+
+    def close(self) -> None:
+        self._feed.close()
+
+    def _encode(self, shard: DecodedShard) -> list[TokenStory]:
+        stories = with_codes(shard.stories, self._codes(shard.frames))
+        if self._mirror:
+            stories += with_codes([mirrored(s) for s in shard.stories], self._codes(shard.frames.flip(2)))
+        save_tokens(self._cache / f"{shard.stem}.npz", stories)
+        return stories
+
+    @torch.no_grad()
+    def _codes(self, frames: Tensor) -> np.ndarray:
+        """Codes uint16 [N, h, w], in fp16 arithmetic on a GPU (ten mantissa bits: about as exact as the TF32
+        default), fp32 on a CPU.
+        """
+        codes = []
+        for chunk in frames.split(256):
+            num = len(chunk)
+            if num < 256 and self._device.type == "cuda":  # one shape, one compilation
+                chunk = torch.cat((chunk, chunk.new_zeros((256 - num, *chunk.shape[1:]))))
+            pixels = to_pixels(chunk.to(self._device))
+            with torch.autocast(self._device.type, torch.float16, enabled=self._device.type == "cuda"):
+                z = self._latents(pixels)
+            codes.append(self._vision.quantize.codes(z)[:num].to("cpu", torch.int32).numpy())
+        return np.concatenate(codes).astype(np.uint16)
