@@ -34,7 +34,8 @@ text)
 tokenizer)
     $EMUWORLD train stage=tokenizer shards="$WORK/train" validation_shards="$WORK/validation" \
         out="$WORK/tokenizer" device=cuda compile=true frames_in_memory=300000 workers=6 follow_shards=true \
-        wait_for_data_s=120 loop.max_steps=1000000 loop.max_seconds="$TOKENIZER_S" "${@:2}"
+        wait_for_data_s=120 batch_size=32 compile_mode=reduce-overhead first_frames=800 loop.max_steps=1000000 \
+        loop.max_seconds="$TOKENIZER_S" "${@:2}"
     ;;
 pretrain)
     $PARALLEL train stage=pretrain shards="$WORK/train" validation_shards="$WORK/validation" \
