@@ -18,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -148,6 +149,7 @@ class CachePool:
         self._small_calls = 0  # calls in a row that needed at most half of the working rows
         self._working: StaticCache | None = None
         self._held: list[_Held] = []
+        self._num_clears = 0
         self.num_prefills = 0  # chunks computed so far, for tests and figures
 
     @property
@@ -171,10 +173,24 @@ class CachePool:
         hiddens = [self._held[slot].hiddens_D[-1] for slot in slots]
         return Prepared(cache if slots == list(range(cache.num_rows)) else cache.rows(slots), hiddens)
 
+    @contextmanager
+    def lend(self, sequences: Sequence[Sequence[Ids]], *, room: int) -> Iterator[Prepared]:
+        """`prepare`, with the rows kept from other calls until the end: those get a working cache of their
+        own."""
+        prepared = self.prepare(sequences, room=room)
+        lent, num_clears = (self._working, self._held), self._num_clears
+        self._working, self._held = None, []
+        try:
+            yield prepared
+        finally:
+            if self._working is None and self._num_clears == num_clears:
+                self._working, self._held = lent
+
     def clear(self) -> None:
         """Give all memory back. Results stay the same; the next call computes again."""
         self._chunks = _Chunks(max_bytes=self._chunks.max_bytes)
         self._working, self._held = None, []
+        self._num_clears += 1
 
     def _make_room(self, num_rows: int, capacity: int) -> StaticCache:
         """The working cache with at least this many rows and tokens a row."""

@@ -1,11 +1,15 @@
-"""A checkpoint folder: found by name, checked, opened part by part, and named by a fingerprint."""
+"""A checkpoint folder of our own: found by name, checked, opened part by part, and named by a fingerprint.
+
+Folders in the layout of the Emu3.5 release are opened in `emuworld.published`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,9 +18,11 @@ from emuworld.cache_pool import CachedModel
 from emuworld.manifest import FILE_NAME, Manifest
 from emuworld.model import checkpoint
 from emuworld.model.exact import exact
+from emuworld.model.fused import fused
 from emuworld.state import FINGERPRINT_BYTES
 from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vision import VisionTokenizer
+from emuworld.tokens.vocabulary import Vocabulary
 
 BUILTIN = {"small": Path(__file__).parent / "weights" / "small"}
 FILES = ("config.json", "model.safetensors", "vision.json", "vision.safetensors", "text.tiktoken", FILE_NAME)
@@ -33,6 +39,46 @@ class Parts:
     tokenizer: TextTokenizer
     manifest: Manifest
     fingerprint: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """A checkpoint that is there, in one folder of ours or in three published ones."""
+
+    names: tuple[str, str | None, str | None]  # model, vision and text, for `locate` to find it again
+    files: tuple[Path, ...]
+    open: Callable[[torch.device], Parts] = field(compare=False)
+
+
+def locate(
+    model: str | os.PathLike[str],
+    *,
+    vision: str | os.PathLike[str] | None = None,
+    text: str | os.PathLike[str] | None = None,
+) -> Located:
+    """A built-in name, a folder of our training, or a published folder or hub id. ValueError where there is
+    none."""
+    folder = Path(model)
+    is_own = str(model) in BUILTIN or (folder / FILE_NAME).is_file()
+    if not is_own and ((folder / checkpoint.CONFIG_FILE).is_file() if folder.is_dir() else "/" in str(model)):
+        from emuworld import published  # the small model must not wait for what the published ones need
+
+        source = published.find(model, vision=vision, text=text)
+        return Located(
+            names=(str(source.model), str(source.vision), str(source.text)),
+            files=tuple(path for _, path in source.files),
+            open=lambda device: published.open_parts(source, device=device),
+        )
+    folder = find(model)
+    if vision is not None or text is not None:
+        raise ValueError(f"{str(model)!r} brings its own tokenizers; leave vision and text out")
+    # Not a relative name: a child may work in another directory.
+    name = str(model) if str(model) in BUILTIN else str(folder)
+    return Located(
+        names=(name, None, None),
+        files=tuple(folder / file for file in FILES),
+        open=lambda device: open_parts(folder, device=device),
+    )
 
 
 def find(name: str | os.PathLike[str]) -> Path:
@@ -65,12 +111,7 @@ def open_parts(folder: Path, *, device: torch.device) -> Parts:
     except ValueError as error:
         raise ValueError(f"{folder / 'text.tiktoken'} does not fit {FILE_NAME}: {error}") from error
     vision = VisionTokenizer.load(folder, device=device)
-    transformer: CachedModel
-    if device.type == "cpu":
-        limit_threads()
-        transformer = exact(checkpoint.load(folder, device="cpu", dtype=torch.float32))
-    else:
-        transformer = checkpoint.load(folder, device=device, dtype=torch.bfloat16)
+    transformer = open_transformer(folder, device=device)
     if transformer.config.vocab_size < manifest.vocabulary.size:
         raise ValueError(
             f"{folder}: config.json has {transformer.config.vocab_size} ids, {FILE_NAME} "
@@ -82,23 +123,37 @@ def open_parts(folder: Path, *, device: torch.device) -> Parts:
         vision=vision,
         tokenizer=tokenizer,
         manifest=manifest,
-        fingerprint=fingerprint(folder, manifest),
+        fingerprint=fingerprint(
+            manifest.vocabulary, [(name, folder / name) for name in FILES if name != FILE_NAME]
+        ),
     )
 
 
-def signature(folder: Path) -> tuple[tuple[int, int], ...]:
-    """Changes when a file of the folder is written again; costs no reading."""
-    status = [(folder / name).stat() for name in FILES]
+def open_transformer(
+    folder: Path, *, device: torch.device, on_progress: Callable[[int, int], None] | None = None
+) -> CachedModel:
+    """The transformer in the form that a device runs fastest: int8 and exact on the CPU, bf16 on CUDA.
+
+    On the CPU the int8 form is also the smallest: half the bytes of a 16-bit checkpoint. Its weights come
+    from the mapped files tensor by tensor. `on_progress` is called with what is done and what there is.
+    """
+    if device.type == "cpu":
+        limit_threads()
+        return exact(checkpoint.load(folder), on_layer=on_progress)
+    return fused(checkpoint.load(folder, device=device, dtype=torch.bfloat16, on_bytes=on_progress))
+
+
+def signature(files: Iterable[Path]) -> tuple[tuple[int, int], ...]:
+    """Changes when one of the files is written again; costs no reading."""
+    status = [file.stat() for file in files]
     return tuple((file.st_mtime_ns, file.st_size) for file in status)
 
 
-def fingerprint(folder: Path, manifest: Manifest) -> bytes:
-    """16 bytes that change with weights, tokenizers and ids, not with sampling defaults."""
-    digest = hashlib.sha256(json.dumps(manifest.vocabulary.to_json(), sort_keys=True).encode())
-    for name in FILES:
-        if name == FILE_NAME:
-            continue
-        path = folder / name
+def fingerprint(vocabulary: Vocabulary, files: Iterable[tuple[str, Path]]) -> bytes:
+    """16 bytes that change with ids and with the named files (weights, tokenizers), not with sampling
+    defaults."""
+    digest = hashlib.sha256(json.dumps(vocabulary.to_json(), sort_keys=True).encode())
+    for name, path in files:
         size = path.stat().st_size
         digest.update(f"{name} {size}\n".encode())
         with path.open("rb") as file:

@@ -45,11 +45,22 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "generate": Command(
-        summary="Paint pictures from words, or imagine a walk, and write them as PNG with a contact sheet.",
+        summary="Answer prompts in any mode: pictures, edits, stories, guides, walks, robot plans.",
         targets={"": Target(module="emuworld.tasks.generate", settings="Generate")},
         examples=(
             "emuworld generate mode=t2i prompt='a room with a red ball and a blue box' n=4",
             "emuworld generate mode=explore prompt='a room with a sofa' commands='[turn left, move forward]'",
+            "emuworld generate mode=x2i prompt='make the ball green' images='[room.png]'",
+            "emuworld generate mode=story prompts=stories.jsonl out=outputs/stories shard=0/2",
+        ),
+    ),
+    "export": Command(
+        summary="Write the pictures, texts and a film of answers (.pb), published ones or our own.",
+        targets={"": Target(module="emuworld.tasks.export", settings="Export")},
+        examples=(
+            "emuworld export input=outputs/generate/proto",
+            "emuworld export input=000.pb out=looked-at video=false",
+            "emuworld export input=answers font=NotoSansCJK-Regular.ttc shard=0/4",
         ),
     ),
     "play": Command(
@@ -121,6 +132,14 @@ COMMANDS: dict[str, Command] = {
             "emuworld eval suite=explore-twin score_only=true",
         ),
     ),
+    "convert": Command(
+        summary="Write a checkpoint again, in the layout of the Emu3.5 release or for transformers and vLLM.",
+        targets={"": Target(module="emuworld.tasks.convert", settings="Convert")},
+        examples=(
+            "emuworld convert model=/models/Emu3.5 out=/models/Emu3.5-qwen3",
+            "emuworld convert model=outputs/tuned text=/models/text to=published out=/models/tuned",
+        ),
+    ),
     "data": Command(
         summary="Render training stories from the simulated worlds into shards.",
         choice="action",
@@ -133,5 +152,20 @@ COMMANDS: dict[str, Command] = {
             )
         },
         examples=("emuworld data build out=outputs/data/train",),
+    ),
+    "bench": Command(
+        summary="Measure speed and memory with random weights; figures as JSON lines, part by part.",
+        choice="what",
+        targets={
+            "published-34b": Target(
+                module="emuworld.tasks.scale",
+                settings="PublishedSpeed",
+                settings_module="emuworld.tasks.published_rig",
+            )
+        },
+        examples=(
+            "emuworld bench what=published-34b device=cuda",
+            "emuworld bench what=published-34b device=cpu size=tiny vision=tiny pictures=[8] story_side=8",
+        ),
     ),
 }

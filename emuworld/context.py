@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emuworld.cache_pool import Ids
+from emuworld.decoding.request import END_TOKENS
 from emuworld.manifest import Manifest
 from emuworld.state import (
     ContextFull,
@@ -16,11 +17,9 @@ from emuworld.state import (
     image_blocks,
     split_chunks,
 )
-from emuworld.tokens.sequence import image_length, unconditional_ids
+from emuworld.tokens.sequence import MODES, image_length, unconditional_ids
 from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vision import DOWNSAMPLE
-
-_END_TOKENS = 2  # ESS EOS: room that is kept so that every answer can be ended
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,10 +53,8 @@ class Context:
             raise SnapshotError(
                 "the state holds ids that this model does not have; it is damaged, save it again"
             )
-        if state.mode not in self.manifest.modes:
-            raise SnapshotError(
-                f"the state's mode {state.mode!r} is none of this model's {self.manifest.modes}"
-            )
+        if state.mode not in MODES:
+            raise SnapshotError(f"the state's mode {state.mode!r} is none of {', '.join(MODES)}")
         if state.size is not None:
             self.manifest.check_size(state.size)
 
@@ -65,10 +62,16 @@ class Context:
         """The prompt, then the answer cut behind every EOI: what the conditional row has read."""
         return [state.prompt_ids, *split_chunks(state.answer_ids, eoi=self.manifest.vocabulary.eoi)]
 
-    def unguided_chunks(self, state: WorldState) -> list[Ids]:
-        """The unconditional prompt with the reference pictures, then the pictures drawn; no words."""
+    def has_references(self, state: WorldState) -> bool:
+        """Whether there are pictures in the prompt."""
+        return self.manifest.vocabulary.boi in state.prompt_ids
+
+    def unguided_chunks(self, state: WorldState, *, with_references: bool = True) -> list[Ids]:
+        """The unconditional prompt, with the reference pictures or without, then the pictures drawn; no
+        words."""
         vocabulary = self.manifest.vocabulary
-        references = [block_codes(block, vocabulary) for block in image_blocks(state.prompt_ids, vocabulary)]
+        blocks = image_blocks(state.prompt_ids, vocabulary) if with_references else []
+        references = [block_codes(block, vocabulary) for block in blocks]
         prompt = unconditional_ids(references, tokenizer=self.tokenizer)
         return [tuple(prompt), *image_blocks(state.answer_ids, vocabulary)]
 
@@ -84,13 +87,13 @@ class Context:
     def free_tokens(self, state: WorldState, *, num_text_tokens: int = 0) -> int:
         """What is left behind so much text, a picture and the end of the answer; below 0: they do not fit."""
         used = len(state.prompt_ids) + len(state.answer_ids) + num_text_tokens
-        return self.max_tokens - used - self.block_tokens(state.size) - _END_TOKENS
+        return self.max_tokens - used - self.block_tokens(state.size) - END_TOKENS
 
     def require(self, state: WorldState, *, num_text_tokens: int = 0) -> int:
         """`free_tokens`, or ContextFull where it is below 0."""
         free = self.free_tokens(state, num_text_tokens=num_text_tokens)
         if free < 0:
-            needed = num_text_tokens + self.block_tokens(state.size) + _END_TOKENS
+            needed = num_text_tokens + self.block_tokens(state.size) + END_TOKENS
             raise ContextFull(
                 f"the context of {self.max_tokens} tokens is full: {len(state.ids)} are used, and a text of "
                 f"{num_text_tokens} with a picture needs {needed} more; begin a new world from the last "

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from emuworld.decoding.grammar import SizeBounds
-from emuworld.decoding.sampling import Sampling
+from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.tokens.sequence import MODES
 from emuworld.tokens.vision import DOWNSAMPLE
-from emuworld.tokens.vocabulary import Vocabulary
+from emuworld.tokens.vocabulary import EMU35, Vocabulary
 
 FILE_NAME = "emuworld.json"
 _FORMAT = 1
+# Thoughts before an answer and a picture, and the text itself. The release has no such bound but the context.
+_PUBLISHED_TEXT_TOKENS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class Manifest:
         smallest_side, largest_side: bounds of image sides in pixels, multiples of 16.
         max_text_tokens: words that the model may write in one segment before its answer is closed.
         sampling: settings for each mode; a mode without any gets `Sampling()`.
-        modes: the modes that the checkpoint was trained for; `begin` refuses others.
+        modes: the modes that the checkpoint was trained for; `begin` takes every mode.
         commands: commands to sample from, for each mode that has some.
     """
 
@@ -54,6 +56,9 @@ class Manifest:
             raise ValueError(
                 f"modes {sorted(unknown)} are unknown; choose among {', '.join(MODES)}, at least one"
             )
+        low, high = self.smallest_side, self.largest_side
+        if any(type(side) is not int or side % DOWNSAMPLE for side in (low, high)) or not 0 < low <= high:
+            raise ValueError(f"sides must be multiples of {DOWNSAMPLE}, small to large, got {low}..{high}")
         if self.default_size is not None:
             self.check_size(self.default_size)
         if self.max_text_tokens < 1:
@@ -121,5 +126,36 @@ class Manifest:
         path = Path(folder) / FILE_NAME
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError) as error:
+        except OSError as error:
             raise ValueError(f"{path} cannot be read ({error}); give a folder that training wrote") from error
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            raise ValueError(f"{path} does not describe a checkpoint: {error}") from error
+
+
+def published(name: str) -> Manifest:
+    """What the Emu3.5 release leaves unsaid in its folders: ids, sizes, and the sampling of its
+    configurations (fact sheet, sections 2, 4.4 and 5.2).
+
+    `name` is the checkpoint's: one with "Image" in it, as "Emu3.5-Image", draws from words with guidance 5,
+    others with 2. For `vla` the release has no settings; those of `howto` stand in.
+    """
+    plain, guided = Truncation(top_k=1024, top_p=0.9), Truncation(top_k=200, top_p=0.8, temperature=0.7)
+    one_picture, many_pictures = Truncation(top_k=5120), Truncation(top_k=10_240)
+    howto = Sampling(text=guided, image=many_pictures, guidance=3.0)
+    return Manifest(
+        vocabulary=EMU35,
+        default_size=None,
+        smallest_side=128,
+        largest_side=2048,
+        max_text_tokens=_PUBLISHED_TEXT_TOKENS,
+        sampling={
+            "t2i": Sampling(text=plain, image=one_picture, guidance=5.0 if "image" in name.lower() else 2.0),
+            "x2i": Sampling(text=plain, image=one_picture, guidance=3.0),
+            "howto": howto,
+            "story": Sampling(text=plain, image=many_pictures, guidance=3.0),
+            "explore": Sampling(
+                text=Truncation(top_k=200, top_p=0.5, temperature=0.7), image=one_picture, guidance=3.0
+            ),
+            "vla": howto,
+        },
+    )

@@ -1,9 +1,15 @@
-"""Pictures as users give and get them (numpy, uint8) <-> codes: checks, sizes, one vision pass a picture."""
+"""Pictures as users give and get them (numpy, uint8) <-> codes: checks, sizes, one vision pass a picture.
+
+Sizes follow the Emu3.5 release (fact sheet, section 4.4) where a checkpoint has no size of its own: a table
+of named ratios, and reference pictures resized to an area with their ratio kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,6 +21,22 @@ from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer
 
 Codes = NDArray[np.integer]  # [h, w], 0-based
 Pixels = NDArray[np.uint8]  # [H, W, 3]
+Size = tuple[int, int]  # height, width
+
+PICTURE_AREA = 1024**2  # pixels of a picture in t2i and x2i, and of their reference pictures
+INTERLEAVED_AREA = 720**2  # the same in the modes whose answers hold many pictures
+ASPECTS: dict[str, Size] = {  # "width:height" -> height and width in tokens at `PICTURE_AREA`, as published
+    "4:3": (55, 73),
+    "21:9": (41, 97),
+    "16:9": (47, 85),
+    "3:2": (52, 78),
+    "1:1": (64, 64),
+    "3:4": (73, 55),
+    "9:16": (85, 47),
+    "2:3": (78, 52),
+}
+DEFAULT_ASPECT = "4:3"
+SIZE_NAMES = (*ASPECTS, "default", "auto")
 
 
 def encode(vision: VisionTokenizer, images: Iterable[Pixels], *, device: torch.device) -> list[Codes]:
@@ -57,18 +79,38 @@ def _one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def checked(image: Pixels) -> Pixels:
+def checked(image: Pixels | Codes) -> Pixels:
     """The picture as an array; ValueError unless it is uint8 [H, W, 3]."""
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ValueError(
-            f"a picture must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}; "
+            f"a picture must be uint8 [H, W, 3], got {array.dtype} {list(array.shape)}; "
             "convert it with numpy.asarray(image.convert('RGB'))"
         )
-    return image
+    return cast(Pixels, array)
 
 
-def resized(image: Pixels, size: tuple[int, int]) -> Pixels:
+def reference(picture: Pixels | Codes, *, size: Size | None, mode: str, manifest: Manifest) -> Pixels | Codes:
+    """A reference picture as a world of `size` (None: open) shows it to the model; codes stay as they are.
+
+    A checkpoint with one size of its own has learnt that size: its references are stretched to the world's
+    (Lanczos). Any other takes references of any size and ratio: each is resized to the mode's area.
+    """
+    if is_codes(picture):
+        return picture
+    picture = checked(picture)
+    if manifest.default_size is not None:
+        return resized(picture, size or manifest.default_size)
+    return area_resized(picture, area=min(_area(mode), manifest.largest_side**2))
+
+
+def is_codes(picture: Pixels | Codes) -> bool:
+    """Whether this is a grid of codes, int [h, w], as `encode` gives it. (uint8 [h, w] is a grey picture.)"""
+    picture = np.asarray(picture)
+    return picture.ndim == 2 and np.issubdtype(picture.dtype, np.integer) and picture.dtype != np.uint8
+
+
+def resized(image: Pixels, size: Size) -> Pixels:
     """Lanczos to (height, width), without keeping the aspect ratio; the picture itself where it has that
     size."""
     if image.shape[:2] == size:
@@ -76,21 +118,82 @@ def resized(image: Pixels, size: tuple[int, int]) -> Pixels:
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
 
 
-def choose_size(
-    size: tuple[int, int] | None, *, pictures: Sequence[Pixels], manifest: Manifest
-) -> tuple[int, int] | None:
-    """Height and width of a world's pictures: the given ones, else the checkpoint's, else the last picture's.
+def area_resized(image: Pixels, *, area: int) -> Pixels:
+    """Bicubic to `area_size`, up or down, as the release resizes reference pictures."""
+    height, width = area_size((image.shape[0], image.shape[1]), area=area)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
-    The last picture's sides are rounded to what the model can draw. None: the model chooses.
+
+def area_size(size: Size, *, area: int) -> Size:
+    """The sides of a picture of `size` when it is brought to about `area` pixels, multiples of 16.
+
+    To the letter of the release, its rounding included: 1920 by 1080 becomes 960 by 544 at 518,400 pixels.
     """
-    chosen = size if size is not None else manifest.default_size
-    if chosen is None and pictures:
-        low, high = manifest.smallest_side, manifest.largest_side
-        height, width = (
-            min(max(round(side / DOWNSAMPLE) * DOWNSAMPLE, low), high) for side in pictures[-1].shape[:2]
+    ratio = size[1] / size[0]
+    height = int(math.sqrt(area / ratio))
+    width = int(height * ratio)
+    half = DOWNSAMPLE // 2
+    height, width = (
+        (height + half) // DOWNSAMPLE * DOWNSAMPLE,
+        (width + half) // DOWNSAMPLE * DOWNSAMPLE,
+    )
+    if height == 0 or width == 0:
+        raise ValueError(
+            f"a picture of {size[0]} by {size[1]} pixels is too narrow: at an area of {area} one side is "
+            f"less than half a token of {DOWNSAMPLE} pixels; crop it first"
         )
-        chosen = (height, width)
-    if chosen is None:
+    return height, width
+
+
+def asked_size(size: Size | str | None, *, mode: str, manifest: Manifest) -> Size | None:
+    """Height and width in pixels that a world is asked to draw; None: open.
+
+    Args:
+        size: sides in pixels; a name of `SIZE_NAMES`; None: the checkpoint's own size, where it has one.
+            "auto" leaves it open for any checkpoint, "default" is the checkpoint's own size, else 4:3.
+            A ratio has the mode's area: 1024 x 1024 in t2i and x2i, where the published table holds, and
+            720 x 720 elsewhere; that of the checkpoint's own size where it has one.
+
+    Raises:
+        ValueError: an unknown name, or sides that the checkpoint cannot draw.
+    """
+    if isinstance(size, str):
+        size = _named_size(size, mode=mode, manifest=manifest)
+    elif size is None:
+        size = manifest.default_size
+    if size is None:
         return None
-    manifest.check_size(chosen)
-    return int(chosen[0]), int(chosen[1])
+    manifest.check_size(size)
+    return int(size[0]), int(size[1])
+
+
+def reference_size(picture: Pixels | Codes, *, manifest: Manifest) -> Size:
+    """The size of a reference picture that `reference` gave, within what the checkpoint can draw."""
+    low, high = manifest.smallest_side, manifest.largest_side
+    scale = DOWNSAMPLE if is_codes(picture) else 1
+    height, width = (min(max(side * scale, low), high) for side in picture.shape[:2])
+    return height, width
+
+
+def _named_size(name: str, *, mode: str, manifest: Manifest) -> Size | None:
+    if name not in SIZE_NAMES:
+        raise ValueError(f"size {name!r} is no name of a size; choose one of {', '.join(SIZE_NAMES)}")
+    if name == "auto":
+        return None
+    own = manifest.default_size
+    if name == "default":
+        if own is not None:
+            return own
+        name = DEFAULT_ASPECT
+    wide, high = map(int, name.split(":"))
+    # No side may pass the checkpoint's limit, whatever the ratio.
+    limit = manifest.largest_side**2 * min(wide, high) // max(wide, high)
+    area = min(_area(mode) if own is None else own[0] * own[1], limit)
+    if area == PICTURE_AREA:
+        height, width = ASPECTS[name]
+        return height * DOWNSAMPLE, width * DOWNSAMPLE
+    return area_size((high, wide), area=area)
+
+
+def _area(mode: str) -> int:
+    return PICTURE_AREA if mode in ("t2i", "x2i") else INTERLEAVED_AREA

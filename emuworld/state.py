@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from emuworld.decoding.request import Stop
 from emuworld.tokens.vocabulary import Vocabulary
 
 _MAGIC = b"EmuW"
@@ -42,15 +43,21 @@ class ContextFull(ValueError):
 class Segment:
     """One step of an answer. `image` is uint8 [H, W, 3], None where the model ended the answer without one.
 
-    `thought` is what the model wrote between BOC and EOC (or, before the first segment, BOG and EOG), if it
-    did.
-    `ended`: nothing can follow in this world.
+    Chain of thought, where the model wrote any: `thought` is what it thought before this picture (between BOC
+    and EOC), `answer_thought` what it thought before the whole answer (between BOG and EOG; on the first
+    segment only). `ended`: nothing can follow in this world.
+
+    `stop_reason`: why the segment is over: "image" (its picture is finished), "end" (the model ended its
+    answer), or the limit at which the answer was closed: "text_limit" (words of one segment), "token_limit"
+    (`Sampling.max_new_tokens`), "context" (no room is left in the context).
     """
 
     text: str
     image: NDArray[np.uint8] | None
     thought: str | None
     ended: bool
+    answer_thought: str | None = None
+    stop_reason: Stop = Stop.IMAGE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,14 @@ descriptors on import.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
 MAX_STORY_BYTES = 256 * 2**20  # forty pictures of 2048 px as PNG
 MAX_MESSAGES = 65_536  # nested messages in a story: about 8,000 pictures with a few features each
+MAX_FIELDS = 16 * MAX_MESSAGES  # a second's walk; a picture has about eight
 
 IMAGE_FORMATS = {"UNKNOWN": 0, "JPEG": 1, "PNG": 2, "WEBP": 3, "BMP": 4}  # the enum ImageFormat
 _SCHEMA = {
@@ -89,14 +91,42 @@ def _set_field(target: descriptor_pb2.FieldDescriptorProto, kind: str, *, repeat
 
 
 _CLASSES = _build_classes()
-# Message name -> {field number -> message name} of the fields that are messages, a map's entries among them.
-_CHILDREN = {
-    name: {
-        int(match[5]): match[2] if match[2] in _SCHEMA else "entry"
-        for match in _fields(name)
-        if match[2] in _SCHEMA or match[3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """A field of the schema as it must be on the wire; `child` is the message that it holds, if it does."""
+
+    name: str
+    wire: int
+    child: str = ""
+
+
+_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
+_WIRE_NAMES = {
+    _VARINT: "a number",
+    _EIGHT_BYTES: "eight bytes",
+    _LENGTH: "bytes",
+    _FOUR_BYTES: "four bytes",
+}
+_WIRES = {"double": _EIGHT_BYTES, "string": _LENGTH, "bytes": _LENGTH}  # else a message or a number
+
+
+def _known(message: str, match: re.Match[str]) -> tuple[int, _Known]:
+    _, kind, map_value, name, number = match.groups()
+    child = f"entry of {map_value}" if map_value else kind if kind in _SCHEMA else ""
+    wire = _LENGTH if child else _WIRES.get(kind, _VARINT)
+    return int(number), _Known(name=f"{message}.{name}", wire=wire, child=child)
+
+
+# Message name -> field number -> what it must be; a map's entries are messages too.
+_KNOWN = {name: dict(_known(name, match) for match in _fields(name)) for name in _SCHEMA}
+_KNOWN |= {
+    f"entry of {kind}": {
+        1: _Known(name="the key of a map", wire=_LENGTH),
+        2: _Known(name="the value of a map", wire=_WIRES[kind]),
     }
-    for name in _SCHEMA
+    for kind in ("bytes", "double")
 }
 
 
@@ -106,42 +136,60 @@ def message_class(name: str) -> type[Message]:
 
 
 def check_structure(data: bytes) -> None:
-    """Walk the wire format and refuse a story that is too large or nests too many messages, before memory is
-    taken.
+    """Walk the wire format and refuse what is no story, before protobuf takes memory for it.
 
-    An empty message costs two bytes on the wire and about a hundred in memory, so a size limit alone is not
-    enough.
+    Refused with a StoryError: more bytes, messages or fields than a story has (an empty message costs two
+    bytes here and about a hundred in memory, an empty text costs time, so a size limit alone is not enough);
+    a field of the schema that holds another kind of value, which protobuf would silently leave out; bytes
+    that hold none of a story's fields. Fields that the schema does not know are passed over, as protobuf
+    does.
     """
     if len(data) > MAX_STORY_BYTES:
         raise StoryError(f"a story of {len(data)} bytes is too large: at most {MAX_STORY_BYTES} are read")
-    count = 0
-    open_messages = [(0, len(data), _CHILDREN["Story"])]
+    num_messages = num_fields = num_known = 0
+    open_messages = [(0, len(data), "Story")]
     while open_messages:
-        at, end, children = open_messages.pop()
+        at, end, message = open_messages.pop()
         while at < end:
-            tag, at = _varint(data, at, end)
-            wire = tag & 7
-            length = 0
-            if wire == 0:
-                _, at = _varint(data, at, end)
-            elif wire == 2:
-                length, at = _varint(data, at, end)
-                child = children.get(tag >> 3)
-                if child is not None:
-                    count += 1
-                    if child != "entry":
-                        open_messages.append((at, min(at + length, end), _CHILDREN[child]))
-            elif wire in (1, 5):
-                length = 8 if wire == 1 else 4
-            else:
-                raise StoryError(f"byte {at} is no story message: wire type {wire}")
-            at += length
-            if at > end or count > MAX_MESSAGES:
-                raise StoryError(
-                    f"a story is truncated at byte {end}"
-                    if at > end
-                    else f"a story nests more than {MAX_MESSAGES} messages: split it"
-                )
+            known, start, at = _read_field(data, at, end, message)
+            num_fields += 1
+            if known is not None:
+                num_known += 1
+                if known.child:
+                    num_messages += 1
+                    open_messages.append((start, at, known.child))
+            if num_messages > MAX_MESSAGES or num_fields > MAX_FIELDS:
+                limit = "messages" if num_messages > MAX_MESSAGES else "fields"
+                most = MAX_MESSAGES if num_messages > MAX_MESSAGES else MAX_FIELDS
+                raise StoryError(f"a story nests more than {most} {limit}: split it")
+    if data and not num_known:
+        raise StoryError(f"{len(data)} bytes hold none of a story's fields: they are no story message")
+
+
+def _read_field(data: bytes, at: int, end: int, message: str) -> tuple[_Known | None, int, int]:
+    """What the field at `at` is, where its content starts and where it stops; it must stop before `end`."""
+    tag, content = _varint(data, at, end)
+    number, wire = tag >> 3, tag & 7
+    known = _KNOWN[message].get(number)
+    if wire not in (_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES) or not 1 <= number < 1 << 29:
+        raise StoryError(f"byte {at} is no story message: field {number} of wire type {wire}")
+    if known is not None and wire != known.wire:
+        raise StoryError(
+            f"byte {at} is no story message: {known.name} holds {_WIRE_NAMES[wire]}, expected "
+            f"{_WIRE_NAMES[known.wire]}"
+        )
+    if wire == _VARINT:
+        _, stop = _varint(data, content, end)
+    elif wire == _LENGTH:
+        length, content = _varint(data, content, end)
+        stop = content + length
+    else:
+        stop = content + (8 if wire == _EIGHT_BYTES else 4)
+    if stop > end:
+        raise StoryError(
+            f"a story is truncated at byte {end}: the field at byte {at} says that it goes on to {stop}"
+        )
+    return known, content, stop
 
 
 def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:

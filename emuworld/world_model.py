@@ -12,47 +12,50 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from emuworld import pictures
-from emuworld.cache_pool import CachePool, Ids
-from emuworld.checkpoint_folder import BUILTIN, Parts, find, find_device, open_parts, signature
-from emuworld.context import Context, in_tokens
-from emuworld.decoding.autoregressive import Request, StepCallback, generate
-from emuworld.decoding.grammar import Grammar
+from emuworld.cache_pool import CachePool
+from emuworld.checkpoint_folder import Located, Parts, find_device, locate, signature
+from emuworld.context import Context
+from emuworld.decoding.autoregressive import News, StepCallback, Written, finish
+from emuworld.decoding.request import Stop
 from emuworld.decoding.sampling import Sampling, Truncation
-from emuworld.decoding.uniforms import TokenUniforms
+from emuworld.events import (
+    Event,
+    EventReader,
+    ImageDone,
+    ImageRow,
+    SegmentDone,
+    TextPiece,
+    ThoughtPiece,
+)
 from emuworld.pictures import Codes, Pixels
+from emuworld.segments import Plan, SegmentWriter
 from emuworld.state import ContextFull, Segment, SnapshotError, WorldState, block_codes, image_blocks
-from emuworld.tokens.sequence import parse_answer, prompt_ids
-from emuworld.tokens.text import TextTokenizer
+from emuworld.tokens.sequence import MODES, prompt_ids
 
 __all__ = [
     "ContextFull",
+    "Event",
+    "ImageDone",
+    "ImageRow",
     "Sampling",
     "Segment",
+    "SegmentDone",
     "SnapshotError",
+    "Stop",
+    "TextPiece",
+    "ThoughtPiece",
     "Truncation",
     "WorldModel",
     "WorldState",
     "load",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """One state's next segment: what is forced, how much text the model may write, how it is drawn."""
-
-    state: WorldState
-    forced: Ids
-    max_text_tokens: int
-    sampling: Sampling
 
 
 class WorldModel:
@@ -69,7 +72,7 @@ class WorldModel:
         self,
         parts: Parts,
         *,
-        reopen: tuple[Callable[..., WorldModel], tuple[str, str]] | None = None,
+        reopen: tuple[Callable[..., WorldModel], tuple[Any, ...]] | None = None,
         cache_bytes: int | None = None,
     ) -> None:
         vocabulary = parts.manifest.vocabulary
@@ -93,12 +96,7 @@ class WorldModel:
             max_tokens=parts.transformer.config.max_position_embeddings,
         )
         self._caches = CachePool(parts.transformer, max_bytes=cache_bytes)
-        self._grammar = Grammar(
-            vocabulary,
-            digit_ids=[_single(parts.tokenizer, digit) for digit in "0123456789"],
-            star_id=_single(parts.tokenizer, "*"),
-            bounds=parts.manifest.bounds,
-        )
+        self._writer = SegmentWriter(parts.transformer, context=self._context, caches=self._caches)
 
     @property
     def max_tokens(self) -> int:
@@ -124,42 +122,52 @@ class WorldModel:
         *,
         mode: str,
         prompt: str = "",
-        images: Iterable[Pixels] = (),
+        images: Iterable[Pixels | Codes] = (),
         seed: int = 0,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, int] | str | None = None,
     ) -> WorldState:
         """A new world: its prompt, and nothing imagined yet.
 
         Args:
-            mode: one of `manifest.modes`.
-            prompt: any text; control tokens in it stay text.
-            images: reference pictures, uint8 [H, W, 3]. Those of another size than the world's are resized to
-                it (Lanczos, without keeping the aspect ratio).
+            mode: one of `emuworld.tokens.sequence.MODES`, trained for (`manifest.modes`) or not.
+            prompt: any text; control tokens in it stay text. `emuworld.questions` puts what vla, explore and
+                howto ask into the words that the published model has learnt.
+            images: reference pictures, uint8 [H, W, 3], or their codes, int64 [H/16, W/16]. A checkpoint
+                with a size of its own sees them stretched to the world's; any other sees each at its own
+                ratio, resized to the mode's area (1024 x 1024 pixels in t2i and x2i, 720 x 720 elsewhere).
             seed: 0 .. 2**64 - 1.
-            size: height and width in pixels of every picture. Default: the checkpoint's; where that has none,
-                the last reference picture's, rounded to what the model can draw; without one, the model
-                chooses.
+            size: height and width in pixels of every picture, or a name: "16:9" and the other ratios of
+                `emuworld.pictures.ASPECTS`, "default", or "auto": the model chooses. None: the checkpoint's
+                own size; where it has none, that of the reference picture if there is just one, else the
+                model chooses.
 
         Raises:
             ValueError: something is not as above.
             ContextFull: the prompt leaves no room for a picture.
         """
-        if mode not in self.manifest.modes:
-            raise ValueError(f"mode {mode!r} is not among those this checkpoint knows: {self.manifest.modes}")
+        if mode not in MODES:
+            raise ValueError(f"mode {mode!r} is unknown: choose one of {', '.join(MODES)}")
         if not isinstance(prompt, str):
             raise ValueError(f"prompt must be a str, got {type(prompt).__name__}")
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
             raise ValueError(f"seed must be an integer in 0..2**64 - 1, got {seed!r}")
-        references = [pictures.checked(image) for image in images]
-        size = pictures.choose_size(size, pictures=references, manifest=self.manifest)
-        codes = self.encode(pictures.resized(image, size) for image in references) if size else []
+        asked = self.picture_size(size, mode=mode)
+        references = [
+            pictures.reference(image, size=asked, mode=mode, manifest=self.manifest) for image in images
+        ]
+        if size is None and asked is None and len(references) == 1:
+            asked = pictures.reference_size(references[0], manifest=self.manifest)
+        codes = [
+            image if pictures.is_codes(image) else self.encode([pictures.checked(image)])[0]
+            for image in references
+        ]
         state = WorldState(
             mode=mode,
             prompt_ids=tuple(prompt_ids(mode, question=prompt, images=codes, tokenizer=self.tokenizer)),
             answer_ids=(),
             seed=int(seed),
             step=0,
-            size=size,
+            size=asked,
             ended=False,
             fingerprint=self.fingerprint,
         )
@@ -182,7 +190,7 @@ class WorldModel:
         states: Sequence[WorldState],
         texts: Sequence[str | None],
         *,
-        sampling: Sampling | None = None,
+        sampling: Sampling | Sequence[Sampling | None] | None = None,
         on_step: StepCallback | None = None,
     ) -> list[tuple[WorldState, Segment]]:
         """The next segment of each state, together: cheaper than one by one, and equal to it.
@@ -191,34 +199,48 @@ class WorldModel:
             states: any states of this model, equal ones too (branches); modes, lengths and sizes may differ.
             texts: for each state the segment's text, word for word ("" too), behind which a picture is drawn;
                 or None: the model writes the text itself, and then draws or ends its answer.
-            sampling: settings for all; default: the checkpoint's for each state's mode.
+            sampling: settings for all, or one for each; default: the checkpoint's for each state's mode.
             on_step: called after every step with tokens written and expected.
 
         Returns:
-            New states and segments, in the order of `states`. A text of the model's that fills the context or
-            reaches `manifest.max_text_tokens` ends the answer (`ended`, no image).
+            New states and segments, in the order of `states`. In t2i and x2i the first picture is the answer:
+            nothing follows it. An answer that runs into a limit is closed there (`ended`, no image), and
+            `stop_reason` names the limit.
 
         Raises:
-            ContextFull: no room for another picture (`fits` tells beforehand). Nothing has been computed
-                then.
+            ContextFull: no room for a text that was given and a picture (`fits` tells beforehand). Nothing
+                has been computed then.
             ValueError: an ended state, a text that is no str; SnapshotError: a state of another model, or a
                 broken one.
         """
-        if len(states) != len(texts):
+        settings = (
+            [sampling] * len(states) if sampling is None or isinstance(sampling, Sampling) else list(sampling)
+        )
+        if not len(states) == len(texts) == len(settings):
             raise ValueError(
-                f"got {len(states)} states and {len(texts)} texts; give one text (or None) for each"
+                f"got {len(states)} states, {len(texts)} texts and {len(settings)} settings; give one text "
+                "(or None) for each state, and one sampling for all or for each"
             )
-        plans = [self._plan(state, text, sampling) for state, text in zip(states, texts, strict=True)]
-        groups: dict[Sampling, list[int]] = {}
-        for i, plan in enumerate(plans):
-            groups.setdefault(plan.sampling, []).append(i)
-        results: dict[int, tuple[WorldState, Segment]] = {}
+        plans = [self._writer.plan(*one) for one in zip(states, texts, settings, strict=True)]
+        if not plans:
+            return []
         with self._lock, torch.inference_mode():
-            for members in groups.values():
-                written = self._write([plans[i] for i in members], on_step)
-                for i, ids in zip(members, written, strict=True):
-                    results[i] = self._finish(plans[i].state, ids)
-        return [results[i] for i in range(len(plans))]
+            segments = finish(self._writer.write(plans, on_step))
+            return [
+                self._writer.read(plan.state, one, decode=self.decode)
+                for plan, one in zip(plans, segments, strict=True)
+            ]
+
+    def stream(
+        self, state: WorldState, text: str | None = None, *, sampling: Sampling | None = None
+    ) -> Iterator[Event]:
+        """The next segment, told while it is imagined: text as it is written, a picture row by row.
+
+        The last event is `SegmentDone` with what `imagine` gives for the same arguments, token for token. The
+        model is free between two events: other worlds may be imagined meanwhile, and whoever has heard enough
+        stops listening. Arguments and errors are those of `imagine`; errors come at the call.
+        """
+        return self._stream(self._writer.plan(state, text, sampling))
 
     def fits(self, state: WorldState, text: str | None) -> bool:
         """Whether the context has room for this text and a picture (None: a picture and one word)."""
@@ -227,9 +249,21 @@ class WorldModel:
 
     def last_image(self, state: WorldState) -> Pixels | None:
         """The picture drawn last, else the last reference picture as the model sees it. uint8 [H, W, 3]."""
+        codes = self.picture_codes(state)
+        return self.decode(codes[-1:])[0] if codes else None
+
+    def picture_codes(self, state: WorldState) -> list[Codes]:
+        """Codes int64 [h, w] of every picture of a world: the reference pictures, then those drawn.
+
+        Handed to `begin` they go on into another world without a loss.
+        """
         self._context.check(state)
-        blocks = image_blocks(state.ids, self.manifest.vocabulary)
-        return self.decode([block_codes(blocks[-1], self.manifest.vocabulary)])[0] if blocks else None
+        vocabulary = self.manifest.vocabulary
+        return [block_codes(block, vocabulary) for block in image_blocks(state.ids, vocabulary)]
+
+    def picture_size(self, size: tuple[int, int] | str | None, *, mode: str) -> tuple[int, int] | None:
+        """Height and width in pixels that `begin` takes this `size` for; None: the model chooses."""
+        return pictures.asked_size(size, mode=mode, manifest=self.manifest)
 
     def encode(self, images: Iterable[Pixels]) -> list[Codes]:
         """Pictures uint8 [H, W, 3], sides multiples of 16 -> codes int64 [H/16, W/16] each."""
@@ -268,68 +302,29 @@ class WorldModel:
             )
         return self._reopen
 
-    def _plan(self, state: WorldState, text: str | None, sampling: Sampling | None) -> _Plan:
-        if text is not None and not isinstance(text, str):
-            raise ValueError(f"text must be a str or None, got {type(text).__name__}")
-        self._context.check(state)
-        if state.ended:
-            raise ValueError("this world's answer has ended; begin another, or go back to an earlier state")
-        free = self._context.require(state, num_text_tokens=self._context.text_tokens(text))
-        forced: Ids = () if text is None else (*self.tokenizer.encode(text), self.manifest.vocabulary.boi)
-        return _Plan(
-            state=state,
-            forced=forced,
-            max_text_tokens=min(self.manifest.max_text_tokens, free + 1),
-            sampling=sampling or self.default_sampling(state.mode),
-        )
-
-    def _write(self, plans: Sequence[_Plan], on_step: StepCallback | None) -> list[list[int]]:
-        """The ids of each plan's segment; all plans have one sampling."""
-        sampling = plans[0].sampling
-        sequences = [self._context.conditional_chunks(plan.state) for plan in plans]
-        if sampling.guided:
-            sequences += [self._context.unguided_chunks(plan.state) for plan in plans]
-        room = max(
-            len(plan.forced)
-            + (0 if plan.forced else plan.max_text_tokens)
-            + self._context.block_tokens(plan.state.size)
-            for plan in plans
-        )
-        cache, hiddens_D = self._caches.prepare(sequences, room=room)
-        requests = [
-            Request(
-                state=self._grammar.start(in_tokens(plan.state.size), first=not plan.state.answer_ids),
-                hidden_D=hidden_D,
-                uniforms=TokenUniforms(seed=plan.state.seed, step=plan.state.step),
-                forced=plan.forced,
-                max_text_tokens=plan.max_text_tokens,
-            )
-            for plan, hidden_D in zip(plans, hiddens_D, strict=False)
-        ]
-        return generate(
-            self._transformer, cache, requests, grammar=self._grammar, sampling=sampling, on_step=on_step
-        )
-
-    def _finish(self, state: WorldState, ids: Sequence[int]) -> tuple[WorldState, Segment]:
-        """State and segment after the ids of one segment."""
-        parsed = parse_answer(ids, tokenizer=self.tokenizer)
-        last = parsed.segments[-1] if parsed.segments else None
-        codes = last.codes if last else None
-        image = self.decode([codes])[0] if codes is not None else None
-        thoughts = [t for t in (parsed.thought, last.thought if last else None) if t is not None]
-        size = state.size if image is None else image.shape[:2]
-        state = replace(
-            state, answer_ids=(*state.answer_ids, *ids), step=state.step + 1, size=size, ended=parsed.ended
-        )
-        return state, Segment(
-            text=last.text if last else "",
-            image=image,
-            thought="\n".join(thoughts) if thoughts else None,
-            ended=parsed.ended,
-        )
+    def _stream(self, plan: Plan) -> Iterator[Event]:
+        reader, writing = EventReader(self.tokenizer), self._writer.write([plan])
+        try:
+            written: Written | None = None
+            while written is None:
+                news: News = []
+                with self._lock, torch.inference_mode():
+                    try:
+                        news = next(writing)
+                    except StopIteration as end:
+                        (written,) = end.value
+                for _, ids in news:
+                    yield from reader.read(ids)
+        finally:
+            with self._lock:
+                writing.close()
+        state, segment = self._writer.read(plan.state, written, decode=self.decode)
+        if segment.image is not None:
+            yield ImageDone(image=segment.image)
+        yield SegmentDone(state=state, segment=segment)
 
 
-_opened: dict[tuple[Path, torch.device], tuple[object, WorldModel]] = {}
+_opened: dict[tuple[Located, torch.device], tuple[object, WorldModel]] = {}
 _opening = threading.Lock()
 
 
@@ -350,41 +345,40 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def load(name: str | os.PathLike[str], *, device: str = "auto") -> WorldModel:
-    """Open a checkpoint: "small", the one in the package, or a folder that training wrote.
+def load(
+    model: str | os.PathLike[str],
+    *,
+    vision: str | os.PathLike[str] | None = None,
+    text: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+) -> WorldModel:
+    """Open a checkpoint: "small", the one in the package, a folder that training wrote, or a published model.
 
-    Opening the same folder again gives the same handle, unless its files have changed.
+    Opening the same folders again gives the same handle, unless their files have changed.
 
     Args:
-        name: "small" or a folder with config.json, model.safetensors, vision.json, vision.safetensors,
-            text.tiktoken and emuworld.json.
+        model: "small"; a folder with config.json, model.safetensors, vision.json, vision.safetensors,
+            text.tiktoken and emuworld.json; or a folder or hub id in the layout of the Emu3.5 release
+            (sharded safetensors, model_type "Emu3"), or the same as a Qwen3ForCausalLM.
+        vision, text: folders or hub ids of a published model's tokenizers (config.yaml and model.ckpt, or
+            config.json and model.safetensors; emu3.tiktoken and emu3_vision_tokens.txt). Default: looked for
+            inside the model's folder, in the folders in it and in those beside it.
         device: "cpu", "cuda", "cuda:1" ...; "auto" takes CUDA where there is any. On the CPU the transformer
             runs in its exact form with int8 weights, on CUDA in bf16; the vision tokenizer always in fp32.
 
     Raises:
-        ValueError: there is no such folder or device, or a file is missing, damaged or does not fit.
+        ValueError: there is no such folder or device, a file is missing, damaged or does not fit, or the
+            device has too little memory.
     """
-    folder, place = find(name), find_device(device)
+    place, checkpoint = find_device(device), locate(model, vision=vision, text=text)
     with _opening:
-        files = signature(folder)
-        known = _opened.get((folder, place))
+        files = signature(checkpoint.files)
+        known = _opened.get((checkpoint, place))
         if known is None or known[0] != files:
-            again = str(name) if name in BUILTIN else str(folder)  # a child may work in another directory
-            parts = open_parts(folder, device=place)
-            model = WorldModel(parts, reopen=(_load_positional, (again, device)))
-            known = _opened[folder, place] = (files, model)
+            again = (_load_positional, (*checkpoint.names, device))
+            known = _opened[checkpoint, place] = (files, WorldModel(checkpoint.open(place), reopen=again))
         return known[1]
 
 
-def _load_positional(name: str, device: str) -> WorldModel:
-    return load(name, device=device)
-
-
-def _single(tokenizer: TextTokenizer, text: str) -> int:
-    """The one id of a text that must have one: sizes are written with these."""
-    ids = tokenizer.encode(text)
-    if len(ids) != 1:
-        raise ValueError(
-            f"{text!r} must be one token, got {len(ids)}; the text tokenizer does not fit this model"
-        )
-    return ids[0]
+def _load_positional(model: str, vision: str | None, text: str | None, device: str) -> WorldModel:
+    return load(model, vision=vision, text=text, device=device)

@@ -5,8 +5,9 @@ This is not an environment: it holds no current episode and no random generator.
 and the vector environment are two interfaces to these same rules, so they agree by construction.
 
 One rule serves all modes. In the interleaved modes (explore, story, howto, vla) a command becomes the next
-segment's text and the model draws the picture; an empty command lets the model write the text too. In t2i the
-command is the whole question and the picture its answer.
+segment's text and the model draws the picture; an empty command lets the model write the text too. In t2i and
+x2i the command is the whole question and the picture its answer; x2i asks it of the last picture, again and
+again.
 """
 
 import os
@@ -15,23 +16,27 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageOps
 
 from emuworld.envs.commands import COMMANDS
-from emuworld.envs.prompts import draw_prompt, example_prompts
+from emuworld.envs.prompts import draw_prompt, example_commands
 from emuworld.envs.snapshot import Snapshot
 from emuworld.envs.spaces import MAX_COMMAND_LENGTH, CommandText, is_unicode
-from emuworld.world_model import ContextFull, Sampling, Segment, WorldModel, WorldState, load
-
-Frame = npt.NDArray[np.uint8]  # [H, W, 3]
+from emuworld.envs.starts import Frame, Worlds, checked_options, frame_size
+from emuworld.world_model import (
+    ContextFull,
+    Sampling,
+    Segment,
+    SnapshotError,
+    Stop,
+    WorldModel,
+    WorldState,
+    load,
+)
 
 INTERLEAVED_MODES = ("explore", "story", "howto", "vla")
-MODES = ("t2i", *INTERLEAVED_MODES)
-DEFAULT_SIZE = (256, 256)  # pixels, where neither the caller nor the checkpoint says: the standard size
-BLANK_GREY = 128  # mid-grey: what t2i shows before the question
-
-_RESET_OPTIONS = ("prompt", "image", "images", "state")
+MODES = ("t2i", "x2i", *INTERLEAVED_MODES)
+# Modes that go on from a picture which is there already: where none is given, t2i paints it from the prompt.
+_FROM_A_PICTURE = ("x2i", "vla")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +57,7 @@ RewardFunction = Callable[[Transition], float]
 class Episode:
     """One imagined world between two commands. A value: nothing changes it, so branches are free."""
 
-    world: WorldState | None  # None in t2i before the question
+    world: WorldState | None  # None in t2i before the question; in x2i its last picture is what counts
     frame: Frame
     seed: int
     prompt: str
@@ -70,6 +75,7 @@ class Turn:
     asks: tuple[WorldState, str | None] | None = None
     is_step: bool = False  # False for a reset
     invalid: bool = False
+    paints: bool = False  # a reset whose first picture is painted by t2i
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,10 +94,11 @@ class DreamArguments(TypedDict, total=False):
 
     model: str | os.PathLike[str] | WorldModel
     mode: str
-    size: int | tuple[int, int] | None
+    size: int | str | tuple[int, int] | None
     max_episode_steps: int | None
     temperature: float | None
     guidance: float | None
+    image_guidance: float | None
     greedy: bool
     reward_fn: RewardFunction | None
     reward_name: str | None
@@ -104,11 +111,12 @@ class Dream:
     Arguments (keyword only; `WorldModelEnv` and `WorldVectorEnv` pass them on):
         model: "small", a checkpoint folder, or a loaded `WorldModel`. One name is loaded once a process.
         mode: one of `MODES`.
-        size: pixels of a picture, a number or (height, width), multiples of 16; None = the model's own size.
+        size: pixels of a picture, a number or (height, width), multiples of 16, or a ratio like "16:9" (see
+            `WorldModel.begin`); None = "default", which is the model's own size where it has one.
         max_episode_steps: truncate after so many steps since the reset; None = no limit of its own, because
             `gymnasium.make` puts a `TimeLimit` outside.
-        temperature, guidance: replace the model's own, for text and pictures; greedy: always the likeliest
-        token.
+        temperature, guidance, image_guidance: replace the model's own (temperature: for text and pictures);
+            greedy: always the likeliest token.
         reward_fn: `Transition -> float`, asked after every executed command; None = 0.0.
         reward_name: what `info["reward_source"]` says; None = the function's `__name__`, or "none" without
         one.
@@ -119,10 +127,11 @@ class Dream:
         *,
         model: str | os.PathLike[str] | WorldModel = "small",
         mode: str = "explore",
-        size: int | tuple[int, int] | None = None,
+        size: int | str | tuple[int, int] | None = None,
         max_episode_steps: int | None = None,
         temperature: float | None = None,
         guidance: float | None = None,
+        image_guidance: float | None = None,
         greedy: bool = False,
         reward_fn: RewardFunction | None = None,
         reward_name: str | None = None,
@@ -135,20 +144,22 @@ class Dream:
             raise ValueError(f"max_episode_steps is {max_episode_steps}, expected at least 1 or None")
         self.arguments = DreamArguments(
             model=model, mode=mode, size=size, max_episode_steps=max_episode_steps, temperature=temperature,
-            guidance=guidance, greedy=greedy, reward_fn=reward_fn, reward_name=reward_name,
+            guidance=guidance, image_guidance=image_guidance, greedy=greedy, reward_fn=reward_fn,
+            reward_name=reward_name,
         )  # fmt: skip
         self.mode = mode
         self.model = load(model) if isinstance(model, str | os.PathLike) else model
-        manifest = self.model.manifest
-        if mode not in manifest.modes:
-            raise ValueError(f"this checkpoint was trained for the modes {manifest.modes}, not for {mode!r}")
-        self.size = _sides((manifest.default_size or DEFAULT_SIZE) if size is None else size)
-        manifest.check_size(self.size)
-        sampling = manifest.sampling_for(mode)
-        self.sampling = _changed(sampling, temperature=temperature, guidance=guidance, greedy=greedy)
-        self.commands = (
-            movement_commands() if mode == "explore" else (self.model.commands(mode) or example_prompts(mode))
-        )
+        self.size = frame_size(self.model, size, mode=mode)
+        self._worlds = Worlds(model=self.model, mode=mode, size=self.size)
+        changes = {"guidance": guidance, "image_guidance": image_guidance}
+        self._sampling = {
+            name: _changed(
+                self.model.default_sampling(name), changes, mode=name, temperature=temperature, greedy=greedy
+            )
+            for name in (mode, "t2i")
+        }
+        own = self.model.commands(mode)
+        self.commands = movement_commands() if mode == "explore" else own or example_commands(mode)
         self._longest_command = max(self.commands, key=len)
         self._max_episode_steps = max_episode_steps
         self._reward_fn = reward_fn
@@ -162,8 +173,8 @@ class Dream:
         return _rebuild, (self.arguments,)
 
     def action_space(self) -> CommandText:
-        """Commands of the mode; t2i needs some text, elsewhere "" lets the model go on by itself."""
-        return CommandText(self.commands, min_length=int(self.mode == "t2i"))
+        """Commands of the mode; t2i and x2i need some text, elsewhere "" lets the model go on by itself."""
+        return CommandText(self.commands, min_length=int(self.mode not in INTERLEAVED_MODES))
 
     def reset_turn(self, rng: np.random.Generator, options: Mapping[str, Any] | None = None) -> Turn:
         """Begin an episode: from a snapshot, from given pictures, from a given prompt, or from a drawn one.
@@ -172,22 +183,31 @@ class Dream:
         them. ValueError for options that cannot be used.
         """
         seed = int(rng.integers(1 << 63))
-        options = _checked_options(options)
+        self._worlds.warn_if_untrained()
+        options = checked_options(options)
         if "state" in options:
             return Turn(episode=self.restore(options["state"]))
-        pictures = [fit_picture(picture, self.size) for picture in options["images"]]
+        pictures: list[Frame] = options["images"]
         # Pictures speak for themselves: an invented prompt beside them would describe another room.
         drawn = "" if pictures else draw_prompt(np.random.default_rng(seed), mode=self.mode)
         prompt = options.get("prompt", drawn)
+        start = Episode(world=None, frame=self._worlds.blank(), seed=seed, prompt=prompt)
         if self.mode == "t2i":
             if pictures:
                 raise ValueError(
                     "t2i paints from words alone: leave out options['image'] and options['images']"
                 )
-            return Turn(episode=Episode(world=None, frame=self._blank(), seed=seed, prompt=prompt))
-        world = self.model.begin(mode=self.mode, prompt=prompt, images=pictures, seed=seed, size=self.size)
-        episode = Episode(world=world, frame=self._shown(world), seed=seed, prompt=prompt)
-        return Turn(episode=episode, asks=None if pictures else (world, ""))
+            return Turn(episode=start)
+        if pictures:
+            world = self._worlds.from_pictures(prompt, seed=seed, pictures=pictures)
+            return Turn(episode=replace(start, world=world, frame=self._worlds.shown(world)))
+        if self.mode in _FROM_A_PICTURE:
+            world = self._worlds.painting(prompt, seed=seed)
+            return Turn(episode=replace(start, world=world), asks=(world, ""), paints=True)
+        world = self._worlds.begin(prompt, seed=seed)
+        # A walk begins with a view and no words; elsewhere the model begins its answer as it likes.
+        text = "" if self.mode == "explore" else None
+        return Turn(episode=replace(start, world=world), asks=(world, text))
 
     def step_turn(self, episode: Episode, action: object) -> Turn:
         """What a command asks of the model. Never raises: an unusable command becomes an invalid turn."""
@@ -202,22 +222,41 @@ class Dream:
 
     def _question(self, episode: Episode, command: str) -> tuple[WorldState, str | None] | None:
         text = command if command.strip() else ""
-        if self.mode == "t2i":
-            if not text:
-                return None
-            try:
-                return self.model.begin(mode=self.mode, prompt=text, seed=episode.seed, size=self.size), ""
-            except ContextFull:
-                return None
-        assert episode.world is not None  # only t2i begins without a world
-        return (episode.world, text or None) if self.model.fits(episode.world, text or None) else None
+        world = episode.world
+        if self.mode in INTERLEAVED_MODES:
+            assert world is not None  # only t2i begins without a world
+            return (world, text or None) if self.model.fits(world, text or None) else None
+        if not text:
+            return None
+        try:
+            if world is None:
+                return self._worlds.begin(text, seed=episode.seed), ""
+            return self._worlds.edit(text, world=world), ""
+        except ContextFull:
+            return None
 
     def resolve(self, turns: Sequence[Turn]) -> list[Outcome]:
         """Ask the model once for all turns that need it; outcomes in the order of the turns."""
-        asks = [turn.asks for turn in turns if turn.asks is not None]
+        answers = self._answers([turn.asks for turn in turns])
+        # A reset shows a picture: an answer that ended before its first one begins with it, without words.
+        again = [
+            (turn.asks[0], "") if turn.asks and answer and _lacks_picture(turn, answer[1]) else None
+            for turn, answer in zip(turns, answers, strict=True)
+        ]
+        if any(again):
+            retried = self._answers(again)
+            answers = [new or old for new, old in zip(retried, answers, strict=True)]
+        return [self._outcome(turn, answer) for turn, answer in zip(turns, answers, strict=True)]
+
+    def _answers(
+        self, asked: Sequence[tuple[WorldState, str | None] | None]
+    ) -> list[tuple[WorldState, Segment] | None]:
+        """What the model answers, in one call; None where nothing is asked."""
+        asks = [ask for ask in asked if ask is not None]
         worlds, texts = [world for world, _ in asks], [text for _, text in asks]
-        answers = iter(self.model.imagine_batch(worlds, texts, sampling=self.sampling) if asks else [])
-        return [self._outcome(turn, None if turn.asks is None else next(answers)) for turn in turns]
+        sampling = [self._sampling[world.mode] for world in worlds]
+        answers = iter(self.model.imagine_batch(worlds, texts, sampling=sampling) if asks else [])
+        return [None if ask is None else next(answers) for ask in asked]
 
     def _outcome(self, turn: Turn, answer: tuple[WorldState, Segment] | None) -> Outcome:
         before = turn.episode
@@ -226,7 +265,10 @@ class Dream:
         reward = 0.0
         if answer is not None:
             world, segment = answer
-            text, thought = segment.text, segment.thought or ""
+            text = segment.text
+            thought = "\n".join(filter(None, (segment.answer_thought, segment.thought)))
+            if turn.paints:
+                world = self._worlds.from_painting(episode.prompt, painting=world)
             episode = self._after(episode, world, segment, is_step=turn.is_step)
             if turn.is_step and self._reward_fn is not None:
                 transition = Transition(
@@ -267,22 +309,15 @@ class Dream:
             world=world,
             frame=frame,
             frame_index=episode.frame_index + shown,
-            terminated=segment.ended or (is_step and self.mode == "t2i"),
+            # An answer that was closed at a limit is no end that the model has chosen: it truncates.
+            terminated=is_step and (self.mode == "t2i" or segment.stop_reason is Stop.END),
         )
 
     def _context_full(self, episode: Episode) -> bool:
         """Whether the longest of the mode's commands would no longer fit; until then all of them do."""
-        if self.mode == "t2i" or episode.world is None or episode.terminated:
-            return False
+        if self.mode not in INTERLEAVED_MODES or episode.world is None or episode.terminated:
+            return False  # every question of t2i and x2i has a context of its own
         return not self.model.fits(episode.world, self._longest_command)
-
-    def _shown(self, world: WorldState) -> Frame:
-        """The picture that the world ends with, as the model holds it: decoded from its tokens."""
-        frame = self.model.last_image(world)
-        return self._blank() if frame is None else frame
-
-    def _blank(self) -> Frame:
-        return np.full((*self.size, 3), BLANK_GREY, np.uint8)
 
     def save(self, episode: Episode) -> bytes:
         """The episode as bytes, at most 1 kB a frame, for environments of the same mode, size and model."""
@@ -307,9 +342,14 @@ class Dream:
         world = WorldState.from_bytes(snapshot.world) if snapshot.world else None
         if world is None and self.mode != "t2i":
             raise ValueError(f"this snapshot holds no world, which mode {self.mode!r} needs: it was changed")
+        frame = self._worlds.blank() if world is None else self._worlds.shown(world)
+        if frame.shape[:2] != self.size or (world is not None and world.mode != self.mode):
+            raise SnapshotError(
+                "this snapshot's world does not fit the mode and size it names: it was changed"
+            )
         return Episode(
             world=world,
-            frame=self._blank() if world is None else self._shown(world),
+            frame=frame,
             seed=snapshot.seed,
             prompt=snapshot.prompt,
             frame_index=snapshot.frame_index,
@@ -322,55 +362,20 @@ def movement_commands() -> tuple[str, ...]:
     return tuple(command.phrase for command in COMMANDS)
 
 
-def fit_picture(picture: Any, size: tuple[int, int]) -> Frame:
-    """A user's picture, uint8 [H, W, 3] of any size, cropped around its centre and scaled to `size`."""
-    array = np.asarray(picture)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise ValueError(
-            f"a start picture is uint8 [H, W, 3]; got {array.dtype} {list(array.shape)}. "
-            "Convert it with numpy.asarray(image.convert('RGB'))"
-        )
-    if array.shape[:2] == size:
-        return np.array(array)
-    height, width = size
-    return np.asarray(ImageOps.fit(Image.fromarray(array), (width, height), Image.Resampling.LANCZOS))
-
-
-def _checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Reset options, `images` always a list. ValueError for unknown, contradictory or badly typed ones."""
-    options = dict(options or {})
-    unknown = options.keys() - set(_RESET_OPTIONS)
-    if unknown:
-        raise ValueError(
-            f"unknown reset options {sorted(unknown)}; this environment takes {list(_RESET_OPTIONS)}"
-        )
-    if "state" in options and len(options) > 1:
-        raise ValueError(
-            f"options['state'] holds the whole world; leave out {sorted(options.keys() - {'state'})}"
-        )
-    if "image" in options and "images" in options:
-        raise ValueError("give options['image'] (one picture) or options['images'] (a list), not both")
-    pictures = [options["image"]] if "image" in options else list(options.get("images", ()))
-    prompt = options.get("prompt", "")
-    if not isinstance(prompt, str) or not is_unicode(prompt) or len(prompt) > MAX_COMMAND_LENGTH:
-        raise ValueError(
-            f"options['prompt'] is text of at most {MAX_COMMAND_LENGTH} characters that UTF-8 can write; "
-            f"got {type(prompt).__name__} of length {len(prompt) if isinstance(prompt, str) else '-'}"
-        )
-    return {**options, "images": pictures}
-
-
-def _sides(size: int | Sequence[int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)  # a list where a spec came from JSON
-    if len(sides) != 2:
-        raise ValueError(f"size is {size}, expected a number of pixels or (height, width)")
-    return sides[0], sides[1]
+def _lacks_picture(turn: Turn, segment: Segment) -> bool:
+    """Whether a reset let the model begin its answer, and it ended that without a picture."""
+    return not turn.is_step and turn.asks is not None and turn.asks[1] is None and segment.image is None
 
 
 def _changed(
-    sampling: Sampling, *, temperature: float | None, guidance: float | None, greedy: bool
+    sampling: Sampling,
+    changes: Mapping[str, float | None],
+    *,
+    mode: str,
+    temperature: float | None,
+    greedy: bool,
 ) -> Sampling:
-    """A checkpoint's own sampling with the given settings in place of its own."""
+    """A checkpoint's own sampling with the given settings in place of its own; None leaves one as it is."""
     if greedy and temperature is not None:
         raise ValueError(
             "greedy=True takes the likeliest token: leave out temperature, which would do nothing"
@@ -379,7 +384,10 @@ def _changed(
     if temperature is not None:
         text = replace(sampling.text, temperature=temperature)
         sampling = replace(sampling, text=text, image=replace(sampling.image, temperature=temperature))
-    return sampling if guidance is None else replace(sampling, guidance=guidance)
+    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    if mode not in INTERLEAVED_MODES:
+        given["max_new_tokens"] = None  # the one picture is the answer, and its size is known
+    return replace(sampling, **given)
 
 
 def _rebuild(arguments: DreamArguments) -> Dream:

@@ -1,32 +1,106 @@
-"""Prompts out of the worlds' caption grammar without a world: what a reset asks for when nobody says what to
-ask.
+"""Prompts and commands without a world: what a reset asks for when nobody says what to ask, and what the
+action space of each mode samples.
 
-A prompt is a caption of an invented view, so that a model trained on captions of real ones knows its words.
+A prompt of t2i, explore and x2i is a caption of an invented view, so that a model trained on captions of real
+ones knows its words; the other modes say what is to happen with the objects of such a view.
 """
 
 import numpy as np
 
 from emuworld.envs.captions import LANDMARKS, View, VisibleObject, caption, walk_prompt
-from emuworld.envs.palette import FLOOR_COLOURS, WALL_COLOURS, object_pairs
+from emuworld.envs.palette import (
+    FLOOR_COLOURS,
+    OBJECT_COLOURS,
+    WALL_COLOURS,
+    object_pairs,
+    with_article,
+)
 
 MAX_OBJECTS = 3
 NUM_EXAMPLES = 64
-_EXAMPLES_SEED = 2026  # any fixed number: the action space of t2i samples from the same list everywhere
+_EXAMPLES_SEED = 2026  # any fixed number: an action space samples from the same list everywhere
+
+# {a}, {b}: two objects, "red ball"; {an_a}, {an_b}: with their article; {colour}: of an object; {wall}: of a
+# wall. howto and vla ask for the same tasks, in a question and in an order.
+_TASKS = (
+    "put the {a} on the {colour} plate",
+    "put the {a} into the {colour} bin",
+    "stack the {a} on the {b}",
+    "push the {a} next to the {b}",
+)
+_STORIES = (
+    "The story of {an_a} that looks for {an_b}.",
+    "{an_a} and {an_b} meet in a room.",
+    "How {an_a} and {an_b} became friends.",
+)
+_COMMANDS = {
+    "x2i": (
+        "make the {a} {colour}",
+        "remove the {a}",
+        "add {an_a}",
+        "replace the {a} with {an_b}",
+        "paint the wall {wall}",
+    ),
+    "story": (
+        "The {a} rolls towards the {b}.",
+        "The {a} hides behind the {b}.",
+        "Now the {a} is all alone.",
+        "The {a} and the {b} are side by side.",
+    ),
+    "howto": (
+        "Pick up the {a}.",
+        "Put it on the {colour} plate.",
+        "Push the {a} next to the {b}.",
+        "Put the {a} on top of the {b}.",
+    ),
+    "vla": (
+        "pick up the {a}",
+        "place it on the {colour} plate",
+        "place it on the {b}",
+        "push the {a} next to the {b}",
+    ),
+}
 
 
 def draw_prompt(rng: np.random.Generator, *, mode: str, split: str = "train") -> str:
-    """A prompt for `mode` in the words of `split`: a way to start a walk in explore, a caption elsewhere."""
+    """A prompt for `mode` in the words of `split`: the scene in t2i, explore and x2i (there the first
+    picture), the story or the task elsewhere."""
+    if mode == "story":
+        text = _filled(_STORIES, rng, split=split)
+        return text[0].upper() + text[1:]
+    if mode == "howto":
+        return f"How to {_filled(_TASKS, rng, split=split)}."
+    if mode == "vla":
+        return f"{_filled(_TASKS, rng, split=split).capitalize()}."
     view = _invented_view(rng, split=split)
     return walk_prompt(view, rng, split=split) if mode == "explore" else caption(view, rng, split=split)
 
 
-def example_prompts(mode: str) -> tuple[str, ...]:
-    """`NUM_EXAMPLES` different prompts, the same ones in every process."""
+def example_commands(mode: str) -> tuple[str, ...]:
+    """`NUM_EXAMPLES` different commands of a mode, the same ones in every process: whole prompts in t2i,
+    instructions to edit in x2i, the next line, instruction or subtask in story, howto and vla."""
     rng = np.random.default_rng(_EXAMPLES_SEED)
-    prompts: dict[str, None] = {}
-    while len(prompts) < NUM_EXAMPLES:
-        prompts[draw_prompt(rng, mode=mode)] = None
-    return tuple(prompts)
+    commands: dict[str, None] = {}
+    while len(commands) < NUM_EXAMPLES:
+        templates = _COMMANDS.get(mode)
+        command = draw_prompt(rng, mode=mode) if templates is None else _filled(templates, rng)
+        commands[command] = None
+    return tuple(commands)
+
+
+def _filled(templates: tuple[str, ...], rng: np.random.Generator, *, split: str = "train") -> str:
+    """One of the templates with its words drawn."""
+    template = _pick(rng, templates)
+    pairs = object_pairs(split)
+    first, second = (" ".join(pairs[i]) for i in rng.choice(len(pairs), size=2, replace=False))
+    return template.format(
+        a=first,
+        b=second,
+        an_a=with_article(first),
+        an_b=with_article(second),
+        colour=_pick(rng, tuple(OBJECT_COLOURS)),
+        wall=_pick(rng, tuple(WALL_COLOURS)),
+    )
 
 
 def _invented_view(rng: np.random.Generator, *, split: str) -> View:

@@ -4,6 +4,10 @@ import gymnasium
 
 # The small model's context holds at least 48 frames: the walk, its start and some long commands.
 EXPLORE_STEPS = 40
+# Steps of the other modes: robots take 3 to 13 subtasks, and about 15 pictures of 720 x 720 pixels fill the
+# published model's context (fact sheet, 11.3 and 4.4); an answer that is still going on then is cut.
+STEPS = {"x2i": 10, "story": 20, "howto": 20, "vla": 20}
+_NAMES = {"x2i": "X2I", "story": "Story", "howto": "HowTo", "vla": "VLA"}
 
 _WORLD = "emuworld.envs.world_env:WorldModelEnv"
 _WORLDS = "emuworld.envs.vector_env:WorldVectorEnv"
@@ -23,6 +27,14 @@ def register_all() -> None:
         max_episode_steps=EXPLORE_STEPS,
         mode="explore",
     )
+    for mode, name in _NAMES.items():
+        _register(
+            f"EmuWorld/{name}-v0",
+            entry_point=_WORLD,
+            vector_entry_point=_WORLDS,
+            max_episode_steps=STEPS[mode],
+            mode=mode,
+        )
     _register(
         "EmuWorld/ExploreDiscrete-v0",
         entry_point=_DISCRETE,

@@ -23,7 +23,11 @@ class WorldModelEnv(gymnasium.Env[Any, str]):
     |---|---|---|
     | explore | a movement, "turn left", or anything in words | walk freely: the model writes the command |
     | t2i | the whole prompt of one picture | unusable |
+    | x2i | an instruction to edit the last picture | unusable |
     | story, howto, vla | the next line, instruction or subtask | the model goes on by itself |
+
+    In explore, story, howto and vla the command is written into the answer as it stands, and the model draws
+    the picture that belongs to it; after an empty command the model writes the words too.
 
     An unusable command (no string, over 1,000 characters, not writable as UTF-8, no room left in the context,
     empty where text is needed) changes nothing and sets `info["invalid_action"]`; `step` raises for no
@@ -31,7 +35,8 @@ class WorldModelEnv(gymnasium.Env[Any, str]):
 
     ## Observation space
     `Box(0, 255, (H, W, 3), uint8)`: the newest picture, decoded from the model's tokens; a new array every
-    time. 256 x 256 with the built-in model unless `size` says otherwise.
+    time. 256 x 256 with the built-in model unless `size` says otherwise; with the published one 880 x 1168 in
+    t2i and x2i, 624 x 832 elsewhere.
 
     ## Rewards
     0.0, or what `reward_fn` says of each executed command; its name is `info["reward_source"]`.
@@ -39,20 +44,34 @@ class WorldModelEnv(gymnasium.Env[Any, str]):
     ## Starting state
     `reset(seed=…)` draws a prompt from the seed and imagines the first view. `options` may give:
 
-    - `prompt`: the world in words ("" if only pictures are given, which then speak for themselves);
-    - `image` or `images`: uint8 [H, W, 3], cropped and scaled to the observation's size. The first
-      observation is then the last of them as the model holds it, that is through its tokenizer (a simulator's
-      first frame makes a twin of that simulator);
+    - `prompt`: the world in words, or the question ("" if only pictures are given, which then speak for
+      themselves);
+    - `image` or `images`: uint8 [H, W, 3], cropped and scaled to the observation's size (where the checkpoint
+      has no size of its own, all but the last keep their ratio). The first observation is then the last of
+      them as the model holds it, that is through its tokenizer (a simulator's first frame makes a twin of
+      that simulator);
     - `state`: bytes of `save_state`. The same world goes on, in any process, single or vector; its step count
       starts at zero, as `TimeLimit`'s does. `info["frame_index"]` keeps the age of the world.
 
-    t2i begins with a mid-grey picture (128, 128, 128) and no model call; `info["prompt"]` suggests a prompt.
-    Unusable options raise ValueError.
+    Without pictures the modes begin like this:
+
+    | mode | the first observation |
+    |---|---|
+    | explore | the model's first view, drawn without words |
+    | story, howto | the picture of the model's first words, which are in `info["text"]` |
+    | x2i, vla | a picture that t2i paints from the prompt; the world goes on from it as from a given one |
+    | t2i | mid-grey (128, 128, 128), no model call; `info["prompt"]` suggests a prompt |
+
+    In x2i the first edit sees all given pictures, every later one the last picture alone. Unusable options
+    raise ValueError. A checkpoint that was not trained for the mode is used all the same; `reset` says so
+    once a process (UserWarning).
 
     ## Episode end
-    - terminated: t2i after its picture; elsewhere when the model ends its answer (free steps only).
-    - truncated: at the step limit (40 in explore, by `TimeLimit`), or when the longest command of the mode
-      would no longer fit the model's context (`info["context_full"]`).
+    - terminated: t2i after its picture; explore, story, howto and vla when the model ends its answer (after
+      an empty command only).
+    - truncated: at the step limit (by `TimeLimit`: 40 in explore, 10 in x2i, 20 in story, howto and vla), or
+      when nothing can follow (`info["context_full"]`): the longest command of the mode would no longer fit
+      the model's context, or the answer was closed because the model's words grew too long.
 
     A step after termination changes nothing, warns, and is flagged as invalid.
 
@@ -64,9 +83,9 @@ class WorldModelEnv(gymnasium.Env[Any, str]):
 
     ## Arguments
     `model` ("small", a checkpoint folder, or a `WorldModel`), `mode`, `size` (pixels, a number or (height,
-    width)), `max_episode_steps` (None: the limit is `gymnasium.make`'s), `temperature`, `guidance`, `greedy`,
-    `reward_fn`, `reward_name`, `render_mode` ("rgb_array" or "ansi"). `emuworld.envs.dream.Dream` explains
-    each.
+    width), or a ratio like "16:9"), `max_episode_steps` (None: the limit is `gymnasium.make`'s),
+    `temperature`, `guidance`, `image_guidance`, `greedy`, `reward_fn`, `reward_name`, `render_mode`
+    ("rgb_array" or "ansi"). `emuworld.envs.dream.Dream` explains each.
 
     ## Same seed, same world
     Each reset draws the world's seed from `np_random`; each picture's random numbers come from that seed and

@@ -111,3 +111,37 @@ def test_the_least_used_branches_go_first(transformer: ExactTransformer) -> None
         assert pool.num_prefills == count
         pool.prepare([[trunk, left]], room=1)
         assert pool.num_prefills == count + 1
+
+
+def test_lent_rows_stay_while_others_work(transformer: ExactTransformer) -> None:
+    """Other calls meanwhile get rows of their own; afterwards the lent ones spare their past again."""
+    pool = CachePool(transformer, max_bytes=1)
+    mine, other = [chunk(0), chunk(1)], [chunk(2)]
+    with torch.inference_mode():
+        with pool.lend([mine], room=5) as (cache, _):
+            before = held(cache, 0).clone()
+            pool.prepare([other], room=30)
+            with pool.lend([other], room=5) as (second, _):
+                transformer(torch.full((1, 5), 5), cache=second)
+            assert torch.equal(held(cache, 0), before)
+            transformer(torch.full((1, 5), 6), cache=cache)
+        pool.clear()
+        with pool.lend([mine], room=5):
+            pass
+        count = pool.num_prefills
+        pool.prepare([mine], room=1)
+        assert pool.num_prefills == count, "given back"
+        with pool.lend([mine], room=5):
+            pool.clear()
+        pool.prepare([mine], room=1)
+        assert pool.num_prefills == count + 2, "what was cleared meanwhile does not come back"
+
+
+def test_lent_rows_come_back_after_an_error(transformer: ExactTransformer) -> None:
+    pool = CachePool(transformer, max_bytes=1)
+    with torch.inference_mode():
+        with pytest.raises(KeyError), pool.lend([[chunk(0)]], room=5):
+            raise KeyError
+        count = pool.num_prefills
+        pool.prepare([[chunk(0)]], room=1)
+        assert pool.num_prefills == count

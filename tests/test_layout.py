@@ -34,6 +34,8 @@ IMPORTING_CALLS = (
 LAZY = {
     # `import emuworld` registers the environments and must not wait a second or two for torch.
     ("emuworld", "__getattr__"): "emuworld.world_model",
+    # What reads published checkpoints brings rich, yaml and the hub along: a tenth of a second for nothing.
+    ("emuworld.checkpoint_folder", "locate"): "emuworld.published",
     # Importing mujoco.egl or mujoco.osmesa loads system libraries that a machine may lack, and binds PyOpenGL
     # to one of them for the life of the process: only whoever has chosen a platform may.
     ("emuworld.envs.gl", "__init__"): "a computed module",

@@ -1,35 +1,55 @@
-"""Token by token: rows of a static cache write their answers, each at its own place in the grammar.
+"""Token by token: worlds write their answers into rows of a static cache, each at its own place in the
+grammar.
 
 The loop knows the grammar, the sampling and the model's two calls (hidden states, logits of a range of ids);
-it does not know prompts, worlds or pixels. Rows never share anything but the batch: which tokens go through
-the model together is decided row by row, so a row's result is the same in any company wherever the model's
-own arithmetic is (it is for the exact form on the CPU).
+it does not know prompts, worlds or pixels. Worlds never share anything but the batch: which tokens go through
+the model together is decided world by world, so a world's result is the same in any company wherever the
+model's own arithmetic is (it is for the exact form on the CPU). Settings may differ from world to world.
 
-B worlds, R cache rows: rows 0 .. B-1 are conditional. With guidance R = 2 B, and row B + i is the unguided
-twin of row i:
-it sees the unconditional prompt and the image blocks that row i writes, nothing else (published rule, fact
-sheet 5.3).
+A world has one to three cache rows: the conditional one; the unguided one, which sees the unconditional
+prompt; the blind one, which sees that prompt without reference pictures. The last two read the image blocks
+that the world writes, and nothing else (published rule, fact sheet 5.1 and 5.3). `row_layout` says which.
 
-Shapes: R rows, T tokens of one feed, D hidden size, V ids of a span.
+The tokens of one row of an image follow each other without a question to the grammar, so they stay on the
+device: while all worlds draw images the host waits once an image row, not once a token.
+
+Shapes: W worlds, R cache rows, T tokens of one feed, D hidden size, V ids of a span.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from emuworld.decoding.grammar import Grammar, GrammarState, Phase, Span
-from emuworld.decoding.sampling import Sampling, guide, pick
-from emuworld.decoding.uniforms import TokenUniforms
+from emuworld.decoding.grammar import Grammar, Span
+from emuworld.decoding.request import Progress, Request, Stop, Written
+from emuworld.decoding.sampling import Truncation, guide, pick
 from emuworld.model.cache import StaticCache
-from emuworld.tokens.sequence import image_length
+
+__all__ = [
+    "LanguageModel",
+    "News",
+    "Request",
+    "StepCallback",
+    "Stop",
+    "Written",
+    "finish",
+    "generate",
+    "row_layout",
+    "write",
+]
 
 StepCallback = Callable[[int, int], None]
-"""Called after every step with the tokens written so far and those expected, over all rows."""
+"""Called after every step with the tokens written so far and those expected, over all worlds."""
+News = list[tuple[int, list[int]]]
+"""A world and the ids that it has written since the last news."""
+_SHORT = 2  # tokens of one feed up to which rows of any lengths go together: a token, and the EOL behind it
+
+_GROWTH = 1.5  # a cache that a long text fills grows by this factor, so that copying it stays rare
 
 
 class LanguageModel(Protocol):
@@ -38,78 +58,25 @@ class LanguageModel(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def __call__(self, ids_BT: Tensor, *, cache: StaticCache) -> Tensor:
-        """Append the tokens to every row of the cache; hidden states [B, T, D]."""
+    def __call__(self, ids_BT: Tensor, *, cache: StaticCache, advance_B: np.ndarray | None = None) -> Tensor:
+        """Append the tokens to every row of the cache, or only where `advance_B` is True; hidden states
+        [B, T, D]. What is returned may be overwritten by the next call."""
 
     def logits(self, hidden: Tensor, *, start: int = 0, stop: int | None = None) -> Tensor:
         """[..., D] -> [..., stop - start]."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Request:
-    """What one row is to write.
-
-    `state`: the grammar state behind what the cache row holds. `hidden_D`: the hidden state there. `forced`:
-    ids to write first, as the grammar allows them. `max_text_tokens`: words (forced ones apart) after which
-    the answer is closed; an open thought is closed first.
-    """
-
-    state: GrammarState
-    hidden_D: Tensor
-    uniforms: TokenUniforms
-    forced: Sequence[int] = ()
-    max_text_tokens: int = 512
-
-
-class _Row:
-    """A request on its way: mutable, one a world."""
-
-    __slots__ = ("done", "ids", "pending", "request", "state", "text_left", "twin_pending")
-
-    def __init__(self, request: Request, grammar: Grammar) -> None:
-        self.request = request
-        self.ids = list(request.forced)
-        run, self.state = grammar.forced_run(grammar.advance_all(request.state, self.ids))
-        self.ids += run
-        self.pending = list(self.ids)  # written, not yet in the cache
-        self.twin_pending = _from_image(self.pending, grammar)  # the same for the unguided twin
-        self.text_left = request.max_text_tokens
-        self.done = self.state.phase is Phase.ENDED
-
-    def uniform(self) -> float:
-        state, uniforms = self.state, self.request.uniforms
-        if state.phase is Phase.VISUAL:
-            return uniforms.image(state.num_images, state.position)
-        return uniforms.text(len(self.ids))
-
-    def write(self, token: int, grammar: Grammar, num_images: int) -> None:
-        """Take a drawn token and what it forces; notice the end."""
-        in_text = self.state.phase <= Phase.IMAGE_THOUGHT
-        self.text_left -= in_text
-        run, self.state = grammar.forced_run(grammar.advance(self.state, token))
-        self.pending = [token, *run]
-        self.twin_pending = _from_image(self.pending, grammar) if in_text else self.pending
-        self.ids += self.pending
-        self.close_where_due(grammar, num_images)
-
-    def close_where_due(self, grammar: Grammar, num_images: int) -> None:
-        """Finished behind the last image or the answer's end; text that grew too long is ended here."""
-        if self.state.phase is Phase.ENDED or self.state.num_images >= num_images:
-            self.done = True
-        elif self.text_left <= 0 and self.state.phase <= Phase.IMAGE_THOUGHT:
-            closing = grammar.closing_run(self.state)
-            self.ids += closing
-            self.state = grammar.advance_all(self.state, closing)
-            self.done = True
-
-    def expected_tokens(self) -> int:
-        state = self.state
-        if self.done:
-            return len(self.ids)
-        if state.phase is Phase.VISUAL:
-            return len(self.ids) + state.height * (state.width + 1) - state.position
-        size = (state.height, state.width)
-        return len(self.ids) + (image_length(size) if all(size) else 0)
+def row_layout(num_rows: Sequence[int]) -> list[list[int]]:
+    """The cache rows of each world, given how many it has: all conditional rows, then the unguided, then the
+    blind ones."""
+    layout: list[list[int]] = [[] for _ in num_rows]
+    row = 0
+    for rank in range(max(num_rows, default=0)):
+        for world, count in enumerate(num_rows):
+            if rank < count:
+                layout[world].append(row)
+                row += 1
+    return layout
 
 
 def generate(
@@ -118,114 +85,224 @@ def generate(
     requests: Sequence[Request],
     *,
     grammar: Grammar,
-    sampling: Sampling,
     num_images: int = 1,
     on_step: StepCallback | None = None,
-) -> list[list[int]]:
-    """Write each request's ids: up to the EOI of its `num_images`-th image, or up to the end of its answer.
-
-    The cache must hold the rows' prefixes and room for what comes. The tokens written last (those behind
-    which a row stops) are not in the cache afterwards.
-
-    Returns:
-        The ids of each request, forced ones included.
-    """
-    num_worlds = len(requests)
-    if cache.num_rows != num_worlds * (2 if sampling.guided else 1):
-        raise ValueError(
-            f"{num_worlds} requests with guidance {sampling.guidance} need "
-            f"{num_worlds * (2 if sampling.guided else 1)} cache rows, got {cache.num_rows}"
-        )
-    rows = [_Row(request, grammar) for request in requests]
-    for row in rows:
-        row.close_where_due(grammar, num_images)
-    drawer = _Drawer(model, sampling, num_worlds)
-    hidden_RD = torch.stack([request.hidden_D for request in requests] * (2 if sampling.guided else 1))
-    while active := [i for i, row in enumerate(rows) if not row.done]:
-        hidden_RD = _feed(model, cache, rows, active, hidden_RD, twins=sampling.guided)
-        by_span: dict[Span, list[int]] = {}
-        for i in active:
-            span = grammar.allowed(rows[i].state)
-            assert isinstance(span, Span), "forced tokens are written with the token before them"
-            by_span.setdefault(span, []).append(i)
-        for span, members in by_span.items():
-            uniforms = [rows[i].uniform() for i in members]
-            for i, token in zip(members, drawer.draw(hidden_RD, members, uniforms, span), strict=True):
-                rows[i].write(token, grammar, num_images)
-        if on_step is not None:
-            on_step(sum(len(row.ids) for row in rows), sum(row.expected_tokens() for row in rows))
-    return [row.ids for row in rows]
+) -> list[Written]:
+    """`write` from beginning to end."""
+    return finish(write(model, cache, requests, grammar=grammar, num_images=num_images, on_step=on_step))
 
 
-def _feed(
+def finish(writing: Generator[News, None, list[Written]]) -> list[Written]:
+    """Run `write` to its end without listening."""
+    while True:
+        try:
+            next(writing)
+        except StopIteration as end:
+            written: list[Written] = end.value
+            return written
+
+
+def write(
     model: LanguageModel,
     cache: StaticCache,
-    rows: Sequence[_Row],
-    active: Sequence[int],
-    hidden_RD: Tensor,
+    requests: Sequence[Request],
     *,
-    twins: bool,
-) -> Tensor:
-    """Put all pending tokens into the cache; the hidden states behind them, rows without any keeping theirs.
+    grammar: Grammar,
+    num_images: int = 1,
+    on_step: StepCallback | None = None,
+) -> Generator[News, None, list[Written]]:
+    """Write each request's ids: up to the EOI of its `num_images`-th image, or up to the end of its answer.
 
-    How a row's tokens are cut into calls is the row's own affair: always all that are pending at once.
+    The cache must hold the prefixes of all rows, laid out by `row_layout`, and room for what comes. The
+    tokens written last (those behind which a world stops) are not in the cache afterwards.
+
+    Yields:
+        After every step (a token, or the rest of an image's row), what is new. Ids that were told stay.
+
+    Returns:
+        The ids of each request, forced ones included, and why it stopped.
     """
-    runs: dict[int, list[int]] = {}
-    for i in active:
-        runs[i] = rows[i].pending
-        if twins:
-            runs[len(rows) + i] = rows[i].twin_pending
-        rows[i].pending = rows[i].twin_pending = []
-    groups: dict[tuple[int, int], list[int]] = {}
-    lengths = cache.lengths
-    for i in sorted(i for i, run in runs.items() if run):
-        # One or two tokens a row: any rows may go together. Longer ones only from equal places, where no mask
-        # of the batch can depend on the company.
-        start = int(lengths[i]) if len(runs[i]) > 2 else -1
-        groups.setdefault((start, len(runs[i])), []).append(i)
-    for members in groups.values():
-        ids_RT = torch.tensor([runs[i] for i in members], device=model.device)
-        if len(members) == cache.num_rows:
-            return model(ids_RT, cache=cache)[:, -1]
-        hidden_RD = hidden_RD.clone()
-        hidden_RD[members] = model(ids_RT, cache=cache.rows(members))[:, -1]
-    return hidden_RD
+    layout = row_layout([request.num_rows for request in requests])
+    if cache.num_rows != sum(map(len, layout)):
+        raise ValueError(
+            f"requests for {[len(rows) for rows in layout]} rows need {sum(map(len, layout))} cache rows, "
+            f"got {cache.num_rows}"
+        )
+    worlds = [Progress(request, grammar, num_images=num_images) for request in requests]
+    rows = _Rows(model, cache, layout, [request.hidden_D for request in requests])
+    banned: dict[Span, Tensor] = {}
+    yield _news(worlds)
+    while active := [i for i, world in enumerate(worlds) if not world.done]:
+        rows.feed_pending(worlds, active)
+        draws = _draws(worlds, active, grammar=grammar, layout=layout, banned=banned)
+        members = [i for draw in draws for i in draw.members]
+        count = max(1, min(worlds[i].visual_run for i in active))
+        uniforms_WN = [worlds[i].uniforms(count) for i in members]
+        uniforms_NW = torch.tensor(uniforms_WN, dtype=torch.float64).t().to(model.device)
+        drawn_rows, places = rows.rows_of(members)
+        tokens_NW: list[Tensor] = []
+        for uniforms_W in uniforms_NW:
+            if tokens_NW:
+                rows.feed_drawn(drawn_rows, tokens_NW[-1][places])
+            parts = uniforms_W.split([len(draw.members) for draw in draws])
+            drawn = [draw(model, rows.hidden_RD, part) for draw, part in zip(draws, parts, strict=True)]
+            tokens_NW.append(drawn[0] if len(drawn) == 1 else torch.cat(drawn))
+        for i, tokens in zip(members, torch.stack(tokens_NW, dim=1).tolist(), strict=True):
+            worlds[i].write(tokens)
+        if on_step is not None:
+            on_step(sum(len(w.ids) for w in worlds), sum(w.expected_tokens() for w in worlds))
+        yield _news(worlds)
+    return [world.written for world in worlds]
 
 
-def _from_image(run: list[int], grammar: Grammar) -> list[int]:
-    """The part of a run of text that belongs to an image block, which is what the unguided twin sees."""
-    boi = grammar.vocabulary.boi
-    return run[run.index(boi) :] if boi in run else []
+def _news(worlds: Sequence[Progress]) -> News:
+    return [(i, ids) for i, world in enumerate(worlds) if (ids := world.take_news())]
 
 
-class _Drawer:
-    """Logits of the span that the grammar allows, guidance where it applies, the draw."""
+class _Rows:
+    """The cache rows of all worlds and the hidden state behind each: what puts tokens into the model."""
 
-    def __init__(self, model: LanguageModel, sampling: Sampling, num_worlds: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        cache: StaticCache,
+        layout: Sequence[Sequence[int]],
+        hiddens_D: Sequence[Tensor],
+    ) -> None:
         self._model = model
-        self._sampling = sampling
-        self._num_worlds = num_worlds
-        self._banned: dict[Span, Tensor] = {}
+        self._cache = cache
+        self._layout = layout
+        self._indices: dict[tuple[int, ...], Tensor] = {}
+        world_of = {row: world for world, rows in enumerate(layout) for row in rows}
+        self.hidden_RD = torch.stack([hiddens_D[world_of[row]] for row in range(len(world_of))])
 
-    def draw(self, hidden_RD: Tensor, members: list[int], uniforms: list[float], span: Span) -> list[int]:
-        """One id for each of the rows `members`, all of which stand before the same span."""
-        guided = span.visual and self._sampling.guided
-        indices = [*members, *(self._num_worlds + i for i in members)] if guided else members
-        if len(indices) != len(hidden_RD):
-            hidden_RD = hidden_RD[indices]
-        logits_RV = self._model.logits(hidden_RD, start=span.start, stop=span.stop).float()
-        if guided:
-            conditional_RV, unguided_RV = logits_RV.split(len(members))
-            logits_RV = guide(conditional_RV, unguided_RV, guidance=self._sampling.guidance)
-        if span.mask is not None:
-            logits_RV = logits_RV.masked_fill(self._banned_in(span, logits_RV.device), float("-inf"))
-        truncation = self._sampling.image if span.image else self._sampling.text
-        uniforms_R = torch.tensor(uniforms, dtype=torch.float64, device=logits_RV.device)
-        picked: list[int] = pick(logits_RV, uniforms_R, truncation=truncation).tolist()
-        return [span.start + index for index in picked]
+    def feed_pending(self, worlds: Sequence[Progress], active: Sequence[int]) -> None:
+        """Put all pending tokens into the cache; rows without any keep their hidden states.
 
-    def _banned_in(self, span: Span, device: torch.device) -> Tensor:
-        """True = may not be drawn."""
-        if span not in self._banned:
-            self._banned[span] = torch.from_numpy(~span.mask).to(device)  # type: ignore[operator]
-        return self._banned[span]
+        How a row's tokens are cut into calls is the row's own affair: always all that are pending at once.
+        """
+        runs: dict[int, list[int]] = {}
+        for i in active:
+            conditional, *unguided = self._layout[i]
+            runs[conditional] = worlds[i].pending
+            runs |= dict.fromkeys(unguided, worlds[i].image_pending)
+            worlds[i].pending = worlds[i].image_pending = []
+        groups: dict[tuple[int, int], list[int]] = {}
+        lengths = self._cache.lengths
+        for row in sorted(row for row, run in runs.items() if run):
+            # Short runs: any rows may go together. Longer ones only from equal places, where no mask of the
+            # batch can depend on the company.
+            start = int(lengths[row]) if len(runs[row]) > _SHORT else -1
+            groups.setdefault((start, len(runs[row])), []).append(row)
+        for rows in groups.values():
+            self._feed(rows, torch.tensor([runs[row] for row in rows], device=self._model.device))
+
+    def rows_of(self, members: Sequence[int]) -> tuple[list[int], Tensor]:
+        """All rows of these worlds in ascending order, and where in `members` the world of each stands."""
+        place = {row: at for at, i in enumerate(members) for row in self._layout[i]}
+        rows = sorted(place)
+        return rows, _index([place[row] for row in rows], self._model.device)
+
+    def feed_drawn(self, rows: list[int], tokens_R: Tensor) -> None:
+        """Put one drawn visual token into each of these rows; nothing waits for the device."""
+        self._feed(rows, tokens_R[:, None])
+
+    def _feed(self, rows: list[int], ids_RT: Tensor) -> None:
+        needed = int(self._cache.lengths.max()) + ids_RT.shape[1]
+        if needed > self._cache.capacity:
+            self._cache.reserve(max(needed, int(_GROWTH * self._cache.capacity)))
+        if len(rows) == self._cache.num_rows:
+            self.hidden_RD = self._model(ids_RT, cache=self._cache)[:, -1]
+            return
+        key = tuple(rows)
+        if key not in self._indices:  # kept, because making one waits for the device
+            self._indices[key] = _index(rows, self._model.device)
+        index = self._indices[key]
+        neighbours = rows[-1] - rows[0] + 1 == len(rows)
+        if not _rides_along(self._model.device) or neighbours or ids_RT.shape[1] > _SHORT:
+            hidden_RD = self._model(ids_RT, cache=self._cache.rows(rows))[:, -1]
+        else:
+            all_RT = ids_RT.new_zeros((self._cache.num_rows, ids_RT.shape[1])).index_copy_(0, index, ids_RT)
+            advance_R = np.isin(np.arange(self._cache.num_rows), rows)
+            hidden_RD = self._model(all_RT, cache=self._cache, advance_B=advance_R)[index, -1]
+        self.hidden_RD = self.hidden_RD.index_copy(0, index, hidden_RD)
+
+
+def _rides_along(device: torch.device) -> bool:
+    """Whether rows that have nothing to read go through the model with the others and do not advance.
+
+    On a GPU leaving out rows from between others copies the cache of all that stay; on a CPU it saves work.
+    """
+    return device.type != "cpu"
+
+
+def _index(numbers: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, device=device)
+
+
+class _Draw:
+    """One draw for the worlds `members`, which stand before the same span with the same settings.
+
+    `scales` are guidance and image guidance, as many as the worlds have rows beside the conditional one.
+    """
+
+    def __init__(
+        self,
+        members: list[int],
+        *,
+        span: Span,
+        truncation: Truncation,
+        scales: tuple[float, ...],
+        layout: Sequence[Sequence[int]],
+        banned: Tensor | None,
+    ) -> None:
+        self.members = members
+        self._span = span
+        self._truncation = truncation
+        self._scales = scales
+        self._rows = [layout[i][rank] for rank in range(1 + len(scales)) for i in members]
+        self._banned_V = banned
+        self._index: Tensor | None = None
+
+    def __call__(self, model: LanguageModel, hidden_RD: Tensor, uniforms_W: Tensor) -> Tensor:
+        """Logits of the span, guidance, what is allowed, the draw: ids [W] on the device."""
+        if self._index is None:
+            self._index = _index(self._rows, hidden_RD.device)
+            self._all = self._rows == list(range(len(hidden_RD)))
+        if not self._all:
+            hidden_RD = hidden_RD[self._index]
+        logits_RV = model.logits(hidden_RD, start=self._span.start, stop=self._span.stop).float()
+        if self._scales:
+            guidance, image_guidance = (*self._scales, 1.0)[:2]
+            rows_WV = logits_RV.split(len(self.members))
+            logits_RV = guide(*rows_WV, guidance=guidance, image_guidance=image_guidance)
+        if self._banned_V is not None:
+            logits_RV = logits_RV.masked_fill(self._banned_V, float("-inf"))
+        return pick(logits_RV, uniforms_W, truncation=self._truncation) + self._span.start
+
+
+def _draws(
+    worlds: Sequence[Progress],
+    active: Sequence[int],
+    *,
+    grammar: Grammar,
+    layout: Sequence[Sequence[int]],
+    banned: dict[Span, Tensor],
+) -> list[_Draw]:
+    """The draws that the active worlds are before, worlds with the same one together."""
+    groups: dict[tuple[Span, Truncation, tuple[float, ...]], list[int]] = {}
+    for i in active:
+        request = worlds[i].request
+        span = grammar.allowed(worlds[i].state)
+        assert isinstance(span, Span), "forced tokens are written with the token before them"
+        truncation = request.sampling.image if span.image else request.sampling.text
+        scales = (request.sampling.guidance, request.sampling.image_guidance)[: request.num_rows - 1]
+        groups.setdefault((span, truncation, scales if span.visual else ()), []).append(i)
+        if span.mask is not None and span not in banned:
+            banned[span] = torch.from_numpy(~span.mask).to(request.hidden_D.device)  # True = may not be drawn
+    return [
+        _Draw(
+            members, span=span, truncation=truncation, scales=scales, layout=layout, banned=banned.get(span)
+        )
+        for (span, truncation, scales), members in groups.items()
+    ]

@@ -44,26 +44,48 @@ class Truncation:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Settings of one generation. `guidance` 1 draws from the conditional row alone, without an unguided
-    twin."""
+    """Settings of one generation.
+
+    Attributes:
+        text, image: how words and visual tokens (and the digits of a size) are drawn.
+        guidance: how strongly words and pictures pull together, g in `guide`; 1 = off.
+        image_guidance: how strongly the reference pictures pull by themselves, a in `guide`; 1 = off. Without
+            reference pictures it has no effect: the two unguided rows are equal then.
+        max_new_tokens: cap of the whole answer, over all its segments, in tokens; None = what the context
+            holds. An answer that reaches it is closed (the two closing tokens may come on top), and a picture
+            that would pass it is not begun.
+    """
 
     text: Truncation = field(default_factory=Truncation)
     image: Truncation = field(default_factory=Truncation)
     guidance: float = 1.0
+    image_guidance: float = 1.0
+    max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.guidance < float("inf"):
-            raise ValueError(f"guidance must be finite and at least 0 (1 = off), got {self.guidance}")
+        for name in ("guidance", "image_guidance"):
+            value = getattr(self, name)
+            if not 0.0 <= value < float("inf"):
+                raise ValueError(f"{name} must be finite and at least 0 (1 = off), got {value}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1 (None = no cap), got {self.max_new_tokens}")
 
     @property
     def guided(self) -> bool:
-        """Whether images need the unguided twin row."""
-        return self.guidance != 1.0
+        """Whether anything is guided at all."""
+        return self.guidance != 1.0 or self.image_guidance != 1.0
+
+    def num_rows(self, *, has_references: bool) -> int:
+        """Cache rows a world: conditional; unguided; unguided and blind, without the reference pictures."""
+        if self.image_guidance != 1.0 and has_references:
+            return 3
+        return 2 if self.guidance != 1.0 else 1
 
     @classmethod
-    def greedy(cls, *, guidance: float = 1.0) -> Sampling:
+    def greedy(cls, *, guidance: float = 1.0, image_guidance: float = 1.0) -> Sampling:
         """The likeliest token everywhere."""
-        return cls(text=Truncation(temperature=0.0), image=Truncation(temperature=0.0), guidance=guidance)
+        likeliest = Truncation(temperature=0.0)
+        return cls(text=likeliest, image=likeliest, guidance=guidance, image_guidance=image_guidance)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,19 +99,30 @@ class Sampling:
         except TypeError as error:
             raise ValueError(
                 f"sampling settings {dict(fields)} do not fit ({error}); known are text and image with "
-                "temperature, top_k and top_p each, and guidance"
+                "temperature, top_k and top_p each, guidance, image_guidance and max_new_tokens"
             ) from error
 
 
-def guide(conditional_RV: Tensor, unguided_RV: Tensor, *, guidance: float) -> Tensor:
-    """Classifier-free guidance in the published form: u + guidance * (c - u) on log-probabilities. fp32 [R,
-    V].
+def guide(
+    conditional_RV: Tensor,
+    unguided_RV: Tensor,
+    blind_RV: Tensor | None = None,
+    *,
+    guidance: float,
+    image_guidance: float = 1.0,
+) -> Tensor:
+    """Classifier-free guidance in the published forms, on log-probabilities c, u, b. fp32 [R, V].
 
-    Source: the Emu3.5 release (fact sheet, 5.1); only visual positions are guided.
+    Two rows: u + g (c - u). Three: b + a (u - b) + g (c - u), with b the row that sees no reference picture;
+    a = 1 is the form with two. Source: the Emu3.5 release's `no_text` and `no_text_img_cfg` (fact sheet,
+    5.1); only visual positions are guided.
     """
     c_RV = torch.log_softmax(conditional_RV.float(), dim=-1)
     u_RV = torch.log_softmax(unguided_RV.float(), dim=-1)
-    return u_RV + guidance * (c_RV - u_RV)
+    if blind_RV is None:
+        return u_RV + guidance * (c_RV - u_RV)
+    b_RV = torch.log_softmax(blind_RV.float(), dim=-1)
+    return b_RV + image_guidance * (u_RV - b_RV) + guidance * (c_RV - u_RV)
 
 
 def pick(scores_RV: Tensor, uniforms_R: Tensor, *, truncation: Truncation) -> Tensor:

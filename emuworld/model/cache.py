@@ -7,6 +7,7 @@ Shapes: R rows, G key-value heads, C capacity, S keys seen, T new tokens, d head
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,12 +17,26 @@ from emuworld.model.config import TransformerConfig
 CAPACITY_STEP = 64  # capacities are multiples of this, so that masks and loads stay aligned
 
 
+class Memory:
+    """Where a cache's keys and values lie, until the cache grows and takes another `Memory`.
+
+    Whatever holds addresses (a captured graph) belongs to one of these.
+    """
+
+    def __init__(self, kv_RKCd: list[torch.Tensor]) -> None:
+        self.kv_RKCd = kv_RKCd
+        """One tensor a layer: the keys of all heads, then their values."""
+
+
 @dataclass(kw_only=True)
 class _Store:
-    kv_RKCd: list[torch.Tensor]
-    """One tensor a layer: the keys of all heads, then their values."""
+    memory: Memory
     lengths: np.ndarray
     """[R] int64: how many tokens each row holds."""
+
+    @property
+    def kv_RKCd(self) -> list[torch.Tensor]:
+        return self.memory.kv_RKCd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +46,18 @@ class CacheStep:
     starts: np.ndarray
     """[R] int64, the row lengths before the step."""
     num_tokens: int
-    positions_RT: torch.Tensor
+    device: torch.device
     _masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def positions_RT(self) -> torch.Tensor:
+        positions_RT = torch.from_numpy(self.starts[:, None] + np.arange(self.num_tokens))
+        return positions_RT.to(self.device)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, the new ones included."""
+        return int(self.starts.max()) + self.num_tokens
 
     @property
     def uniform(self) -> bool:
@@ -43,16 +68,15 @@ class CacheStep:
         """[repeats * T, S] bool, True = may attend: `repeats` times the T queries from position `start`."""
         key = (start, num_keys, repeats)
         if key not in self._masks:
-            device = self.positions_RT.device
-            queries_T1 = torch.arange(start, start + self.num_tokens, device=device)[:, None]
-            self._masks[key] = (torch.arange(num_keys, device=device) <= queries_T1).repeat(repeats, 1)
+            queries_T1 = torch.arange(start, start + self.num_tokens, device=self.device)[:, None]
+            self._masks[key] = (torch.arange(num_keys, device=self.device) <= queries_T1).repeat(repeats, 1)
         return self._masks[key]
 
     def row_mask_R1TS(self, *, num_keys: int, repeats: int) -> torch.Tensor:
         """[R, 1, repeats * T, S] bool, True = may attend, for rows of different lengths."""
         key = (-1, num_keys, repeats)
         if key not in self._masks:
-            keys_S = torch.arange(num_keys, device=self.positions_RT.device)
+            keys_S = torch.arange(num_keys, device=self.device)
             mask_RTS = keys_S <= self.positions_RT[:, :, None]
             self._masks[key] = mask_RTS.repeat(1, repeats, 1)[:, None]
         return self._masks[key]
@@ -76,7 +100,7 @@ class StaticCache:
         # Zeros, not empty: a masked key still meets its value as 0 * value, and 0 * nan is nan.
         layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
         self.config = config
-        self._store = _Store(kv_RKCd=layers, lengths=np.zeros(num_rows, dtype=np.int64))
+        self._store = _Store(memory=Memory(layers), lengths=np.zeros(num_rows, dtype=np.int64))
         self._index = np.arange(num_rows)
 
     @property
@@ -91,6 +115,16 @@ class StaticCache:
     def lengths(self) -> np.ndarray:
         """[R] int64, how many tokens each row holds (a copy)."""
         return self._store.lengths[self._index]
+
+    @property
+    def memory(self) -> Memory:
+        """Where the whole cache lies, shared with every view that `rows` made."""
+        return self._store.memory
+
+    @property
+    def indices(self) -> np.ndarray:
+        """[R] int64, which rows of the memory these are."""
+        return self._index
 
     @property
     def device(self) -> torch.device:
@@ -131,22 +165,24 @@ class StaticCache:
         if capacity <= self.capacity:
             return
         used = int(self._store.lengths.max())
-        for layer, old in enumerate(self._store.kv_RKCd):
+        layers: list[torch.Tensor] = []
+        old_layers = self._store.kv_RKCd
+        self._store.memory = Memory(layers)
+        while old_layers:  # one layer at a time is there twice
+            old = old_layers.pop(0)
             grown = old.new_zeros((old.shape[0], old.shape[1], _round_up(capacity), old.shape[3]))
             grown[:, :, :used].copy_(old[:, :, :used])
-            self._store.kv_RKCd[layer] = grown
+            layers.append(grown)
 
     def begin(self, num_tokens: int) -> CacheStep:
         """Plan the writing of `num_tokens` more tokens in every row; ValueError when one would not fit."""
-        starts = self.lengths
-        longest = int(starts.max())
-        if longest + num_tokens > self.capacity:
+        step = CacheStep(starts=self.lengths, num_tokens=num_tokens, device=self.device)
+        if step.longest > self.capacity:
             raise ValueError(
-                f"the cache has room for {self.capacity} tokens a row; {longest} + {num_tokens} do not fit: "
-                "reserve more, or truncate"
+                f"the cache has room for {self.capacity} tokens a row; {step.longest - num_tokens} + "
+                f"{num_tokens} do not fit: reserve more, or truncate"
             )
-        positions_RT = torch.from_numpy(starts[:, None] + np.arange(num_tokens))
-        return CacheStep(starts=starts, num_tokens=num_tokens, positions_RT=positions_RT.to(self.device))
+        return step
 
     def write(self, layer: int, kv_RKTd: torch.Tensor, *, step: CacheStep) -> None:
         """Put the new keys and values of one layer at the end of every row (lengths change in `finish`)."""

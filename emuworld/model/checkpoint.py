@@ -1,12 +1,16 @@
-"""A transformer on disk: `config.json` and `model.safetensors`, a Hugging Face Qwen3ForCausalLM folder.
+"""A transformer on disk: `config.json` and safetensors, in one file or in shards with an index.
 
-transformers, vLLM and PEFT open what `save` writes; `load` also reads sharded folders
-(`model.safetensors.index.json`). Only safetensors are read: opening a folder runs no code of its author.
+The same tensors under the same names with two configurations: a Hugging Face Qwen3ForCausalLM, which
+transformers, vLLM and PEFT open, and the Emu3.5 release's own (model_type "Emu3"). `load` reads both and
+`save` writes both. Only safetensors are read: opening a folder runs no code of its author.
 """
 
 import json
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,32 +21,82 @@ from emuworld.model.transformer import Transformer, TransformerConfig
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_SHARD_FILE = "model-{number:05d}-of-{total:05d}.safetensors"
 _HEAD_KEY = "lm_head.weight"
 _NAMED = 5  # so many keys are named in an error before it says how many more there are
+_MAX_JSON_BYTES = 16 << 20  # the index of 34 B parameters takes 60 kB
+_TYPES = ("BF16", "F16", "F32", "F64")
+
+OnBytes = Callable[[int, int], None]  # bytes done, bytes in all
 
 
-def save(folder: str | os.PathLike[str], model: Transformer, *, dtype: torch.dtype | None = None) -> None:
-    """Write both files into `folder` (made if needed), in `dtype` or as the model is.
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """What the header of a file says of one tensor."""
 
-    Each is written beside its place and renamed: a killed writer leaves the old file or the new one.
+    file: Path
+    shape: tuple[int, ...]
+    kind: str  # as safetensors writes it, "BF16"
+
+
+def save(
+    folder: str | os.PathLike[str],
+    model: Transformer,
+    *,
+    dtype: torch.dtype | None = None,
+    published: bool = False,
+    max_shard_bytes: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    on_bytes: OnBytes | None = None,
+) -> None:
+    """Write configuration and weights into `folder` (made if needed), in `dtype` or as the model is.
+
+    Each file is written beside its place and renamed: a killed writer leaves the old files or the new ones.
+    A model that `load` mapped from its files is copied shard by shard, without ever being held as a whole.
+
+    Args:
+        published: the configuration of the Emu3.5 release instead of Qwen3's.
+        max_shard_bytes: cut the weights into files of at most so many bytes (a tensor is never cut) and
+            write an index; None: one file.
+        settings: further entries of `config.json`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = model.dtype if dtype is None else dtype
-    tensors = {
-        name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in _expected(model).items()
+    base = model.config.to_published_json() if published else model.config.to_json()
+    # transformers reads `dtype`, and before its version 5 `torch_dtype`, as the release has it
+    config = {
+        **base,
+        "torch_dtype" if published else "dtype": str(dtype).removeprefix("torch."),
+        **(settings or {}),
     }
-    config = {**model.config.to_json(), "dtype": str(dtype).removeprefix("torch.")}
-    weights_beside = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
-    config_beside = folder / f".{CONFIG_FILE}.{os.getpid()}"
+    tensors = _expected(model)
+    shards = _cut(tensors, dtype=dtype, max_bytes=max_shard_bytes)
+    total = sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize
+    texts = {CONFIG_FILE: config}
+    if max_shard_bytes is not None:
+        weight_map = {name: file for file, names in shards.items() for name in names}
+        texts[INDEX_FILE] = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    beside = {name: folder / f".{name}.{os.getpid()}" for name in (*shards, *texts)}
+    done = 0
     try:
-        save_file(tensors, weights_beside, metadata={"format": "pt"})
-        config_beside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        weights_beside.replace(folder / WEIGHTS_FILE)
-        config_beside.replace(folder / CONFIG_FILE)
+        for file, names in shards.items():
+            part = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in names}
+            save_file(part, beside[file], metadata={"format": "pt"})
+            done += sum(tensor.nbytes for tensor in part.values())
+            del part
+            if on_bytes:
+                on_bytes(done, total)
+        for file, values in texts.items():
+            beside[file].write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        for file, path in beside.items():
+            path.replace(folder / file)
     finally:
-        weights_beside.unlink(missing_ok=True)
-        config_beside.unlink(missing_ok=True)
+        for path in beside.values():
+            path.unlink(missing_ok=True)
+    for old in {WEIGHTS_FILE, INDEX_FILE, *(path.name for path in folder.glob("model-*-of-*.safetensors"))}:
+        if old not in beside:  # of an earlier save in other pieces
+            (folder / old).unlink(missing_ok=True)
 
 
 def load(
@@ -50,31 +104,85 @@ def load(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    on_bytes: OnBytes | None = None,
 ) -> Transformer:
     """The transformer in `folder`, in evaluation mode, in `dtype` or as stored.
 
+    All headers are compared with the configuration before any weight is read. Then tensor by tensor goes
+    straight to the device, so that memory never holds more than the model and one file. On the CPU, as
+    stored, tensors are mapped from their files and take memory only while they are used.
+
     Raises ValueError that names the file and what is wrong with it: absent, damaged, or with missing,
-    unexpected or mis-shaped tensors.
+    unexpected, doubled or mis-shaped tensors.
     """
     folder = Path(folder)
     config = load_config(folder)
     with torch.device("meta"):
         model = Transformer(config)
-    stored: dict[str, torch.Tensor] = {}
-    for file in _weight_files(folder):
-        stored.update(_read(file, device=device, dtype=dtype))
     expected = _expected(model)
-    if config.tie_word_embeddings:
-        stored.pop(_HEAD_KEY, None)  # some writers store the tied head a second time
+    stored = _headers(folder, tied=config.tie_word_embeddings)
     _check(folder, stored, expected)
-    model.load_state_dict(stored, strict=False, assign=True)
+    total = sum(tensor.numel() for tensor in expected.values())
+    done = 0
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted({one.file for one in stored.values()}):
+        names = [name for name, one in stored.items() if one.file == file]
+        try:
+            with safe_open(file, framework="pt", device=str(device)) as opened:
+                for name in names:
+                    tensors[name] = opened.get_tensor(name).to(dtype=dtype)
+                    done += tensors[name].numel()
+                    if on_bytes:
+                        itemsize = tensors[name].itemsize
+                        on_bytes(done * itemsize, total * itemsize)
+        except (SafetensorError, OSError) as error:
+            raise _damaged(file, error) from error
+    model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     return model.eval()
 
 
 def load_config(folder: str | os.PathLike[str]) -> TransformerConfig:
     """The configuration alone. Raises ValueError when the file is absent, no JSON, or lacks something."""
-    return TransformerConfig.from_json(_read_json(Path(folder) / CONFIG_FILE))
+    return TransformerConfig.from_json(read_json(Path(folder) / CONFIG_FILE))
+
+
+def num_parameters(config: TransformerConfig) -> int:
+    """Of the whole transformer; a tied head counts once."""
+    with torch.device("meta"):
+        return sum(tensor.numel() for tensor in _expected(Transformer(config)).values())
+
+
+def weight_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The files of a folder that hold weights. ValueError for an index that names others, or nothing."""
+    folder = Path(folder)
+    if not (folder / INDEX_FILE).exists():
+        return [folder / WEIGHTS_FILE]
+    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{folder / INDEX_FILE}: expected a 'weight_map' from tensor names to file names")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(
+                f"{folder / INDEX_FILE}: names {name[:200]!r}, which is not a file of this folder"
+            )
+    return [folder / name for name in names]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. ValueError where it is absent, too large, or none."""
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; expected a folder written by emuworld or transformers")
+    if file.stat().st_size > _MAX_JSON_BYTES:
+        raise ValueError(f"{file}: {file.stat().st_size} bytes of JSON, expected at most {_MAX_JSON_BYTES}")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: expected a JSON object, got {type(values).__name__}")
+    return values
 
 
 def _expected(model: Transformer) -> dict[str, torch.Tensor]:
@@ -84,51 +192,64 @@ def _expected(model: Transformer) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if not (folder / INDEX_FILE).exists():
-        return [folder / WEIGHTS_FILE]
-    weight_map = _read_json(folder / INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{folder / INDEX_FILE}: expected a 'weight_map' from tensor names to file names")
-    names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        if Path(name).name != name:
-            raise ValueError(f"{folder / INDEX_FILE}: names {name!r}, which is not a file of this folder")
-    return [folder / name for name in names]
+def _cut(
+    tensors: Mapping[str, torch.Tensor], *, dtype: torch.dtype, max_bytes: int | None
+) -> dict[str, list[str]]:
+    """File name -> names of its tensors, in order; at least one tensor a file."""
+    if max_bytes is None:
+        return {WEIGHTS_FILE: list(tensors)}
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * dtype.itemsize
+        if shards[-1] and used + size > max_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    total = len(shards)
+    return {_SHARD_FILE.format(number=i, total=total): names for i, names in enumerate(shards, start=1)}
 
 
-def _read(file: Path, *, device: torch.device | str, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file; expected safetensors weights beside {CONFIG_FILE}")
-    try:
-        with safe_open(file, framework="pt", device=str(device)) as tensors:
-            return {name: tensors.get_tensor(name).to(dtype=dtype) for name in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: damaged or cut short ({error}); copy or download it again") from error
+def _headers(folder: Path, *, tied: bool) -> dict[str, _Stored]:
+    """Every tensor of the folder by name; nothing but headers is read."""
+    stored: dict[str, _Stored] = {}
+    for file in weight_files(folder):
+        if not file.is_file():
+            raise ValueError(f"{file}: no such file; expected safetensors weights beside {CONFIG_FILE}")
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    if name in stored:
+                        raise ValueError(f"{file}: {name} is also in {stored[name].file.name}")
+                    piece = opened.get_slice(name)
+                    stored[name] = _Stored(file=file, shape=tuple(piece.get_shape()), kind=piece.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise _damaged(file, error) from error
+    if tied:
+        stored.pop(_HEAD_KEY, None)  # some writers store the tied head a second time
+    return stored
 
 
-def _read_json(file: Path) -> dict[str, object]:
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file; expected a folder written by emuworld or transformers")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: expected a JSON object, got {type(values).__name__}")
-    return values
+def _damaged(file: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{file}: damaged or cut short ({error}); expected safetensors, copy or download it again"
+    )
 
 
-def _check(folder: Path, stored: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def _check(folder: Path, stored: Mapping[str, _Stored], expected: Mapping[str, torch.Tensor]) -> None:
+    common = [name for name in expected if name in stored]
     shapes = [
-        f"{name} is {list(stored[name].shape)}, expected {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in stored and stored[name].shape != tensor.shape
+        f"{name} is {list(stored[name].shape)}, expected {list(expected[name].shape)}"
+        for name in common
+        if stored[name].shape != expected[name].shape
     ]
+    kinds = [f"{name} is {stored[name].kind}" for name in common if stored[name].kind not in _TYPES]
     faults = [
         _listed("missing tensors: ", sorted(expected.keys() - stored.keys())),
         _listed("unexpected tensors: ", sorted(stored.keys() - expected.keys())),
         _listed("mis-shaped tensors: ", shapes),
+        _listed(f"tensors that are none of {', '.join(_TYPES)}: ", kinds),
     ]
     found = "; ".join(fault for fault in faults if fault)
     if found:
@@ -139,4 +260,4 @@ def _listed(title: str, items: list[str]) -> str:
     if not items:
         return ""
     more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return title + ", ".join(items[:_NAMED]) + more
+    return title + ", ".join(item[:300] for item in items[:_NAMED]) + more

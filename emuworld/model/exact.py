@@ -10,7 +10,7 @@ alike wherever an element lies.
 Shapes: M = B * T rows, K inputs, N outputs, D hidden_size, H query heads, G key-value heads, d head_dim.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache as memoise
 
 import numpy as np
@@ -27,27 +27,38 @@ _INVERSE_LOW_RANGE = torch.tensor(1 / _LOW_RANGE)
 _ACTIVATION_MAX = torch.tensor(127.0 * _LOW_RANGE)
 _TINY = torch.tensor(1e-30)  # keeps the scale of a row of zeros finite
 _WEIGHT_MAX = 127.0
+_QUANTISED_AT_ONCE = 16 << 20  # elements: 64 MiB of fp32
 _SERIAL_ELEMENTS = 32_768  # PyTorch's grain: elementwise operations on fewer elements run on one thread
 
 
-def exact(model: "Transformer | ExactTransformer") -> "ExactTransformer":
-    """The CPU form of a trained transformer, with the same `forward` and `logits`."""
-    return model if isinstance(model, ExactTransformer) else ExactTransformer(model)
+def exact(
+    model: "Transformer | ExactTransformer", *, on_layer: Callable[[int, int], None] | None = None
+) -> "ExactTransformer":
+    """The CPU form of a trained transformer, with the same `forward` and `logits`.
+
+    `on_layer` is called with layers done and layers in all: a large model takes minutes.
+    """
+    return model if isinstance(model, ExactTransformer) else ExactTransformer(model, on_layer=on_layer)
 
 
 class ExactTransformer:
-    """Same interface as `Transformer`, inference on the CPU only; the model it is made of stays as it is."""
+    """Same interface as `Transformer`, inference on the CPU only; the model it is made of stays as it is.
 
-    def __init__(self, model: Transformer) -> None:
+    A few rows at a time are held in fp32: of weights that are mapped from files, memory gets the int8 form
+    and the embedding as it is.
+    """
+
+    def __init__(self, model: Transformer, *, on_layer: Callable[[int, int], None] | None = None) -> None:
         with torch.inference_mode():
-            weights = {name: _fp32(tensor) for name, tensor in model.state_dict().items()}
+            weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
             self.config = model.config
-            self.embedding_VD = weights["model.embed_tokens.weight"]
+            self.embedding_VD = model.model.embed_tokens.weight.detach().to("cpu", copy=True)
             self.norm = ExactNorm(weights["model.norm.weight"], eps=model.config.rms_norm_eps)
-            self.layers = [
-                ExactLayer(weights, f"model.layers.{index}.", model.config)
-                for index in range(model.config.num_layers)
-            ]
+            self.layers: list[ExactLayer] = []
+            for index in range(model.config.num_layers):
+                self.layers.append(ExactLayer(weights, f"model.layers.{index}.", model.config))
+                if on_layer:
+                    on_layer(index + 1, model.config.num_layers)
             self.head = ExactLinear(weights["lm_head.weight"])
             self._cos_Pd, self._sin_Pd = _signed_rotary_tables(0, model.config)
 
@@ -87,7 +98,7 @@ class ExactTransformer:
         self._reserve_positions(cache.capacity)
         positions_M = step.positions_RT.flatten()
         rotary = (self._cos_Pd[positions_M][:, None], self._sin_Pd[positions_M][:, None])
-        x_MD = F.embedding(ids_BT.flatten(), self.embedding_VD)
+        x_MD = F.embedding(ids_BT.flatten(), self.embedding_VD).float()  # kept in the checkpoint's type
         for index, layer in enumerate(self.layers):
             layer(x_MD, rotary, cache=cache, step=step, index=index)
         cache.finish(step, advance_B=advance_B)
@@ -165,7 +176,7 @@ class ExactNorm:
 
     def __init__(self, weight: torch.Tensor, *, eps: float) -> None:
         size = weight.shape[-1]
-        self.weight = weight * size**0.5  # x / sqrt(sum / D + eps) = sqrt(D) x / sqrt(sum + D eps)
+        self.weight = weight.float() * size**0.5  # x / sqrt(sum / D + eps) = sqrt(D) x / sqrt(sum + D eps)
         self.eps = torch.tensor(size * eps)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -177,9 +188,15 @@ class ExactLinear:
     """x @ W.T for int8 weights with one scale for each output; several weights are laid side by side."""
 
     def __init__(self, *weights_NK: torch.Tensor) -> None:
-        quantised = [_quantise_weight(weight) for weight in weights_NK]
-        self.weight_KN = torch.cat([weight for weight, _ in quantised]).t().contiguous()
-        self.scale_N = torch.cat([scale for _, scale in quantised])
+        num_inputs, num_outputs = weights_NK[0].shape[1], sum(map(len, weights_NK))
+        self.weight_KN = torch.empty(num_inputs, num_outputs, dtype=torch.int8)
+        self.scale_N = torch.empty(num_outputs)
+        start = 0
+        for rows_NK in (rows for weight in weights_NK for rows in weight.split(_rows_at_once(num_inputs))):
+            stop = start + len(rows_NK)
+            quantised_NK, self.scale_N[start:stop] = _quantise_weight(rows_NK.float())
+            self.weight_KN[:, start:stop] = quantised_NK.t()
+            start = stop
 
     def __call__(self, x_MK: torch.Tensor) -> torch.Tensor:
         """[M, K] fp32 -> [M, N] fp32."""
@@ -241,6 +258,10 @@ def _swiglu(gate_up_MX: torch.Tensor) -> torch.Tensor:
     return torch.cat([F.silu(rows) for rows in gate_MI.split(block)]).mul_(up_MI)
 
 
+def _rows_at_once(num_inputs: int) -> int:
+    return max(1, _QUANTISED_AT_ONCE // num_inputs)
+
+
 def _quantise_weight(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 [N, K], scale [N]: symmetric, nearest."""
     scale_N1 = weight_NK.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / _WEIGHT_MAX
@@ -256,7 +277,3 @@ def _signed_rotary_tables(num_positions: int, config: TransformerConfig) -> tupl
     cos_Pd, sin_Pd = angles_Pd.cos().float(), angles_Pd.sin().float()
     sin_Pd[:, : config.head_dim // 2].neg_()
     return cos_Pd, sin_Pd
-
-
-def _fp32(weight: torch.Tensor) -> torch.Tensor:
-    return weight.detach().to("cpu", torch.float32)

@@ -1,8 +1,9 @@
 """Segments <-> ids: prompt templates, image blocks, answers with their loss mask, and reading an answer back.
 
 To the letter of the Emu3.5 release (fact sheet, sections 4.1 to 4.3), with the release's own order for x2i,
-where the reference images come before the question. Unlike the release, words are never parsed for control
-tokens (unless asked for), and a broken answer is read as far as it goes and says what was wrong with it.
+where the reference images come before the question. What vla, explore and howto put into the question is in
+`emuworld.questions`. Unlike the release, words are never parsed for control tokens (unless asked for), and a
+broken answer is read as far as it goes and says what was wrong with it.
 
 Codes are 0-based indices of the vision tokenizer, int [h, w]; ids are what the transformer sees.
 """
@@ -115,7 +116,11 @@ def prompt_ids(
 
 
 def unconditional_ids(images: Iterable[ImageTokens] = (), *, tokenizer: TextTokenizer) -> list[int]:
-    """The prompt of the unguided row, BOS to BSS: the images without task and question."""
+    """The prompt of the unguided row, BOS to BSS: the images without task and question.
+
+    Without images it is also the prompt of the third row of guidance by text and images, whose answer holds
+    the drawn images but which never sees the reference images.
+    """
     blocks = [image_block(codes, tokenizer=tokenizer) for codes in images]
     return _prompt(_template(None), blocks, tokenizer=tokenizer, allow_control=False)
 

@@ -82,6 +82,16 @@ class TextTokenizer:
         _check_vision_tokens(folder / "emu3_vision_tokens.txt")
         return cls(ranks, vocabulary=EMU35, split=PUBLISHED_SPLIT, reserved=_PUBLISHED_RESERVED)
 
+    def save_published(self, folder: str | os.PathLike[str]) -> None:
+        """Write the two files that `published` reads. ValueError unless the ids are those of the release."""
+        if self.vocabulary != EMU35:
+            raise ValueError(
+                f"a vocabulary of {self.vocabulary.size} ids has no place in the published files, whose "
+                f"{EMU35.size} ids are fixed: keep the files of the built-in kind"
+            )
+        write_ranks(self._ranks, path=Path(folder) / "emu3.tiktoken")
+        (Path(folder) / "emu3_vision_tokens.txt").write_text(_vision_tokens(), encoding="utf-8")
+
     def encode(self, text: str, *, allow_control: bool = False) -> list[int]:
         """Ids of a text; any string encodes, lone surrogates as U+FFFD.
 
@@ -113,6 +123,10 @@ class TextTokenizer:
             else:
                 raise ValueError(f"id {token} is no token of this vocabulary (size {self.vocabulary.size})")
         return data.decode("utf-8", errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 bytes of a text token, which may begin or end inside a character."""
+        return self._encoding.decode_single_token_bytes(token)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the ranks for `builtin` to read."""
@@ -167,10 +181,15 @@ def _check_ranks(ranks: Mapping[bytes, int], *, num_text_tokens: int) -> None:
 def _check_vision_tokens(path: Path) -> None:
     """The file's order fixes the published ids above the text; refuse any other order."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): put it beside emu3.tiktoken") from error
-    first = [CONTROL_TOKENS[name].string for name in ("img", "boi", "eoi")] + [VISUAL_STRING.format(code=0)]
-    last = VISUAL_STRING.format(code=EMU35.num_visual_tokens - 1)
-    if lines[:4] != first or lines[-1] != last or len(lines) != 3 + EMU35.num_visual_tokens:
+    if lines != _vision_tokens().splitlines():
         raise ValueError(f"{path} has {len(lines)} lines and is not the list of the Emu3.5 release")
+
+
+def _vision_tokens() -> str:
+    """The published list, one string a line: IMG, BOI, EOI, then all visual tokens."""
+    controls = [CONTROL_TOKENS[name].string for name in ("img", "boi", "eoi")]
+    visual = [VISUAL_STRING.format(code=code) for code in range(EMU35.num_visual_tokens)]
+    return "".join(f"{string}\n" for string in controls + visual)

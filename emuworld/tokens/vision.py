@@ -1,8 +1,9 @@
 """IBQ vision tokenizer: pictures <-> grids of code indices, 16 pixels a code along each side.
 
-The network is the one of the published tokenizer (a VQGAN encoder and decoder around an index-backpropagation
-quantiser) at any size, with its state-dict keys. It is not the training loop (`emuworld.training.tokenizer`).
-Encoding and decoding run in fp32: half precision changes about one code in twelve.
+The published tokenizer's index-backpropagation quantiser between the two halves of its network
+(`emuworld.tokens.vision_network`), at any size. It is not the training loop (`emuworld.training.tokenizer`);
+the release's own files are read in `emuworld.tokens.vision_published`. Encoding and decoding run in fp32:
+half precision changes about one code in twelve.
 
 Sources: Emu3.5 (arXiv 2510.26583) section 2.2; IBQ (arXiv 2412.02692) for the quantiser and its losses.
 Departures: the raw dot products are chunked over positions instead of materialised at once, and entropy terms
@@ -14,6 +15,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,221 +25,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-DOWNSAMPLE = 16
-# 2,048 x 131,072 fp32 scores are 1 GiB, the most that one chunk of an encode may take.
-_POSITIONS_A_CHUNK = 2048
+from emuworld.tokens import strips
+from emuworld.tokens.vision_network import DOWNSAMPLE, PUBLISHED, Decoder, Encoder, VisionConfig
 
+__all__ = [
+    "DOWNSAMPLE",
+    "PUBLISHED",
+    "IndexQuantiser",
+    "Quantised",
+    "VisionConfig",
+    "VisionTokenizer",
+    "to_images",
+    "to_pixels",
+]
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VisionConfig:
-    """Sizes of the tokenizer; the defaults are the built-in model's, `PUBLISHED` those of Emu3.5.
-
-    `width` times `width_multipliers` gives the channels of the levels, from the finest resolution down to one
-    sixteenth of the picture's; self-attention works at the lowest level only. `norm_groups` divides all of
-    them. The finest level has one position for each `patch_px` by `patch_px` pixels, as channels of their own
-    (1, the published form: every pixel). Small networks are several times faster without the finest levels,
-    where few channels meet many positions.
-    """
-
-    patch_px: int = 4
-    width: int = 32
-    width_multipliers: tuple[int, ...] = (4, 5, 6)
-    num_res_blocks: int = 1
-    z_channels: int = 64
-    embed_dim: int = 32
-    num_codes: int = 4096
-    # With one channel a group, as 32 would give here, norms would wipe out plain colours.
-    norm_groups: int = 8
-
-    def __post_init__(self) -> None:
-        if self.patch_px << (len(self.width_multipliers) - 1) != DOWNSAMPLE:
-            raise ValueError(
-                f"patch_px {self.patch_px} and {len(self.width_multipliers)} width_multipliers give "
-                f"{self.patch_px}x2^{len(self.width_multipliers) - 1} pixels a code, expected {DOWNSAMPLE}"
-            )
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return tuple(self.width * multiplier for multiplier in self.width_multipliers)
-
-
-PUBLISHED = VisionConfig(
-    patch_px=1,
-    width=256,
-    width_multipliers=(1, 1, 2, 2, 4),
-    num_res_blocks=4,
-    z_channels=256,
-    embed_dim=256,
-    num_codes=131_072,
-    norm_groups=32,
-)
-
-
-def _norm(channels: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=1e-6)
-
-
-class ResnetBlock(nn.Module):
-    """norm, swish, conv twice, plus the input (through a 1x1 convolution where the width changes)."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, groups: int) -> None:
-        super().__init__()
-        self.norm1 = _norm(in_channels, groups)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels, groups)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
-
-
-class AttnBlock(nn.Module):
-    """Single-head self-attention over all positions, its projections 1x1 convolutions."""
-
-    def __init__(self, channels: int, *, groups: int) -> None:
-        super().__init__()
-        self.norm = _norm(channels, groups)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
-        q, k, v = (
-            p(h).flatten(2).transpose(1, 2).unsqueeze(1) for p in (self.q, self.k, self.v)
-        )  # [B, 1, h*w, C]
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
-
-
-class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-class Level(nn.Module):
-    """Residual blocks of one resolution, attention after each where asked for, then a change of size."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, num_blocks: int, *, attention: bool, groups: int
-    ) -> None:
-        super().__init__()
-        self.block = nn.ModuleList(
-            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, groups=groups)
-            for i in range(num_blocks)
-        )
-        self.attn = nn.ModuleList(
-            AttnBlock(out_channels, groups=groups) for _ in range(num_blocks if attention else 0)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.block):
-            x = block(x)
-            if len(self.attn):
-                x = self.attn[i](x)
-        for name in ("downsample", "upsample"):  # set from outside: the finest or coarsest level has none
-            if name in self._modules:
-                x = getattr(self, name)(x)
-        return x
-
-
-class Middle(nn.Module):
-    """Block, attention, block at the coarsest resolution."""
-
-    def __init__(self, channels: int, *, groups: int) -> None:
-        super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, groups=groups)
-        self.attn_1 = AttnBlock(channels, groups=groups)
-        self.block_2 = ResnetBlock(channels, channels, groups=groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
-
-
-class Encoder(nn.Module):
-    """[B, 3, H, W] in [-1, 1] -> [B, z_channels, H/16, W/16]."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        widths = config.widths
-        last = len(widths) - 1
-        self.patch_px = config.patch_px
-        self.conv_in = nn.Conv2d(3 * config.patch_px**2, widths[0], 3, padding=1)
-        self.down = nn.ModuleList()
-        for i, width in enumerate(widths):
-            level = Level(
-                widths[max(i - 1, 0)],
-                width,
-                config.num_res_blocks,
-                attention=i == last,
-                groups=config.norm_groups,
-            )
-            if i < last:
-                level.downsample = Downsample(width)
-            self.down.append(level)
-        self.mid = Middle(widths[-1], groups=config.norm_groups)
-        self.norm_out = _norm(widths[-1], config.norm_groups)
-        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(F.pixel_unshuffle(x, self.patch_px))
-        for level in self.down:
-            h = level(h)
-        h = self.mid(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
-
-
-class Decoder(nn.Module):
-    """[B, z_channels, h, w] -> [B, 3, 16h, 16w], about [-1, 1]. Levels are stored from fine to coarse and run
-    from coarse to fine.
-    """
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        widths = config.widths
-        last = len(widths) - 1
-        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], groups=config.norm_groups)
-        self.up = nn.ModuleList()
-        for i, width in enumerate(widths):
-            level = Level(
-                widths[min(i + 1, last)],
-                width,
-                config.num_res_blocks + 1,
-                attention=i == last,
-                groups=config.norm_groups,
-            )
-            if i > 0:
-                level.upsample = Upsample(width)
-            self.up.append(level)
-        self.norm_out = _norm(widths[0], config.norm_groups)
-        self.patch_px = config.patch_px
-        self.conv_out = nn.Conv2d(widths[0], 3 * config.patch_px**2, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        h = self.conv_in(z)
-        h = self.mid(h)
-        for level in reversed(self.up):
-            h = level(h)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch_px)
+# 256 MiB of fp32 scores, the most that one chunk of an encode may take: 512 positions of the published codes.
+_SCORES_A_CHUNK = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +73,8 @@ class IndexQuantiser(nn.Module):
         B, D, h, w = z_BDhw.shape
         z_ND = z_BDhw.float().permute(0, 2, 3, 1).reshape(-1, D)
         codebook_DK = self.embedding.weight.float().t()
-        chunks = [(chunk @ codebook_DK).argmax(dim=1) for chunk in z_ND.split(_POSITIONS_A_CHUNK)]
+        positions = max(_SCORES_A_CHUNK // codebook_DK.shape[1], 1)
+        chunks = [(chunk @ codebook_DK).argmax(dim=1) for chunk in z_ND.split(positions)]
         return torch.cat(chunks).view(B, h, w)
 
     def forward(
@@ -342,7 +147,9 @@ class VisionTokenizer(nn.Module):
                 f"picture sides must be multiples of {DOWNSAMPLE}, "
                 f"got {images.shape[1]}x{images.shape[2]}; resize them first"
             )
-        return self.quantize.codes(self.latents(to_pixels(images)))
+        with _full_precision(images.device):
+            parts = [self.quantize.codes(self.latents(to_pixels(part))) for part in self._split(images, 1)]
+        return torch.cat(parts)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -351,8 +158,20 @@ class VisionTokenizer(nn.Module):
             raise ValueError(
                 f"codes must lie in 0..{self.num_codes - 1}, got {int(codes.min())}..{int(codes.max())}"
             )
-        z_q = F.embedding(codes, self.quantize.embedding.weight).permute(0, 3, 1, 2)
-        return to_images(self.pixels(z_q.contiguous()))
+        with _full_precision(codes.device):
+            parts = [to_images(self.pixels(self.vectors(part))) for part in self._split(codes, DOWNSAMPLE)]
+        return torch.cat(parts)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """int64 [B, h, w] -> what the codes stand for, [B, embed_dim, h, w]."""
+        return F.embedding(codes, self.quantize.embedding.weight).permute(0, 3, 1, 2).contiguous()
+
+    def _split(self, batch: Tensor, scale: int) -> tuple[Tensor, ...]:
+        """One by one where a picture's first layer is large: several would be held at once."""
+        height, width = batch.shape[1] * scale, batch.shape[2] * scale
+        patch, finest = self.config.patch_px, self.config.widths[0]
+        large = strips.needed(finest, height // patch, width // patch, like=self.quantize.embedding.weight)
+        return batch.split(1) if large else (batch,)
 
     def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16) -> None:
         """Write `vision.json` and `vision.safetensors` into `folder`, each beside and then renamed."""
@@ -375,29 +194,57 @@ class VisionTokenizer(nn.Module):
         for name in ("vision.json", "vision.safetensors"):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} has no {name}; expected a folder that VisionTokenizer.save wrote")
-        fields = json.loads((folder / "vision.json").read_text())
-        known = {field.name for field in dataclasses.fields(VisionConfig)}
-        fields.setdefault("patch_px", 1)  # files from before there was a choice
-        if set(fields) != known:
-            raise ValueError(f"{folder / 'vision.json'} has keys {sorted(fields)}, expected {sorted(known)}")
-        config = VisionConfig(**{**fields, "width_multipliers": tuple(fields["width_multipliers"])})
+        try:
+            config = VisionConfig.from_json(json.loads((folder / "vision.json").read_text("utf-8")))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{folder / 'vision.json'} does not describe a tokenizer: {error}") from error
         try:
             weights = load_file(folder / "vision.safetensors", device=str(device))
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{folder / 'vision.safetensors'} cannot be read ({error}); copy the file again"
             ) from error
+        return cls.from_tensors(config, weights, source=folder / "vision.safetensors")
+
+    @classmethod
+    def from_tensors(
+        cls, config: VisionConfig, weights: Mapping[str, Tensor], *, source: str | os.PathLike[str]
+    ) -> VisionTokenizer:
+        """A tokenizer of these weights in fp32, ready for inference. ValueError names the file `source` and
+        what in it is missing, not expected, of another shape or no floating-point numbers.
+        """
         with torch.device("meta"):
             model = cls(config)
-        expected = {name: t.shape for name, t in model.state_dict().items()}
-        wrong = [n for n in expected.keys() | weights.keys() if n not in expected or n not in weights]
-        wrong += [n for n in expected.keys() & weights.keys() if expected[n] != weights[n].shape]
-        if wrong:
-            raise ValueError(
-                f"{folder / 'vision.safetensors'} does not fit vision.json at {sorted(wrong)[:5]}"
-            )
+        expected = model.state_dict()
+        faults = [f"no {name}" for name in sorted(expected.keys() - weights.keys())]
+        faults += [f"unexpected {name}" for name in sorted(weights.keys() - expected.keys())]
+        for name in sorted(expected.keys() & weights.keys()):
+            if weights[name].shape != expected[name].shape:
+                faults.append(f"{name} {list(weights[name].shape)}, expected {list(expected[name].shape)}")
+            elif not weights[name].is_floating_point():
+                faults.append(f"{name} holds {weights[name].dtype}, expected floating-point numbers")
+        if faults:
+            more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+            raise ValueError(f"{source} does not fit its configuration: {'; '.join(faults[:5])}{more}")
         model.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)
         return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """On CUDA, without TF32, which PyTorch allows convolutions: it changes codes as 16 bits do."""
+    if device.type != "cuda":
+        yield
+        return
+    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        yield
+    finally:
+        for setting, precision in zip(settings, before, strict=True):
+            setting.fp32_precision = precision
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -82,9 +82,10 @@ class TokenFeed:
         self._feed.close()
 
     def _encode(self, shard: DecodedShard) -> list[TokenStory]:
-        stories = with_codes(shard.stories, self._codes(shard.frames))
+        frames = shard.frames.to(self._device)
+        stories = with_codes(shard.stories, self._codes(frames))
         if self._mirror:
-            stories += with_codes([mirrored(s) for s in shard.stories], self._codes(shard.frames.flip(2)))
+            stories += with_codes([mirrored(s) for s in shard.stories], self._codes(frames.flip(2)))
         save_tokens(self._cache / f"{shard.stem}.npz", stories)
         return stories
 
@@ -98,8 +99,8 @@ class TokenFeed:
             num = len(chunk)
             if num < 256 and self._device.type == "cuda":  # one shape, one compilation
                 chunk = torch.cat((chunk, chunk.new_zeros((256 - num, *chunk.shape[1:]))))
-            pixels = to_pixels(chunk.to(self._device))
+            pixels = to_pixels(chunk)
             with torch.autocast(self._device.type, torch.float16, enabled=self._device.type == "cuda"):
                 z = self._latents(pixels)
-            codes.append(self._vision.quantize.codes(z)[:num].to("cpu", torch.int32).numpy())
-        return np.concatenate(codes).astype(np.uint16)
+            codes.append(self._vision.quantize.codes(z)[:num].to(torch.int32))
+        return torch.cat(codes).cpu().numpy().astype(np.uint16)

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emuworld.tokens.vision import VisionConfig, VisionTokenizer, to_pixels
+from emuworld.tokens.vision import VisionTokenizer, to_pixels
+from emuworld.tokens.vision_network import VisionConfig
 from emuworld.training import loop
 from emuworld.training.data import FramePool, ShardFeed, wait_for_shards
 from emuworld.training.devices import pick_device

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from emuworld.decoding.autoregressive import Request, generate
+from emuworld.decoding import autoregressive
+from emuworld.decoding.autoregressive import Request, Stop, Written, generate, write
 from emuworld.decoding.grammar import Grammar, SizeBounds
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.decoding.uniforms import TokenUniforms
@@ -37,6 +39,8 @@ class Rows:
     def __init__(self, rows: Sequence[list[int]]) -> None:
         self.held = list(rows)
 
+    capacity = 1 << 20
+
     @property
     def num_rows(self) -> int:
         return len(self.held)
@@ -58,13 +62,18 @@ class HashModel:
         self.num_calls = 0
         self.boost = boost or {}
 
-    def __call__(self, ids: torch.Tensor, *, cache: Rows) -> torch.Tensor:
+    def __call__(
+        self, ids: torch.Tensor, *, cache: Rows, advance_B: np.ndarray | None = None
+    ) -> torch.Tensor:
         self.num_calls += 1
         hidden = torch.zeros(*ids.shape, 1, dtype=torch.float64)
         for row, held in enumerate(cache.held):
+            length = len(held)
             for column, token in enumerate(ids[row].tolist()):
                 held.append(token)
                 hidden[row, column, 0] = self.state(held)
+            if advance_B is not None and not advance_B[row]:
+                del held[length:]
         return hidden
 
     def logits(self, hidden: torch.Tensor, *, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -95,22 +104,34 @@ def prompt(world: int) -> list[int]:
     return [V.bos, *range(world + 2), V.bss]
 
 
+REFERENCE = [V.boi, V.img, V.eoi]  # what stands for a reference picture: no more than a mark
+
+
 def run(
     requests: dict[int, Request],
-    sampling: Sampling = PLAIN,
+    sampling: Sampling | Mapping[int, Sampling] = PLAIN,
     model: HashModel | None = None,
     num_images: int = 1,
-) -> tuple[dict[int, list[int]], Rows]:
+    has_references: bool = False,
+) -> tuple[dict[int, Written], Rows]:
+    settings = dict.fromkeys(requests, sampling) if isinstance(sampling, Sampling) else sampling
+    asked = [
+        replace(
+            one,
+            sampling=settings[world],
+            num_rows=settings[world].num_rows(has_references=has_references),
+        )
+        for world, one in requests.items()
+    ]
     rows = [prompt(world) for world in requests]
-    if sampling.guided:
-        rows += [[V.bos, V.bss] for _ in requests]
+    for rank, uncond in ((2, [V.bos, *REFERENCE * has_references, V.bss]), (3, [V.bos, V.bss])):
+        rows += [list(uncond) for one in asked if one.num_rows >= rank]
     cache = Rows(rows)
     written = generate(
         model or HashModel({V.boi: 4.0}),  # type: ignore[arg-type]
         cache,  # type: ignore[arg-type]
-        list(requests.values()),
+        asked,
         grammar=GRAMMAR,
-        sampling=sampling,
         num_images=num_images,
     )
     return dict(zip(requests, written, strict=True)), cache
@@ -136,7 +157,7 @@ def test_rows_in_any_company_write_what_they_write_alone(sampling: Sampling) -> 
     backwards, _ = run(dict(reversed(requests.items())), sampling)
     alone = {world: run({world: requests[world]}, sampling)[0][world] for world in requests}
     assert together == backwards == alone
-    assert len({tuple(ids) for ids in together.values()}) == len(together)
+    assert len({tuple(one.ids) for one in together.values()}) == len(together)
 
 
 @pytest.mark.parametrize("sampling", [PLAIN, GUIDED])
@@ -144,11 +165,12 @@ def test_answers_are_well_formed_and_begin_with_what_is_forced(sampling: Samplin
     requests = mixed_requests()
     written, _ = run(requests, sampling)
     sizes = {0: (4, 5), 2: (2, 2), 4: (6, 3)}
-    for world, ids in written.items():
+    for world, (ids, stop) in written.items():
         assert ids[: len(requests[world].forced)] == list(requests[world].forced)
         parsed = parse_answer(ids, tokenizer=TOKENIZER)
         assert not [problem for segment in parsed for problem in segment.problems]
         assert ids[-1] == (V.eos if parsed.ended else V.eoi)
+        assert stop == ("end" if parsed.ended else "image")
         if world in sizes:
             assert parsed[0].codes is not None
             assert parsed[0].codes.shape == sizes[world]
@@ -157,7 +179,7 @@ def test_answers_are_well_formed_and_begin_with_what_is_forced(sampling: Samplin
 def test_the_unguided_twin_reads_image_blocks_and_nothing_else() -> None:
     requests = mixed_requests()
     written, cache = run(requests, GUIDED, num_images=2)
-    for i, ids in enumerate(written.values()):
+    for i, (ids, _) in enumerate(written.values()):
         blocks: list[int] = []
         inside = False
         for token in ids:
@@ -180,7 +202,7 @@ def test_guidance_blends_the_two_rows() -> None:
     """Greedy with guidance picks the argmax of u + g (c - u), computed here from the two rows' hashes."""
     sampling = Sampling.greedy(guidance=2.5)
     written, _ = run({7: request(7, forced=[V.boi])}, sampling)
-    ids, model = written[7], HashModel({V.boi: 4.0})
+    ids, model = written[7].ids, HashModel({V.boi: 4.0})
     start = ids.index(V.img) + 1
     for position in range(start, len(ids)):
         if not V.is_visual(ids[position]):
@@ -206,16 +228,17 @@ def test_text_that_never_ends_is_closed() -> None:
     requests = {0: request(0), 1: request(1)}
     never = HashModel({V.boi: -99.0, V.ess: -99.0, V.eos: -99.0, V.boc: -99.0, V.bog: -99.0})
     written, _ = run(requests, PLAIN, never)
-    for ids in written.values():
+    for ids, stop in written.values():
+        assert stop == "text_limit"
         assert len(ids) == 40 + 2
         assert ids[-2:] == [V.ess, V.eos]
     thinking = HashModel({V.bog: 99.0, V.eog: -99.0})
-    for ids in run(requests, PLAIN, thinking)[0].values():
+    for ids, _ in run(requests, PLAIN, thinking)[0].values():
         assert (ids[0], ids[-3:]) == (V.bog, [V.eog, V.ess, V.eos])
 
 
 def test_several_images_share_the_first_ones_size() -> None:
-    ids = run({0: request(0, size=None)}, PLAIN, HashModel({V.boi: 9.0}), num_images=3)[0][0]
+    ids = run({0: request(0, size=None)}, PLAIN, HashModel({V.boi: 9.0}), num_images=3)[0][0].ids
     parsed = parse_answer(ids, tokenizer=TOKENIZER)
     shapes = [segment.codes.shape for segment in parsed if segment.codes is not None]
     assert len(shapes) == 3
@@ -231,7 +254,6 @@ def test_progress_rises_to_what_was_expected() -> None:
         rows,  # type: ignore[arg-type]
         list(requests.values()),
         grammar=GRAMMAR,
-        sampling=PLAIN,
         on_step=lambda written, expected: seen.append((written, expected)),
     )
     total = image_length((4, 5)) + image_length((2, 3))
@@ -241,6 +263,134 @@ def test_progress_rises_to_what_was_expected() -> None:
 
 
 def test_a_cache_of_the_wrong_height_is_refused() -> None:
-    model, cache = HashModel(), Rows([[0]])
-    with pytest.raises(ValueError, match="need 2 cache rows"):
-        generate(model, cache, [request(0)], grammar=GRAMMAR, sampling=GUIDED)  # type: ignore[arg-type]
+    one = replace(request(0), sampling=GUIDED, num_rows=2)
+    with pytest.raises(ValueError, match="need 2 cache rows, got 1"):
+        generate(HashModel(), Rows([[0]]), [one], grammar=GRAMMAR)  # type: ignore[arg-type]
+
+
+BLIND = Sampling.greedy(guidance=2.5, image_guidance=1.75)
+
+
+def test_three_way_guidance_blends_three_rows() -> None:
+    """Greedy picks the argmax of b + a (u - b) + g (c - u), from the hashes of rows made here by hand."""
+    written, cache = run({7: request(7, forced=[V.boi])}, BLIND, num_images=2, has_references=True)
+    ids, model = written[7].ids, HashModel({V.boi: 4.0})
+    prefixes = (prompt(7), [V.bos, *REFERENCE, V.bss], [V.bos, V.bss])
+    blocks: list[int] = []  # what the unguided rows have read
+    inside, num_visual, changed = False, 0, 0
+    for position, token in enumerate(ids):
+        if V.is_visual(token):
+            c, u, b = (
+                torch.log_softmax(
+                    model.scores(model.state([*before, *read]), V.visual_start, V.visual_stop).float(), 0
+                )
+                for before, read in zip(prefixes, (ids[:position], blocks, blocks), strict=True)
+            )
+            assert token == V.visual_start + int((b + 1.75 * (u - b) + 2.5 * (c - u)).argmax())
+            changed += token != V.visual_start + int((u + 2.5 * (c - u)).argmax())
+            num_visual += 1
+        inside = inside or token == V.boi
+        blocks += [token] * inside
+        inside = inside and token != V.eoi
+    assert (num_visual, cache.num_rows) == (2 * 4 * 5, 3)
+    assert changed > 5, "the third row matters"
+
+
+def test_image_guidance_without_references_is_the_form_with_two_rows() -> None:
+    requests = mixed_requests()
+    two, _ = run(requests, Sampling.greedy(guidance=2.5))
+    three, cache = run(requests, BLIND)
+    assert three == two
+    assert cache.num_rows == 2 * len(requests)
+    unguided, cache = run(requests, Sampling.greedy(image_guidance=1.75))
+    assert unguided == run(requests, Sampling.greedy())[0]
+    assert cache.num_rows == len(requests)
+
+
+MIXED = {
+    0: GUIDED,
+    1: PLAIN,
+    2: BLIND,
+    3: Sampling(text=Truncation(temperature=0.5), image=Truncation(top_p=0.5), guidance=2.5),
+    4: Sampling(image=Truncation(top_k=8), guidance=4.0, image_guidance=1.5),
+    5: Sampling.greedy(guidance=2.5),
+}
+
+
+def test_worlds_of_different_settings_and_row_counts_share_a_batch() -> None:
+    requests = mixed_requests()
+    together, cache = run(requests, MIXED, has_references=True)
+    assert cache.num_rows == 2 + 1 + 3 + 2 + 3 + 2
+    for world, one in requests.items():
+        assert run({world: one}, MIXED[world], has_references=True)[0][world] == together[world]
+    assert run(dict(reversed(requests.items())), MIXED, has_references=True)[0] == together
+
+
+def test_rows_that_ride_along_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does with rows that have nothing to read: they go through and do not advance."""
+    requests = mixed_requests()
+    expected, apart = run(requests, MIXED, has_references=True)
+    monkeypatch.setattr(autoregressive, "_rides_along", lambda device: True)
+    written, together = run(requests, MIXED, has_references=True)
+    assert written == expected
+    assert together.held == apart.held
+
+
+def test_news_add_up_to_what_is_written() -> None:
+    """Also for images of a free size, whose head is told late, and for one that is taken back."""
+    requests = {**mixed_requests(), 6: replace(request(6, size=None, forced=[V.boi]), max_tokens=12)}
+    model, rows = HashModel({V.boi: 4.0}), Rows([prompt(world) for world in requests])
+    writing = write(model, rows, list(requests.values()), grammar=GRAMMAR)  # type: ignore[arg-type]
+    told: dict[int, list[int]] = {i: [] for i in range(len(requests))}
+    while True:
+        try:
+            for i, ids in next(writing):
+                told[i] += ids
+        except StopIteration as end:
+            assert list(told.values()) == [one.ids for one in end.value]
+            assert end.value[-1] == ([V.ess, V.eos], Stop.CONTEXT)
+            break
+
+
+def test_a_text_that_fills_its_room_is_closed_inside_it() -> None:
+    never = HashModel({V.boi: -99.0, V.ess: -99.0, V.eos: -99.0, V.boc: -99.0, V.bog: -99.0})
+    thinking = HashModel({V.bog: 99.0, V.eog: -99.0})
+    for room in (0, 1, 2, 3, 4, 5, 17):
+        for model in (never, thinking):
+            one = replace(request(0), max_tokens=room, overrun=Stop.TOKEN_LIMIT)
+            ids, stop = run({0: one}, GUIDED, model)[0][0]
+            assert stop == "token_limit"
+            assert ids[-2:] == [V.ess, V.eos]
+            assert max(room - 1, 2) <= len(ids) <= max(room, 2)
+            assert (V.eog in ids) == (V.bog in ids)
+
+
+def test_a_picture_is_drawn_where_it_fits_and_not_begun_where_not() -> None:
+    words = TOKENIZER.encode("look")
+    whole = len(words) + image_length((4, 5)) + 2  # the two tokens that end an answer stay free
+    for size in ((4, 5), None):
+        forced = [*words, V.boi]
+        free = HashModel({TOKENIZER.encode("4")[0]: 50.0}) if size is None else HashModel()
+        side = (4, 4) if size is None else (4, 5)
+        whole = len(words) + image_length(side) + 2
+        for room, drawn in ((whole, True), (whole - 1, False)):
+            one = replace(request(0, forced=forced, size=size), max_tokens=room)
+            ids, stop = run({0: one}, GUIDED, free)[0][0]
+            assert stop == ("image" if drawn else "context")
+            assert ids[-1] == (V.eoi if drawn else V.eos)
+            assert drawn or ids == [*words, V.ess, V.eos]
+            assert len(ids) <= room
+
+
+def test_a_long_text_makes_the_cache_grow() -> None:
+    class Growing(Rows):
+        capacity = 12
+
+        def reserve(self, capacity: int) -> None:
+            assert capacity > self.capacity
+            self.capacity = capacity
+
+    cache = Growing([prompt(0)])
+    model = HashModel({V.boi: -99.0, V.ess: -99.0, V.eos: -99.0})
+    generate(model, cache, [request(0)], grammar=GRAMMAR)  # type: ignore[arg-type]
+    assert 40 < len(cache.held[0]) <= cache.capacity < 80

@@ -106,8 +106,39 @@ def test_guidance_by_hand() -> None:
     torch.testing.assert_close(guide(c, u, guidance=3.0), expected)
 
 
+def test_three_way_guidance_by_hand() -> None:
+    """softmax(b + a (u - b) + g (c - u)) = b (u / b) ** a (c / u) ** g, normalised."""
+    c, u, b = ([0.6, 0.3, 0.1], [0.5, 0.2, 0.3], [0.25, 0.25, 0.5])
+    rows = [torch.log(torch.tensor([p])) for p in (c, u, b)]
+    blended = guide(rows[0] + 3, rows[1] - 1, rows[2] + 7, guidance=3.0, image_guidance=1.5)
+    expected = [pb * (pu / pb) ** 1.5 * (pc / pu) ** 3 for pc, pu, pb in zip(c, u, b, strict=True)]
+    torch.testing.assert_close(blended.exp(), torch.tensor([expected]))
+    two = guide(rows[0], rows[1], guidance=3.0)
+    torch.testing.assert_close(guide(*rows, guidance=3.0), two)  # a = 1: the blind row cancels
+    torch.testing.assert_close(guide(*rows, guidance=0.0, image_guidance=0.0), rows[2])
+    # Equal unguided rows, as without reference pictures: to the bit the form with two.
+    assert torch.equal(guide(rows[0], rows[1], rows[1], guidance=3.0, image_guidance=1.5), two)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "image_guidance", "rows_with", "rows_without"),
+    [(1.0, 1.0, 1, 1), (3.0, 1.0, 2, 2), (3.0, 1.5, 3, 2), (1.0, 1.5, 3, 1), (0.0, 0.0, 3, 2)],
+)
+def test_rows_of_each_form(guidance: float, image_guidance: float, rows_with: int, rows_without: int) -> None:
+    sampling = Sampling(guidance=guidance, image_guidance=image_guidance)
+    assert sampling.num_rows(has_references=True) == rows_with
+    assert sampling.num_rows(has_references=False) == rows_without
+    assert sampling.guided == (rows_with > 1)
+
+
 def test_settings_round_trip_and_refuse_nonsense() -> None:
-    sampling = Sampling(text=Truncation(top_p=0.9), image=Truncation(top_k=5120), guidance=3.0)
+    sampling = Sampling(
+        text=Truncation(top_p=0.9),
+        image=Truncation(top_k=5120),
+        guidance=3.0,
+        image_guidance=1.5,
+        max_new_tokens=5120,
+    )
     assert Sampling.from_json(json.loads(json.dumps(sampling.to_json()))) == sampling
     assert Sampling.from_json({}) == Sampling()
     assert sampling.guided
@@ -115,8 +146,9 @@ def test_settings_round_trip_and_refuse_nonsense() -> None:
     for wrong in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}):
         with pytest.raises(ValueError, match="must"):
             Truncation(**wrong)
-    with pytest.raises(ValueError, match="guidance"):
-        Sampling(guidance=float("inf"))
+    for wrong in ({"guidance": float("inf")}, {"image_guidance": -1.0}, {"max_new_tokens": 0}):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must"):
+            Sampling(**wrong)
     with pytest.raises(ValueError, match="known are text and image"):
         Sampling.from_json({"text": {"topk": 3}})
 

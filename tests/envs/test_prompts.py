@@ -1,14 +1,16 @@
 """Drawn prompts: of the worlds' language, different, the same everywhere."""
 
+import re
+
 import numpy as np
 import pytest
 
 from emuworld.envs.captions import parse_caption
-from emuworld.envs.palette import object_pairs
-from emuworld.envs.prompts import NUM_EXAMPLES, draw_prompt, example_prompts
+from emuworld.envs.palette import OBJECT_COLOURS, SHAPES, object_pairs
+from emuworld.envs.prompts import NUM_EXAMPLES, draw_prompt, example_commands
 
 
-@pytest.mark.parametrize("mode", ["explore", "t2i"])
+@pytest.mark.parametrize("mode", ["explore", "t2i", "x2i"])
 def test_prompts_are_of_the_worlds_language(mode: str) -> None:
     rng = np.random.default_rng(0)
     pairs = set(object_pairs("train"))
@@ -23,6 +25,23 @@ def test_equal_generators_draw_equal_prompts() -> None:
     assert first == second
 
 
-def test_examples_are_different_and_fixed() -> None:
-    assert len(set(example_prompts("t2i"))) == NUM_EXAMPLES
-    assert example_prompts("t2i") == example_prompts("t2i")
+OBJECT = re.compile(rf"({'|'.join(OBJECT_COLOURS)}) ({'|'.join(SHAPES)})")
+
+
+@pytest.mark.parametrize("mode", ["story", "howto", "vla"])
+def test_tasks_name_objects_of_training(mode: str) -> None:
+    rng = np.random.default_rng(0)
+    pairs = set(object_pairs("train"))
+    prompts = [draw_prompt(rng, mode=mode) for _ in range(300)]
+    assert len(set(prompts)) > 100
+    for prompt in prompts:
+        named = OBJECT.findall(prompt)
+        assert named and set(named) <= pairs
+        assert prompt[0].isupper() and prompt.endswith(".") and "{" not in prompt
+
+
+@pytest.mark.parametrize("mode", ["t2i", "x2i", "story", "howto", "vla"])
+def test_examples_are_different_and_fixed(mode: str) -> None:
+    assert len(set(example_commands(mode))) == NUM_EXAMPLES
+    assert example_commands(mode) == example_commands(mode)
+    assert all(command.strip() for command in example_commands(mode))

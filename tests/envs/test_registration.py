@@ -13,10 +13,19 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 import emuworld  # noqa: F401  importing registers the ids
-from emuworld.envs.registration import EXPLORE_STEPS, register_all
+from emuworld.envs.registration import EXPLORE_STEPS, STEPS, register_all
 from emuworld.envs.vector_env import WorldVectorEnv
 
-DREAMS = ("EmuWorld/T2I-v0", "EmuWorld/Explore-v0", "EmuWorld/ExploreDiscrete-v0")
+LIMITS = {
+    "EmuWorld/T2I-v0": None,
+    "EmuWorld/X2I-v0": STEPS["x2i"],
+    "EmuWorld/Story-v0": STEPS["story"],
+    "EmuWorld/HowTo-v0": STEPS["howto"],
+    "EmuWorld/VLA-v0": STEPS["vla"],
+    "EmuWorld/Explore-v0": EXPLORE_STEPS,
+    "EmuWorld/ExploreDiscrete-v0": EXPLORE_STEPS,
+}
+DREAMS = tuple(LIMITS)
 SIMS = ("EmuWorld/ExploreSim-v0", "EmuWorld/ExploreSimDiscrete-v0")
 # The checker asks for the innermost environment, which for a Discrete id is the text environment under it.
 SIZE = 32  # pixels
@@ -45,7 +54,7 @@ def test_specs_can_be_written_and_made_again(env_id: str, tiny_folder: str) -> N
     again = gymnasium.make(spec)
     assert again.action_space == env.action_space
     assert again.observation_space == env.observation_space
-    assert spec.max_episode_steps == (None if "T2I" in env_id else EXPLORE_STEPS)
+    assert spec.max_episode_steps == LIMITS.get(env_id, EXPLORE_STEPS)
 
 
 @pytest.mark.parametrize("discrete", ["", "Discrete"])

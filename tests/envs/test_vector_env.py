@@ -10,6 +10,7 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 
+from emuworld.envs.dream import MODES
 from emuworld.envs.snapshot import Snapshot
 from emuworld.envs.vector_env import WorldVectorEnv
 from emuworld.envs.world_env import WorldModelEnv
@@ -63,7 +64,7 @@ def steps(envs: VectorEnv[Any, Any, Any], autoreset: AutoresetMode) -> Iterator[
             yield envs.reset(options={"reset_mask": done})
 
 
-@pytest.mark.parametrize("mode", ["explore", "t2i"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("autoreset", list(AutoresetMode))
 def test_equals_sync_vector_env(tiny_folder: str, mode: str, autoreset: AutoresetMode) -> None:
     ours = WorldVectorEnv(
@@ -95,16 +96,24 @@ def test_equals_async_vector_env(tiny_folder: str) -> None:
         theirs.close()
 
 
-@pytest.mark.parametrize("num_envs", [1, 2, 8])
-def test_a_row_does_not_depend_on_the_rows_beside_it(tiny_folder: str, num_envs: int) -> None:
-    envs = WorldVectorEnv(num_envs, model=tiny_folder, size=SIZE)
-    alone = WorldModelEnv(model=tiny_folder, size=SIZE)
-    seeds = list(range(20, 20 + num_envs))[::-1]
-    frames = [envs.reset(seed=seeds)[0]]
-    for command in ("turn left", ""):
-        frames.append(envs.step([command] + ["move forward"] * (num_envs - 1))[0])
-    expected = [alone.reset(seed=seeds[0])[0], alone.step("turn left")[0], alone.step("")[0]]
-    np.testing.assert_array_equal([batch[0] for batch in frames], expected)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_row_does_not_depend_on_the_rows_beside_it(tiny_folder: str, mode: str) -> None:
+    """1, 2 and 8 rows: the first of them shows and tells the same, a free step included."""
+    commands = ("turn left",) if mode == "t2i" else ("turn left", "")
+    alone = WorldModelEnv(model=tiny_folder, size=SIZE, mode=mode)
+    expected = [alone.reset(seed=27), *(alone.step(command) for command in commands)]
+    for num_envs in (1, 2, 8):
+        envs = WorldVectorEnv(
+            num_envs, model=tiny_folder, size=SIZE, mode=mode, autoreset_mode=AutoresetMode.DISABLED
+        )
+        results = [envs.reset(seed=list(range(28 - num_envs, 28))[::-1])]
+        for command in commands:
+            results.append(envs.step([command] + ["move forward"] * (num_envs - 1)))
+        for ours, theirs in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(ours[0][0], theirs[0])
+            assert {key: ours[-1][key][0] for key in theirs[-1]} == theirs[-1]
+            if len(theirs) == 5:
+                assert [part[0] for part in ours[1:4]] == list(theirs[1:4])
 
 
 def test_one_model_call_a_step(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from emuworld.envs.dream import BLANK_GREY, Transition
+from emuworld.envs.dream import Transition
+from emuworld.envs.starts import BLANK_GREY
 from emuworld.envs.world_env import WorldModelEnv
 
 SIZE = 32  # pixels; four tokens, the smallest that the tiny model draws
@@ -275,15 +276,6 @@ def test_greedy_worlds_do_not_depend_on_the_seed(tiny_folder: str) -> None:
     np.testing.assert_array_equal(*frames)
 
 
-@pytest.mark.parametrize("mode", ["story", "howto", "vla"])
-def test_every_interleaved_mode_follows_the_same_rule(tiny_folder: str, mode: str) -> None:
-    env = WorldModelEnv(model=tiny_folder, size=SIZE, mode=mode)
-    env.reset(seed=0, options={"prompt": "a red ball on a table"})
-    frame, _, _, _, info = env.step("pick up the ball")
-    assert frame in env.observation_space
-    assert (info["mode"], info["text"]) == (mode, "pick up the ball")
-
-
 def test_rendering_shows_what_is_there(tiny_folder: str) -> None:
     env = WorldModelEnv(model=tiny_folder, size=SIZE, render_mode="rgb_array")
     env.reset(seed=0)
@@ -298,7 +290,9 @@ def test_rendering_shows_what_is_there(tiny_folder: str) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"mode": "x2i"},
+        {"mode": "chat"},
+        {"size": "auto"},
+        {"size": "5:4"},
         {"size": 40},
         {"size": (32, 1024)},
         {"size": (32, 32, 3)},

@@ -16,7 +16,12 @@ def test_generate_writes_one_picture_a_seed_whatever_the_batch(tiny_folder: str,
             model=tiny_folder, device="cpu", size_px=64, n=3, seed=5, batch=batch, out=str(tmp_path / name)
         )
         paths = generate.run(config)
-        assert [path.name for path in paths] == ["0005.png", "0006.png", "0007.png", "sheet.png"]
+        names = ["0005", "0006", "0007"]
+        assert [path.name for path in paths] == [
+            *(f"{name}.pb" for name in names),
+            *(f"{name}.png" for name in names),
+            "sheet.png",
+        ]
     for name in ("0005.png", "0006.png", "0007.png"):
         one, other = (np.asarray(Image.open(tmp_path / folder / name)) for folder in "ab")
         np.testing.assert_array_equal(one, other)
@@ -31,10 +36,11 @@ def test_generate_steps_worlds_and_starts_from_a_picture(tiny_folder: str, tmp_p
         size_px=64,
         n=1,
         commands=("turn left", "look up"),
-        image=str(tmp_path / "start.png"),
+        images=(str(tmp_path / "start.png"),),
         out=str(tmp_path / "walk"),
     )
     assert [path.name for path in generate.run(config)] == [
+        "0000.pb",
         "0000_00.png",
         "0000_01.png",
         "0000_02.png",

@@ -1,0 +1,257 @@
+"""The transformer's CUDA form: what a decoding step costs is reading the weights once, and little else.
+
+Projections that read the same input are one product (query-key-value, gate-up), what lies between products
+runs as a few Triton kernels, and a step of few tokens a row is replayed as a CUDA graph. Guided and unguided
+rows are rows of one call. Weights are not copied: the `Transformer` it is made of becomes a set of views of
+the fused ones and computes as before.
+
+It runs on the CPU too, in plain PyTorch and without graphs, which is how it is tested; for inference there,
+`emuworld.model.exact` is the form that keeps its promises.
+
+Shapes: R rows, T tokens, M = R T, D hidden_size, H query heads, G key-value heads, d head_dim, P positions.
+"""
+
+import contextlib
+import copy
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from emuworld.model import operations
+from emuworld.model.attention import cached_attention
+from emuworld.model.cache import CacheStep, Memory, StaticCache
+from emuworld.model.config import TransformerConfig
+from emuworld.model.graphs import StepGraphs
+from emuworld.model.operations import Norms, Place, Rotary
+from emuworld.model.transformer import Layer, Linear, Transformer, rotary_angles
+
+if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    from emuworld.model import kernels
+else:
+    kernels = None  # type: ignore[assignment]
+
+_MOST_QUERIES = 64  # of a key-value head; above it a step is prefill, with PyTorch's own attention
+_KEY_STEP = 512  # without the kernels, attention reads the cache up to a multiple of this: one graph for each
+Attend = Callable[[torch.Tensor, int], torch.Tensor]
+"""Queries [M, H, d] and the layer's index -> [M, H d]."""
+
+
+def fused(model: "Transformer | FusedTransformer") -> "FusedTransformer":
+    """The CUDA form of a transformer, with the same `forward` and `logits`; takes over its weights."""
+    return model if isinstance(model, FusedTransformer) else FusedTransformer(model)
+
+
+class FusedTransformer:
+    """Same interface as `Transformer`, inference only.
+
+    Args:
+        model: its weights are fused in place, layer by layer: one layer's are there twice for a moment.
+        use_kernels: Triton kernels, else plain PyTorch. Default: on CUDA where Triton is installed.
+        use_graphs: replay steps of few tokens as CUDA graphs. Default: on CUDA.
+    """
+
+    def __init__(
+        self, model: Transformer, *, use_kernels: bool | None = None, use_graphs: bool | None = None
+    ) -> None:
+        self.config = model.config
+        with torch.no_grad():
+            decoder = model.model
+            self.embedding_VD = decoder.embed_tokens.weight.detach()
+            self.layers = [FusedLayer.take(layer) for layer in decoder.layers]  # type: ignore[arg-type]
+            self.norm_D = decoder.norm.weight.detach()
+            self.head_VD = model.lm_head.weight.detach()
+            self._rotary = _rotary_tables(model.config, device=model.device)
+        self._choose(use_kernels=use_kernels, use_graphs=use_graphs)
+
+    def variant(
+        self, *, use_kernels: bool | None = None, use_graphs: bool | None = None
+    ) -> "FusedTransformer":
+        """The same weights, computed otherwise; defaults as for a new one."""
+        other = copy.copy(self)
+        other._choose(use_kernels=use_kernels, use_graphs=use_graphs)
+        return other
+
+    def _choose(self, *, use_kernels: bool | None, use_graphs: bool | None) -> None:
+        on_cuda, head_dim = self.device.type == "cuda", self.config.head_dim
+        can = on_cuda and kernels is not None and kernels.supports(head_dim=head_dim)
+        if use_kernels and not can:
+            raise ValueError(
+                f"the kernels need CUDA, Triton and heads of 16 to 256, a power of two, got {head_dim} on "
+                f"{self.device}; leave use_kernels out"
+            )
+        self._ops: ModuleType = kernels if can and use_kernels is not False else operations
+        self.use_graphs = on_cuda if use_graphs is None else use_graphs
+        self._graphs: WeakKeyDictionary[Memory, StepGraphs] = WeakKeyDictionary()
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding_VD.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of hidden states and of the cache."""
+        return self.embedding_VD.dtype
+
+    @property
+    def uses_kernels(self) -> bool:
+        return self._ops is not operations
+
+    def __call__(
+        self,
+        ids_BT: torch.Tensor,
+        *,
+        cache: StaticCache | None = None,
+        advance_B: Sequence[bool] | np.ndarray | None = None,
+    ) -> torch.Tensor:
+        return self.forward(ids_BT, cache=cache, advance_B=advance_B)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        ids_BT: torch.Tensor,
+        *,
+        cache: StaticCache | None = None,
+        advance_B: Sequence[bool] | np.ndarray | None = None,
+    ) -> torch.Tensor:
+        """Hidden states [B, T, D] after the final norm; see `Transformer.forward`."""
+        num_rows, num_tokens = ids_BT.shape
+        if cache is None:
+            cache = StaticCache(
+                self.config, num_rows=num_rows, capacity=num_tokens, device=self.device, dtype=self.dtype
+            )
+        if num_rows != cache.num_rows:
+            raise ValueError(f"ids has {num_rows} rows, the cache {cache.num_rows}; expected one for each")
+        step = cache.begin(num_tokens)
+        # One small copy, from memory that the driver has read when it returns: nothing waits for the device.
+        spots_2R = torch.from_numpy(np.stack((cache.indices, step.starts)).astype(np.int32))
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+            if num_tokens * (self.config.num_heads // self.config.num_kv_heads) <= _MOST_QUERIES:
+                hidden_BTD = self._step(ids_BT, spots_2R, cache, num_keys=step.longest)
+            else:
+                hidden_BTD = self._prefill(ids_BT, spots_2R, cache, step)
+        cache.finish(step, advance_B=advance_B)
+        return hidden_BTD
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor, *, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """[..., D] -> [..., stop - start]: the scores of ids start to stop only."""
+        return F.linear(hidden, self.head_VD[start:stop])
+
+    def _step(
+        self, ids_RT: torch.Tensor, spots_2R: torch.Tensor, cache: StaticCache, *, num_keys: int
+    ) -> torch.Tensor:
+        """A few tokens a row."""
+        layers_RKCd = cache.memory.kv_RKCd
+        bucket = 0 if self.uses_kernels else min(-(-num_keys // _KEY_STEP) * _KEY_STEP, cache.capacity)
+
+        def compute(ids_RT: torch.Tensor, spots_2R: torch.Tensor) -> torch.Tensor:
+            place = Place(spots_2R[0], spots_2R[1], bucket)
+            return self._layers(
+                ids_RT,
+                place,
+                layers_RKCd,
+                attend=lambda q_MHd, layer: self._ops.attend(q_MHd, layers_RKCd[layer], place=place),
+            )
+
+        if not self.use_graphs:
+            return compute(self._moved(ids_RT), self._moved(spots_2R))
+        graphs = self._graphs.get(cache.memory)
+        if graphs is None:
+            graphs = self._graphs[cache.memory] = StepGraphs(self.device)
+        return graphs.run((*ids_RT.shape, bucket), compute, ids_RT, spots_2R)
+
+    def _prefill(
+        self, ids_RT: torch.Tensor, spots_2R: torch.Tensor, cache: StaticCache, step: CacheStep
+    ) -> torch.Tensor:
+        def attend(q_MHd: torch.Tensor, layer: int) -> torch.Tensor:
+            q_RHTd = q_MHd.unflatten(0, ids_RT.shape).transpose(1, 2)
+            out_RHTd = cached_attention(q_RHTd, cache, layer=layer, step=step)
+            return out_RHTd.transpose(1, 2).reshape(len(q_MHd), -1)
+
+        rows_R, starts_R = self._moved(spots_2R)
+        place = Place(rows_R, starts_R, step.longest)
+        return self._layers(self._moved(ids_RT), place, cache.memory.kv_RKCd, attend=attend)
+
+    def _layers(
+        self,
+        ids_RT: torch.Tensor,
+        place: Place,
+        layers_RKCd: Sequence[torch.Tensor],
+        *,
+        attend: Attend,
+    ) -> torch.Tensor:
+        """Hidden states [R, T, D]; writes keys and values where `place` says."""
+        ops, eps = self._ops, self.config.rms_norm_eps
+        x_MD = F.embedding(ids_RT.flatten(), self.embedding_VD)
+        delta_MD: torch.Tensor | None = None
+        for index, layer in enumerate(self.layers):
+            h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.attention_norm_D, eps=eps)
+            q_MHd = ops.write_heads(
+                F.linear(h_MD, layer.qkv_XD),
+                layers_RKCd[index],
+                place=place,
+                norms=layer.norms,
+                rotary=self._rotary,
+            )
+            delta_MD = F.linear(attend(q_MHd, index), layer.out_DX)
+            h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.mlp_norm_D, eps=eps)
+            delta_MD = F.linear(ops.swiglu(F.linear(h_MD, layer.gate_up_XD)), layer.down_DI)
+        return ops.add_rms_norm(x_MD, delta_MD, self.norm_D, eps=eps).unflatten(0, ids_RT.shape)
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FusedLayer:
+    """One layer's weights, those with a common input in one tensor."""
+
+    attention_norm_D: torch.Tensor
+    qkv_XD: torch.Tensor
+    norms: Norms
+    out_DX: torch.Tensor
+    mlp_norm_D: torch.Tensor
+    gate_up_XD: torch.Tensor
+    down_DI: torch.Tensor
+
+    @classmethod
+    def take(cls, layer: Layer) -> "FusedLayer":
+        """The layer's own weights become views of the fused ones."""
+        attention, mlp = layer.self_attn, layer.mlp
+        return cls(
+            attention_norm_D=layer.input_layernorm.weight.detach(),
+            qkv_XD=_join(attention.q_proj, attention.k_proj, attention.v_proj),
+            norms=Norms(
+                attention.q_norm.weight.detach(), attention.k_norm.weight.detach(), attention.q_norm.eps
+            ),
+            out_DX=attention.o_proj.weight.detach(),
+            mlp_norm_D=layer.post_attention_layernorm.weight.detach(),
+            gate_up_XD=_join(mlp.gate_proj, mlp.up_proj),
+            down_DI=mlp.down_proj.weight.detach(),
+        )
+
+
+def _join(*projections: Linear) -> torch.Tensor:
+    """One weight for all; each projection's own becomes a view of it."""
+    joined = torch.cat([projection.weight.detach() for projection in projections])
+    stop = 0
+    for projection in projections:
+        start, stop = stop, stop + len(projection.weight)
+        projection.weight = nn.Parameter(joined[start:stop], requires_grad=False)
+    if joined.is_cuda:
+        torch.cuda.empty_cache()  # what was joined is never asked for again in these sizes
+    return joined
+
+
+def _rotary_tables(config: TransformerConfig, *, device: torch.device) -> Rotary:
+    """For every position of the context; 32 MiB for 32,768 positions and heads of 128."""
+    angles_Pd = rotary_angles(torch.arange(config.max_position_embeddings, device=device), config)
+    angles_Ph = angles_Pd[:, : config.head_dim // 2]
+    return Rotary(angles_Ph.cos().contiguous(), angles_Ph.sin().contiguous())

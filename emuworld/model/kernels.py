@@ -1,0 +1,334 @@
+"""`emuworld.model.operations` as Triton kernels: what stands between the matrix products, in few launches.
+
+A decoding step reads every weight once and does little else, so a layer's dozens of small operations would
+add a third to its time. The attention splits each row's keys over the multiprocessors (flash decoding) and
+reads the row's length on the device: only the used part of the cache is read, and one captured graph serves
+every length.
+
+Import it only where Triton is installed. All arithmetic between a load and a store is fp32.
+
+Shapes as in `operations`; Q = queries of one key-value head and row, padded to a power of two of at least 16
+(what a matrix unit takes); Z = parts that the keys of a row are split into.
+"""
+
+from functools import cache as memoise
+
+import torch
+import triton
+import triton.language as tl
+
+from emuworld.model.operations import Norms, Place, Rotary
+
+_KEYS_A_BLOCK = 64
+_FEWEST_QUERIES = 16
+_MOST_PARTS = 64
+_LOG2_E = 1.4426950408889634
+
+
+def supports(*, head_dim: int) -> bool:
+    """Whether there are kernels for heads of this size."""
+    return head_dim in (16, 32, 64, 128, 256)
+
+
+def add_rms_norm(
+    x_MD: torch.Tensor, delta_MD: torch.Tensor | None, weight_D: torch.Tensor, *, eps: float
+) -> torch.Tensor:
+    """See `operations.add_rms_norm`."""
+    num_rows, size = x_MD.shape
+    out_MD = torch.empty_like(x_MD)
+    _add_rms_norm[(num_rows,)](
+        x_MD,
+        x_MD if delta_MD is None else delta_MD,
+        weight_D,
+        out_MD,
+        eps,
+        size,
+        adds=delta_MD is not None,
+        block=triton.next_power_of_2(size),
+        num_warps=8 if size > 1024 else 4,
+    )
+    return out_MD
+
+
+def write_heads(
+    qkv_MX: torch.Tensor, cache_RKCd: torch.Tensor, *, place: Place, norms: Norms, rotary: Rotary
+) -> torch.Tensor:
+    """See `operations.write_heads`."""
+    num_groups, head_dim = cache_RKCd.shape[1] // 2, cache_RKCd.shape[3]
+    num_heads = qkv_MX.shape[1] // head_dim - 2 * num_groups
+    q_MHd = qkv_MX.new_empty((len(qkv_MX), num_heads, head_dim))
+    _write_heads[(len(qkv_MX), num_heads + 2 * num_groups)](
+        qkv_MX,
+        q_MHd,
+        cache_RKCd,
+        norms.q_d,
+        norms.k_d,
+        rotary.cos_Ph,
+        rotary.sin_Ph,
+        place.rows_R,
+        place.starts_R,
+        norms.eps,
+        len(qkv_MX) // len(place.rows_R),
+        cache_RKCd.stride(0),
+        cache_RKCd.stride(1),
+        num_heads=num_heads,
+        num_groups=num_groups,
+        head_dim=head_dim,
+        num_warps=1,
+    )
+    return q_MHd
+
+
+def attend(q_MHd: torch.Tensor, cache_RKCd: torch.Tensor, *, place: Place) -> torch.Tensor:
+    """See `operations.attend`; `place.num_keys` is not needed."""
+    num_rows, num_groups = len(place.rows_R), cache_RKCd.shape[1] // 2
+    num_heads, head_dim = q_MHd.shape[1:]
+    num_tokens, repeats = len(q_MHd) // num_rows, num_heads // num_groups
+    queries = max(_FEWEST_QUERIES, triton.next_power_of_2(num_tokens * repeats))
+    parts = _num_parts(num_rows * num_groups, device=q_MHd.device)
+    sums = q_MHd.new_empty((num_rows * num_groups, parts, queries, head_dim), dtype=torch.float32)
+    scales = q_MHd.new_empty((2, num_rows * num_groups, parts, queries), dtype=torch.float32)
+    _attend_part[(num_rows * num_groups, parts)](
+        q_MHd,
+        cache_RKCd,
+        sums,
+        scales[0],
+        scales[1],
+        place.rows_R,
+        place.starts_R,
+        head_dim**-0.5 * _LOG2_E,
+        num_tokens,
+        cache_RKCd.stride(0),
+        cache_RKCd.stride(1),
+        num_groups=num_groups,
+        repeats=repeats,
+        head_dim=head_dim,
+        queries=queries,
+        parts=parts,
+        block=_KEYS_A_BLOCK,
+        num_warps=4,
+        num_stages=3 if queries == _FEWEST_QUERIES else 2,
+    )
+    out_MX = torch.empty_like(q_MHd)
+    _join_parts[(num_rows * num_groups, num_tokens * repeats)](
+        sums,
+        scales[0],
+        scales[1],
+        out_MX,
+        num_tokens,
+        num_groups=num_groups,
+        repeats=repeats,
+        head_dim=head_dim,
+        queries=queries,
+        parts=parts,
+        num_warps=4,
+    )
+    return out_MX.flatten(1)
+
+
+def swiglu(gate_up_MX: torch.Tensor) -> torch.Tensor:
+    """See `operations.swiglu`."""
+    num_rows, size = len(gate_up_MX), gate_up_MX.shape[1] // 2
+    out_MI = gate_up_MX.new_empty((num_rows, size))
+    block = 1024
+    _swiglu[(num_rows, triton.cdiv(size, block))](gate_up_MX, out_MI, size, block=block, num_warps=4)
+    return out_MI
+
+
+def _num_parts(num_pairs: int, *, device: torch.device) -> int:
+    """A power of two that gives every multiprocessor about two programs."""
+    wanted = 2 * _num_multiprocessors(device) // num_pairs
+    return min(_MOST_PARTS, triton.next_power_of_2(max(1, wanted)))
+
+
+@memoise
+def _num_multiprocessors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 4  # Triton's interpreter on the CPU: a few parts, so that tests meet them
+
+
+@triton.jit
+def _add_rms_norm(
+    x_ptr: tl.tensor,
+    delta_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    eps: tl.tensor,
+    size: tl.tensor,
+    adds: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    """One program a row."""
+    at = tl.arange(0, block)
+    inside = at < size
+    row = tl.program_id(0).to(tl.int64) * size
+    x = tl.load(x_ptr + row + at, mask=inside, other=0.0)
+    if adds:
+        delta = tl.load(delta_ptr + row + at, mask=inside, other=0.0)
+        x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptr.dtype.element_ty)
+        tl.store(x_ptr + row + at, x, mask=inside)
+    x = x.to(tl.float32)
+    weight = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / size + eps)
+    tl.store(out_ptr + row + at, (x * scale * weight).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _write_heads(
+    qkv_ptr: tl.tensor,
+    q_ptr: tl.tensor,
+    cache_ptr: tl.tensor,
+    q_norm_ptr: tl.tensor,
+    k_norm_ptr: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    rows_ptr: tl.tensor,
+    starts_ptr: tl.tensor,
+    eps: tl.tensor,
+    num_tokens: tl.tensor,
+    row_stride: tl.tensor,
+    head_stride: tl.tensor,
+    num_heads: tl.constexpr,
+    num_groups: tl.constexpr,
+    head_dim: tl.constexpr,
+) -> None:
+    """One program a token and head: norm and rotation for queries and keys, a copy for values."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    row = token // num_tokens
+    position = tl.load(starts_ptr + row) + token % num_tokens
+    cache_row = tl.load(rows_ptr + row).to(tl.int64)
+    half: tl.constexpr = head_dim // 2
+    at = tl.arange(0, head_dim)
+    other = (at + half) % head_dim
+    vector_ptr = qkv_ptr + (token * (num_heads + 2 * num_groups) + head) * head_dim
+    x = tl.load(vector_ptr + at)
+    mine, partner = x.to(tl.float32), tl.load(vector_ptr + other).to(tl.float32)
+    is_query = head < num_heads
+    weight = tl.where(is_query, tl.load(q_norm_ptr + at), tl.load(k_norm_ptr + at)).to(tl.float32)
+    weight_partner = tl.where(is_query, tl.load(q_norm_ptr + other), tl.load(k_norm_ptr + other))
+    scale = 1.0 / tl.sqrt(tl.sum(mine * mine, axis=0) / head_dim + eps)
+    cos = tl.load(cos_ptr + position * half + at % half)
+    sin = tl.load(sin_ptr + position * half + at % half)
+    signed_sin = tl.where(at < half, -sin, sin)
+    rotated = mine * scale * weight * cos + partner * scale * weight_partner.to(tl.float32) * signed_sin
+    is_value = head >= num_heads + num_groups
+    result = tl.where(is_value, mine, rotated)
+    q_at = (token * num_heads + head) * head_dim + at
+    tl.store(q_ptr + q_at, result.to(q_ptr.dtype.element_ty), mask=(at >= 0) & is_query)
+    place = cache_row * row_stride + (head - num_heads).to(tl.int64) * head_stride + position * head_dim
+    tl.store(
+        cache_ptr + place + at, result.to(cache_ptr.dtype.element_ty), mask=(at >= 0) & (head >= num_heads)
+    )
+
+
+@triton.jit
+def _attend_part(
+    q_ptr: tl.tensor,
+    cache_ptr: tl.tensor,
+    sums_ptr: tl.tensor,
+    maxima_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
+    rows_ptr: tl.tensor,
+    starts_ptr: tl.tensor,
+    log2_scale: tl.tensor,
+    num_tokens: tl.tensor,
+    row_stride: tl.tensor,
+    head_stride: tl.tensor,
+    num_groups: tl.constexpr,
+    repeats: tl.constexpr,
+    head_dim: tl.constexpr,
+    queries: tl.constexpr,
+    parts: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    """One program a row, key-value head and part of its keys: a running softmax (online, base 2)."""
+    pair = tl.program_id(0)
+    part = tl.program_id(1)
+    row = pair // num_groups
+    group = pair % num_groups
+    start = tl.load(starts_ptr + row)
+    num_keys = start + num_tokens
+    keys_a_part = tl.cdiv(tl.cdiv(num_keys, parts), block) * block
+    first = part * keys_a_part
+    last = tl.minimum(first + keys_a_part, num_keys)
+
+    query = tl.arange(0, queries)  # token by token, and in a token head by head
+    at = tl.arange(0, head_dim)
+    token = query // repeats
+    head = group * repeats + query % repeats
+    real = query < num_tokens * repeats
+    q_at = ((row * num_tokens + token) * (num_groups * repeats) + head) * head_dim
+    q = tl.load(q_ptr + q_at[:, None] + at[None, :], mask=real[:, None], other=0.0)
+    last_seen = start + token
+
+    k_ptr = cache_ptr + tl.load(rows_ptr + row).to(tl.int64) * row_stride + group.to(tl.int64) * head_stride
+    v_ptr = k_ptr + num_groups * head_stride
+    maximum = tl.full((queries,), float("-inf"), tl.float32)
+    weight = tl.zeros((queries,), tl.float32)
+    total = tl.zeros((queries, head_dim), tl.float32)
+    for key in range(first, last, block):
+        keys = key + tl.arange(0, block)
+        there = keys < last
+        kv_at = keys[:, None] * head_dim + at[None, :]
+        k = tl.load(k_ptr + kv_at, mask=there[:, None], other=0.0)
+        v = tl.load(v_ptr + kv_at, mask=there[:, None], other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
+        scores = tl.where(there[None, :] & (keys[None, :] <= last_seen[:, None]), scores, float("-inf"))
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
+        base = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)  # -inf - -inf is nan
+        p = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(maximum - base)
+        weight = weight * shrink + tl.sum(p, axis=1)
+        total = total * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        maximum = new_maximum
+    out_at = (pair * parts + part) * queries + query
+    tl.store(maxima_ptr + out_at, maximum)
+    tl.store(weights_ptr + out_at, weight)
+    tl.store(sums_ptr + out_at[:, None] * head_dim + at[None, :], total)
+
+
+@triton.jit
+def _join_parts(
+    sums_ptr: tl.tensor,
+    maxima_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    num_tokens: tl.tensor,
+    num_groups: tl.constexpr,
+    repeats: tl.constexpr,
+    head_dim: tl.constexpr,
+    queries: tl.constexpr,
+    parts: tl.constexpr,
+) -> None:
+    """One program a query."""
+    pair = tl.program_id(0)
+    query = tl.program_id(1)
+    part = tl.arange(0, parts)
+    at = tl.arange(0, head_dim)
+    from_at = (pair * parts + part) * queries + query
+    maxima = tl.load(maxima_ptr + from_at)
+    shares = tl.exp2(maxima - tl.max(maxima, axis=0))
+    weight = tl.sum(tl.load(weights_ptr + from_at) * shares, axis=0)
+    sums = tl.load(sums_ptr + from_at[:, None] * head_dim + at[None, :])
+    result = tl.sum(sums * shares[:, None], axis=0) / weight
+    head = (pair % num_groups) * repeats + query % repeats
+    token = (pair // num_groups) * num_tokens + query // repeats
+    to_at = (token * (num_groups * repeats) + head) * head_dim + at
+    tl.store(out_ptr + to_at, result.to(out_ptr.dtype.element_ty))
+
+
+@triton.jit
+def _swiglu(gate_up_ptr: tl.tensor, out_ptr: tl.tensor, size: tl.tensor, block: tl.constexpr) -> None:
+    """One program a row and block of outputs."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * block + tl.arange(0, block)
+    inside = at < size
+    gate = tl.load(gate_up_ptr + row * 2 * size + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + row * 2 * size + size + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(
+        out_ptr + row * size + at,
+        (gate / (1.0 + tl.exp(-gate)) * up).to(out_ptr.dtype.element_ty),
+        mask=inside,
+    )

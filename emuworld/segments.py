@@ -1,0 +1,169 @@
+"""The next segments of worlds: what is asked, what the caches hold, how much room there is, what was written.
+
+It stands between the facade, which knows pixels and locks, and the loop of `emuworld.decoding`, which knows
+only rows of a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from emuworld.cache_pool import CachedModel, CachePool, Ids
+from emuworld.context import Context, in_tokens
+from emuworld.decoding.autoregressive import News, Request, StepCallback, Stop, Written, row_layout, write
+from emuworld.decoding.grammar import Grammar
+from emuworld.decoding.sampling import Sampling
+from emuworld.decoding.uniforms import TokenUniforms
+from emuworld.pictures import Codes, Pixels
+from emuworld.state import Segment, WorldState
+from emuworld.tokens.sequence import parse_answer
+from emuworld.tokens.text import TextTokenizer
+
+# A working cache begins with room for so many words before the picture, and grows where a text is longer: the
+# published model may write as many as its context holds, and 32,768 tokens of a row are 8 GiB.
+_TEXT_ROOM_TOKENS = 512
+_ONE_PICTURE = ("t2i", "x2i")  # modes whose answer is over with its first picture (fact sheet, 5.3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One state's next segment: what is forced, how it is drawn, how much may be written, in how many rows.
+
+    `overrun` is what is told when `max_tokens` are reached.
+    """
+
+    state: WorldState
+    forced: Ids
+    sampling: Sampling
+    num_rows: int
+    max_tokens: int
+    overrun: Stop
+
+
+class SegmentWriter:
+    """Plans segments, writes them, any number of worlds together, and reads them back."""
+
+    def __init__(self, transformer: CachedModel, *, context: Context, caches: CachePool) -> None:
+        manifest, tokenizer = context.manifest, context.tokenizer
+        self._transformer = transformer
+        self._context = context
+        self._caches = caches
+        self._grammar = Grammar(
+            manifest.vocabulary,
+            digit_ids=[_single(tokenizer, digit) for digit in "0123456789"],
+            star_id=_single(tokenizer, "*"),
+            bounds=manifest.bounds,
+        )
+
+    def plan(self, state: WorldState, text: str | None, sampling: Sampling | None) -> Plan:
+        """What the next segment of a state takes; see `WorldModel.imagine_batch` for what is refused."""
+        context, manifest = self._context, self._context.manifest
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"text must be a str or None, got {type(text).__name__}")
+        context.check(state)
+        if state.ended:
+            raise ValueError("this world's answer has ended; begin another, or go back to an earlier state")
+        sampling = sampling or manifest.sampling_for(state.mode)
+        forced: Ids = ()
+        if text is not None:
+            words = context.tokenizer.encode(text)
+            context.require(state, num_text_tokens=len(words))
+            forced = (*words, manifest.vocabulary.boi)
+        max_tokens, overrun = context.max_tokens - len(state.ids), Stop.CONTEXT
+        if sampling.max_new_tokens is not None:
+            left = sampling.max_new_tokens - len(state.answer_ids)
+            if left < max_tokens:
+                max_tokens, overrun = left, Stop.TOKEN_LIMIT
+        return Plan(
+            state=state,
+            forced=forced,
+            sampling=sampling,
+            num_rows=sampling.num_rows(has_references=context.has_references(state)),
+            max_tokens=max_tokens,
+            overrun=overrun,
+        )
+
+    def write(
+        self, plans: Sequence[Plan], on_step: StepCallback | None = None
+    ) -> Generator[News, None, list[Written]]:
+        """Write the segments, all in one batch; yields and returns what `autoregressive.write` does.
+
+        The caller holds the model's lock whenever this runs, its closing included.
+        """
+        layout = row_layout([plan.num_rows for plan in plans])
+        chunks: dict[int, list[Ids]] = {}
+        for plan, rows in zip(plans, layout, strict=True):
+            chunks |= zip(rows, self._row_chunks(plan), strict=True)
+        sequences = [chunks[row] for row in range(len(chunks))]
+        room = max(self._room(plan) for plan in plans)
+        with self._caches.lend(sequences, room=room) as (cache, hiddens_D):
+            requests = [
+                self._request(plan, hidden_D) for plan, hidden_D in zip(plans, hiddens_D, strict=False)
+            ]
+            return (
+                yield from write(self._transformer, cache, requests, grammar=self._grammar, on_step=on_step)
+            )
+
+    def read(
+        self, state: WorldState, written: Written, *, decode: Callable[[list[Codes]], list[Pixels]]
+    ) -> tuple[WorldState, Segment]:
+        """State and segment after the ids of one segment; `decode` makes pictures of codes."""
+        parsed = parse_answer(written.ids, tokenizer=self._context.tokenizer)
+        last = parsed.segments[-1] if parsed.segments else None
+        codes = last.codes if last else None
+        image = decode([codes])[0] if codes is not None else None
+        ended = parsed.ended or (image is not None and state.mode in _ONE_PICTURE)
+        state = replace(
+            state,
+            answer_ids=(*state.answer_ids, *written.ids),
+            step=state.step + 1,
+            size=state.size if image is None else image.shape[:2],
+            ended=ended,
+        )
+        return state, Segment(
+            text=last.text if last else "",
+            image=image,
+            thought=last.thought if last else None,
+            ended=ended,
+            answer_thought=parsed.thought,
+            stop_reason=written.stop,
+        )
+
+    def _row_chunks(self, plan: Plan) -> list[list[Ids]]:
+        """What each row of a world has read: the conditional, the unguided, the blind one."""
+        context, state = self._context, plan.state
+        rows = [context.conditional_chunks(state)]
+        for with_references in (True, False)[: plan.num_rows - 1]:
+            rows.append(context.unguided_chunks(state, with_references=with_references))
+        return rows
+
+    def _room(self, plan: Plan) -> int:
+        text = len(plan.forced) or min(self._context.manifest.max_text_tokens, _TEXT_ROOM_TOKENS)
+        return max(1, min(text + self._context.block_tokens(plan.state.size), plan.max_tokens))
+
+    def _request(self, plan: Plan, hidden_D: Tensor) -> Request:
+        state = plan.state
+        return Request(
+            state=self._grammar.start(in_tokens(state.size), first=not state.answer_ids),
+            hidden_D=hidden_D,
+            uniforms=TokenUniforms(seed=state.seed, step=state.step),
+            sampling=plan.sampling,
+            num_rows=plan.num_rows,
+            forced=plan.forced,
+            max_text_tokens=self._context.manifest.max_text_tokens,
+            max_tokens=plan.max_tokens,
+            overrun=plan.overrun,
+        )
+
+
+def _single(tokenizer: TextTokenizer, text: str) -> int:
+    """The one id of a text that must have one: sizes are written with these."""
+    ids = tokenizer.encode(text)
+    if len(ids) != 1:
+        raise ValueError(
+            f"{text!r} must be one token, got {len(ids)}; the text tokenizer does not fit this model"
+        )
+    return ids[0]

@@ -1,0 +1,126 @@
+"""The Triton kernels against plain PyTorch (`compare`, under TRITON_INTERPRET=1), or compiled for a GPU that
+need not be there (`compile`); run by test_fused.py in a process of its own.
+"""
+
+import sys
+from typing import Any
+
+import torch
+
+from emuworld.model import kernels, operations
+from emuworld.model.operations import Norms, Place, Rotary
+
+# The interpreter's bfloat16 products are wrong (it multiplies the bits), so float16 stands for it.
+LARGEST_ERROR = {torch.float32: 1e-6, torch.float16: 1e-3}
+POINTERS = {"cos_ptr": "*fp32", "sin_ptr": "*fp32", "rows_ptr": "*i32", "starts_ptr": "*i32"}
+POINTERS |= {"sums_ptr": "*fp32", "maxima_ptr": "*fp32", "weights_ptr": "*fp32"}
+
+
+def compare() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for dtype in LARGEST_ERROR:
+        # hidden, inner, heads, groups, head_dim, tokens a row, rows' lengths, capacity
+        compare_case(160, 300, 8, 2, 16, 1, (5, 0, 200), 256, dtype=dtype, generator=generator)
+        compare_case(96, 1100, 4, 4, 32, 3, (130, 64), 192, dtype=dtype, generator=generator)
+        compare_case(64, 64, 8, 1, 64, 8, (70,), 128, dtype=dtype, generator=generator)
+
+
+def compare_case(
+    size: int,
+    inner: int,
+    num_heads: int,
+    num_groups: int,
+    head_dim: int,
+    num_tokens: int,
+    starts: tuple[int, ...],
+    capacity: int,
+    *,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> None:
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    num_rows = len(starts)
+    x_MD, delta_MD, weight_D = (
+        noise(num_rows * num_tokens, size),
+        noise(num_rows * num_tokens, size),
+        noise(size),
+    )
+    found, expected = x_MD.clone(), x_MD.clone()
+    agrees(
+        kernels.add_rms_norm(found, None, weight_D, eps=1e-5),
+        operations.add_rms_norm(expected, None, weight_D, eps=1e-5),
+    )
+    agrees(
+        kernels.add_rms_norm(found, delta_MD, weight_D, eps=1e-5),
+        operations.add_rms_norm(expected, delta_MD, weight_D, eps=1e-5),
+    )
+    agrees(found, expected)
+    gate_up_MX = noise(num_rows * num_tokens, 2 * inner)
+    agrees(kernels.swiglu(gate_up_MX), operations.swiglu(gate_up_MX))
+
+    qkv_MX = noise(num_rows * num_tokens, (num_heads + 2 * num_groups) * head_dim)
+    found = noise(num_rows + 2, 2 * num_groups, capacity, head_dim)
+    expected = found.clone()
+    rows_R = torch.randperm(num_rows + 2, generator=generator)[:num_rows].int()
+    place = Place(rows_R, torch.tensor(starts, dtype=torch.int32), capacity)
+    norms = Norms(noise(head_dim), noise(head_dim), 1e-5)
+    angles = torch.rand(capacity, head_dim // 2, generator=generator) * 6.0
+    rotary = Rotary(angles.cos(), angles.sin())
+    q_MHd = operations.write_heads(qkv_MX, expected, place=place, norms=norms, rotary=rotary)
+    agrees(kernels.write_heads(qkv_MX, found, place=place, norms=norms, rotary=rotary), q_MHd)
+    written = [found[row, :, start : start + num_tokens] for row, start in zip(rows_R, starts, strict=True)]
+    assert not any(torch.equal(new, torch.zeros_like(new)) for new in written)
+    assert (found != expected).float().mean() < 0.01, "something else than the new places was written"
+    agrees(kernels.attend(q_MHd, expected, place=place), operations.attend(q_MHd, expected, place=place))
+
+
+def agrees(found: torch.Tensor, expected: torch.Tensor) -> None:
+    error = float((found.float() - expected.float()).norm() / expected.float().norm())
+    assert error < LARGEST_ERROR[expected.dtype], f"relative error {error}"
+    print(f"agrees to {error:.1e}")
+
+
+def compile_all() -> None:
+    heads = {"num_groups": 8, "head_dim": 128}
+    compiled(kernels._add_rms_norm, {"adds": True, "block": 8192}, num_warps=8)
+    compiled(kernels._write_heads, {"num_heads": 64, **heads}, num_warps=1)
+    for queries, stages in ((16, 3), (64, 2)):
+        sizes = {"repeats": 8, "queries": queries, "parts": 16, "block": 64, **heads}
+        compiled(kernels._attend_part, sizes, num_warps=4, num_stages=stages)
+    compiled(kernels._join_parts, {"repeats": 8, "queries": 16, "parts": 16, **heads}, num_warps=4)
+    compiled(kernels._swiglu, {"block": 1024}, num_warps=4)
+
+
+def compiled(kernel: Any, constants: dict[str, object], **options: int) -> None:
+    """Machine code for compute capability 9.0 with bf16 tensors; sizes and strides are multiples of 16."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else kind_of(name) for name in names}
+    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in ALIGNED]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    code = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert "st.local" not in code.asm["ptx"] and len(code.asm["cubin"]) > 1000
+    assert code.metadata.shared < 100 << 10, "more shared memory than most GPUs have for a block"
+    print(f"compiled {kernel.__name__}")
+
+
+ALIGNED = ("row_stride", "head_stride", "size")
+
+
+def kind_of(name: str) -> str:
+    if name.endswith("_ptr"):
+        return POINTERS.get(name, "*bf16")
+    return "fp32" if name in ("eps", "log2_scale") else "i32"
+
+
+if __name__ == "__main__":
+    {"compare": compare, "compile": compile_all}[sys.argv[1]]()

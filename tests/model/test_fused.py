@@ -1,0 +1,233 @@
+"""The CUDA form: the transformer's results from fused weights; kernels and graphs agree with plain ones."""
+
+import gc
+import importlib.util
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+from emuworld.model.cache import StaticCache
+from emuworld.model.config import TransformerConfig, sized
+from emuworld.model.fused import FusedTransformer, fused
+from emuworld.model.transformer import Transformer
+
+CONFIGS = {
+    "tied": sized("tiny", vocab_size=300, max_position_embeddings=512),
+    "one key-value head": sized(
+        "tiny", vocab_size=300, max_position_embeddings=512, tie_word_embeddings=False, num_kv_heads=1
+    ),
+    "heads wider than hidden, no power of two": sized(
+        "tiny", vocab_size=257, max_position_embeddings=512, num_heads=4, num_kv_heads=4, head_dim=48
+    ),
+    "other eps and theta": sized(
+        "tiny", vocab_size=300, max_position_embeddings=512, rms_norm_eps=1e-3, rope_theta=10_000.0
+    ),
+}
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+KERNELS_SCRIPT = Path(__file__).with_name("kernel_cases.py")
+
+
+def built(config: TransformerConfig, *, seed: int = 0) -> Transformer:
+    """Random weights, three times the usual spread and uneven norms, so that a slip shows."""
+    model = Transformer(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    model.init_weights(generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+            else:
+                parameter.mul_(3.0)
+    return model
+
+
+def random_ids(config: TransformerConfig, *shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(0, config.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_every_way_to_feed_gives_the_transformers_results(config: TransformerConfig) -> None:
+    """Prefill, single tokens, pairs and short runs, over rows of a larger cache that are no neighbours."""
+    model = built(config)
+    ids_BT = random_ids(config, 3, 140)
+    expected_BTD = model(ids_BT)
+    expected_BTV = model.logits(expected_BTD)
+    form = fused(model)
+    cache = StaticCache(config, num_rows=5, capacity=64).rows([3, 0, 4])
+    stops = [30, *range(31, 50), 52, 59, 70, 71, 139, 140]
+    parts, start = [], 0
+    for stop in stops:
+        if stop > cache.capacity:
+            cache.reserve(2 * stop)
+        parts.append(form(ids_BT[:, start:stop], cache=cache))
+        start = stop
+    hidden_BTD = torch.cat(parts, dim=1)
+    torch.testing.assert_close(hidden_BTD, expected_BTD, atol=2e-5, rtol=0)
+    torch.testing.assert_close(form.logits(hidden_BTD), expected_BTV, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        form.logits(hidden_BTD, start=40, stop=90), expected_BTV[..., 40:90], atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(form(ids_BT), expected_BTD, atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_tokens", [1, 2, 9, 20])
+def test_rows_of_different_lengths_and_rows_that_wait(num_tokens: int) -> None:
+    model = built(CONFIGS["tied"])
+    ids_BT = random_ids(model.config, 3, 80)
+    lengths = [17, 40, 1]
+    form = fused(model)
+    cache = StaticCache(model.config, num_rows=3, capacity=100)
+    for row, length in enumerate(lengths):
+        form(ids_BT[row : row + 1, :length], cache=cache.rows([row]))
+    form(random_ids(model.config, 3, num_tokens, seed=5), cache=cache, advance_B=[False] * 3)
+    new_BT = torch.stack([ids_BT[row, length : length + num_tokens] for row, length in enumerate(lengths)])
+    hidden_BTD = form(new_BT, cache=cache, advance_B=[True, False, True])
+    assert cache.lengths.tolist() == [17 + num_tokens, 40, 1 + num_tokens]
+    for row, length in enumerate(lengths):
+        whole_TD = model(ids_BT[row : row + 1, : length + num_tokens])[0]
+        torch.testing.assert_close(hidden_BTD[row], whole_TD[length:], atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_weights_are_shared_and_the_transformer_stays_what_it_was() -> None:
+    model = built(CONFIGS["one key-value head"])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    form = FusedTransformer(model)
+    assert fused(form) is form
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    attention, mlp, layer = model.model.layers[1].self_attn, model.model.layers[1].mlp, form.layers[1]
+    for part, whole in (
+        (attention.v_proj, layer.qkv_XD),
+        (mlp.up_proj, layer.gate_up_XD),
+        (attention.o_proj, layer.out_DX),
+    ):
+        assert part.weight.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    assert form.variant().layers is form.layers
+    ids_BT = random_ids(model.config, 1, 5)
+    mlp.up_proj.weight.mul_(2.0)
+    torch.testing.assert_close(form(ids_BT), model(ids_BT), atol=2e-5, rtol=0)
+
+
+def test_a_full_cache_and_a_wrong_number_of_rows_are_refused() -> None:
+    form = fused(built(CONFIGS["tied"]))
+    cache = StaticCache(form.config, num_rows=2, capacity=64)
+    with pytest.raises(ValueError, match="1 rows, the cache 2"):
+        form(torch.zeros(1, 1, dtype=torch.int64), cache=cache)
+    with pytest.raises(ValueError, match="room for 64 tokens"):
+        form(torch.zeros(2, 65, dtype=torch.int64), cache=cache)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="kernels need CUDA"):
+            form.variant(use_kernels=True)
+
+
+def test_a_cache_that_grows_lets_go_of_its_old_memory() -> None:
+    """Graphs hold on to a cache's `Memory` weakly: growth must give another one and let the old one go."""
+    cache = StaticCache(CONFIGS["tied"], num_rows=1, capacity=64)
+    view, old = cache.rows([0]), weakref.ref(cache.memory)
+    cache.reserve(64)
+    assert cache.memory is old()
+    cache.reserve(65)
+    gc.collect()
+    assert old() is None and view.memory is cache.memory
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_kernels_agree_with_plain_pytorch() -> None:
+    """In Triton's interpreter, in a process of its own: what `import triton` finds decides."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(KERNELS_SCRIPT), "compare"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("agrees") == 36
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_kernels_compile_for_the_published_sizes(tmp_path: Path) -> None:
+    """To machine code for compute capability 9.0, which needs no GPU; nothing is spilled to local memory."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, str(KERNELS_SCRIPT), "compile"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("compiled") == 6
+
+
+def cuda_model(**changes: object) -> Transformer:
+    config = sized("small", vocab_size=500, num_layers=3, max_position_embeddings=2048, **changes)
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model.cuda().bfloat16().eval()
+
+
+def filled(model: FusedTransformer, lengths: list[int], *, capacity: int = 700) -> StaticCache:
+    cache = StaticCache(
+        model.config, num_rows=len(lengths), capacity=capacity, device=model.device, dtype=model.dtype
+    )
+    for row, length in enumerate(lengths):
+        model(random_ids(model.config, 1, length, seed=row).to(model.device), cache=cache.rows([row]))
+    return cache
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Within what bf16 allows: 1 % of the whole."""
+    error = (found.float() - expected.float()).norm() / expected.float().norm()
+    assert float(error) < 0.01, f"relative error {float(error):.4f}"
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("num_tokens", [1, 2, 8])
+@pytest.mark.parametrize("lengths", [[5], [300, 41], [600] * 4, [1, 511, 512, 513, 77, 8, 64, 63] * 3])
+def test_graphs_and_kernels_give_what_the_eager_form_gives(
+    lengths: list[int], num_tokens: int, head_dim: int
+) -> None:
+    """Proves every form of a step on CUDA: recorded and replayed, with Triton kernels and without."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    form = fused(cuda_model(head_dim=head_dim))
+    eager = form.variant(use_kernels=False, use_graphs=False)
+    cache = filled(eager, lengths)
+    choices = [(False, True), *([(True, False), (True, True)] if form.uses_kernels else [])]
+    variants = [form.variant(use_kernels=kernels, use_graphs=graphs) for kernels, graphs in choices]
+    for turn in range(4):  # computed, recorded, replayed, replayed
+        ids_RT = random_ids(form.config, len(lengths), num_tokens, seed=100 + turn).cuda()
+        expected_RTD = eager(ids_RT, cache=cache, advance_B=[False] * len(lengths))
+        for variant in variants:
+            assert_near(variant(ids_RT, cache=cache, advance_B=[False] * len(lengths)), expected_RTD)
+        eager(ids_RT, cache=cache)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_graphs_follow_the_cache_and_the_rows() -> None:
+    """Proves that a replayed graph writes where it should: other rows of one cache, and a cache that grew."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    form = fused(cuda_model())
+    eager = form.variant(use_kernels=False, use_graphs=False)
+    lengths = [60, 17, 33, 90]
+    ours, theirs = filled(eager, lengths, capacity=128), filled(eager, lengths, capacity=128)
+    for turn, rows in enumerate([[0, 1], [2, 3], [3, 0], [1, 2], [0, 3], [2, 1]]):
+        if turn == 3:
+            ours.reserve(512)
+        ids_R1 = random_ids(form.config, 2, 1, seed=turn)
+        assert_near(form(ids_R1, cache=ours.rows(rows)), eager(ids_R1.cuda(), cache=theirs.rows(rows)))
+    assert ours.lengths.tolist() == theirs.lengths.tolist()
+    for row, length in enumerate(ours.lengths.tolist()):
+        for layer in range(form.config.num_layers):
+            for mine, other in zip(
+                ours.row_kv(layer, row, length), theirs.row_kv(layer, row, length), strict=True
+            ):
+                assert_near(mine, other)
