@@ -99,12 +99,14 @@ def run(
     set_state: Callable[[Mapping[str, Any]], None],
     device: torch.device,
     on_log: Callable[[int], Mapping[str, float]] | None = None,
+    on_save: Callable[[], None] | None = None,
     ranks: Ranks | None = None,
 ) -> int:
     """Run the stage; returns the number of steps done in all.
 
     `train_step(step, factor)` does one optimiser step at `factor` of the base learning rate and returns
-    figures to log. Ctrl-C and SIGTERM save the state and end the run cleanly. Of several `ranks` all end at
+    figures to log. `on_save` writes what others open, each time that the state was saved and at the end.
+    Ctrl-C and SIGTERM save the state and end the run cleanly. Of several `ranks` all end at
     the same step, and the first alone writes, logs and shows progress.
     """
     ranks = ranks or Ranks(device)
@@ -128,6 +130,8 @@ def run(
             state_path,
             {"stage": dict(get_state()), "step": step, "spent_s": spent_s + time.monotonic() - start},
         )
+        if on_save:
+            on_save()
 
     try:
         with _progress(shown=ranks.first) as bar:

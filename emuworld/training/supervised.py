@@ -215,7 +215,9 @@ def make_optimizers(model: Transformer, config: PretrainTraining) -> list[torch.
 
 
 def train(config: PretrainTraining) -> dict[str, float]:
-    """Run the stage; writes the transformer into `config.out` (`config.json`, `model.safetensors`)."""
+    """Run the stage; writes a folder that `emuworld.load` opens into `config.out`, whenever it saves its
+    state.
+    """
     device = pick_device(config.device)
     ranks = Ranks(device)
     torch.set_float32_matmul_precision("high")
@@ -271,6 +273,10 @@ def train(config: PretrainTraining) -> dict[str, float]:
             figures |= trainer.validation_losses(validation)
         return figures
 
+    def on_save() -> None:
+        checkpoint.save(out, trainer.model, dtype=torch.bfloat16)
+        complete_folder(config, vocabulary=tokenizer.vocabulary)
+
     try:
         loop.run(
             config.loop,
@@ -281,6 +287,7 @@ def train(config: PretrainTraining) -> dict[str, float]:
             set_state=trainer.set_state,
             device=device,
             on_log=on_log,
+            on_save=on_save,
             ranks=ranks,
         )
     finally:
@@ -289,8 +296,6 @@ def train(config: PretrainTraining) -> dict[str, float]:
     ranks.close()
     if not ranks.first:
         return {}
-    checkpoint.save(out, trainer.model, dtype=torch.bfloat16)
-    complete_folder(config, vocabulary=tokenizer.vocabulary)
     return trainer.validation_losses(validation) if validation else {}
 
 

@@ -179,8 +179,8 @@ class TokenizerTrainer:
 
 
 def train(config: TokenizerTraining) -> dict[str, float]:
-    """Run the stage; writes `vision.json` and `vision.safetensors` into `config.out` and returns validation
-    figures.
+    """Run the stage; writes `vision.json` and `vision.safetensors` into `config.out`, whenever it saves its
+    state, and returns validation figures.
     """
     device = pick_device(config.device)
     if Ranks(device).world > 1:
@@ -201,9 +201,9 @@ def train(config: TokenizerTraining) -> dict[str, float]:
         get_state=trainer.state,
         set_state=trainer.set_state,
         device=device,
+        on_save=lambda: trainer.model.save(out),
     )
     feed.close()
-    trainer.model.eval().save(out)
     return validate(config, device=device) if config.validation_shards else {}
 
 

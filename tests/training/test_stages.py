@@ -184,3 +184,25 @@ def test_code_noise_changes_some_codes_that_are_read_and_no_target(shards: Path,
     by_row = changed.sum(1) / codes_read.sum(1)
     assert 0.3 < (by_row == 0).mean() < 0.75  # every second row is left as it is
     assert by_row.max() > 0.2
+
+
+def test_a_run_that_dies_leaves_a_folder_that_opens(
+    shards: Path, vision_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _pretrain_config(shards, vision_folder, tmp_path, steps=12)
+    config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, save_every_s=0.0))
+    step = supervised.SupervisedTrainer.step
+
+    def die_at_three(trainer: supervised.SupervisedTrainer, number: int, factor: float) -> object:
+        if number == 3:
+            raise RuntimeError("the machine is gone")
+        return step(trainer, number, factor)
+
+    monkeypatch.setattr(supervised.SupervisedTrainer, "step", die_at_three)
+    with pytest.raises(RuntimeError, match="gone"):
+        supervised.train(config)
+    words = supervised.text_tokenizer(config.text, num_visual_tokens=LITTLE.num_codes)
+    written = checkpoint.load(tmp_path, device="cpu", dtype=torch.float32)
+    assert written.config.vocab_size == words.vocabulary.size
+    assert (tmp_path / "emuworld.json").exists()
+    assert VisionTokenizer.load(tmp_path).num_codes == LITTLE.num_codes
