@@ -132,6 +132,15 @@ COMMANDS: dict[str, Command] = {
             "emuworld eval suite=explore-twin score_only=true",
         ),
     ),
+    "plan": Command(
+        summary="Plan a robot's task in the dream, carry it out in physics, and write plan, film and verdict.",
+        targets={"": Target(module="emuworld.tasks.plan", settings="MakePlan")},
+        examples=(
+            "emuworld plan instruction='put the red cube on the blue plate'",
+            "emuworld plan agent=oracle seed=3 out=outputs/oracle",
+            "emuworld plan run=outputs/plan use=text out=outputs/words-alone",
+        ),
+    ),
     "convert": Command(
         summary="Write a checkpoint again, in the layout of the Emu3.5 release or for transformers and vLLM.",
         targets={"": Target(module="emuworld.tasks.convert", settings="Convert")},
@@ -145,13 +154,16 @@ COMMANDS: dict[str, Command] = {
         choice="action",
         targets={
             "build": Target(
-                module="emuworld.envs.episodes",
+                module="emuworld.envs.shards",
                 settings="ShardsConfig",
                 run="build_shards",
                 reports_progress=False,
             )
         },
-        examples=("emuworld data build out=outputs/data/train",),
+        examples=(
+            "emuworld data build out=outputs/data/train",
+            "emuworld data build out=outputs/data/all num_edits=8 num_tales=1 num_tasks=2 num_tables=2",
+        ),
     ),
     "bench": Command(
         summary="Measure speed and memory with random weights; figures as JSON lines, part by part.",

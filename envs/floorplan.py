@@ -30,7 +30,6 @@ HELD_OUT_LAYOUTS = ("alcove",)
 Point = tuple[float, float]
 _Item = TypeVar("_Item")
 Partition = tuple[Footprint, str, RGB]  # where it stands, its colour's name, its colour
-"""Where a partition wall stands, its colour's name and its colour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +114,7 @@ class Light:
     diffuse: RGB
     ambient: float
     headlight: float
+    tint: RGB = (1.0, 1.0, 1.0)  # of `ambient` and `headlight`
 
 
 @dataclass(frozen=True, kw_only=True)

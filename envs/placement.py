@@ -40,10 +40,10 @@ class NoRoomError(RuntimeError):
     """This draw of a room cannot hold what was wished; another draw may."""
 
 
-def _object(
+def new_object(
     rng: np.random.Generator, pair: tuple[str, str], x: float, y: float, base: float = 0.0, most: float = 0.6
 ) -> ObjectPlan:
-    """An object of random size between 0.28 m and `most` at a place."""
+    """An object of random size between 0.28 m and `most` at a place, `base` metres above the floor."""
     colour, shape = pair
     scale = float(rng.uniform(min(0.36, most - 0.06), most))
     mesh: str | None = None
@@ -83,7 +83,7 @@ def _object(
     )
 
 
-def _draw_pair(rng: np.random.Generator, split: str, taken: set[tuple[str, str]]) -> tuple[str, str]:
+def draw_pair(rng: np.random.Generator, split: str, taken: set[tuple[str, str]]) -> tuple[str, str]:
     """A pair not in the room yet; test rooms draw held-out pairs about every third time."""
     pairs = object_pairs(split)
     if split == "test" and rng.random() < 0.35:
@@ -105,7 +105,7 @@ def _on_furniture(
     yaw = spot.yaw_rad - math.pi / 2
     x = spot.x_m + right * math.cos(yaw) - front * math.sin(yaw)
     y = spot.y_m + right * math.sin(yaw) + front * math.cos(yaw)
-    item = _object(rng, pair, x, y, height, most=0.36)
+    item = new_object(rng, pair, x, y, height, most=0.36)
     overhang = item.radius_m - min(spot.piece.half_x_m - abs(right), spot.piece.half_y_m - abs(front))
     if overhang > 0.03:
         return None
@@ -118,7 +118,7 @@ def _on_floor(
 ) -> ObjectPlan | None:
     for _ in range(10):
         x, y = (float(rng.uniform(-0.5, 0.5)) * extent for extent in size)
-        item = _object(rng, pair, x, y)
+        item = new_object(rng, pair, x, y)
         if draft.clears(item.footprint(), 0.12):
             return item
     return None
@@ -152,7 +152,7 @@ def _scatter(
     for _ in range(count * 6):
         if len(items) == count:
             break
-        pair = _draw_pair(rng, split, taken)
+        pair = draw_pair(rng, split, taken)
         item = _on_furniture(rng, pair, surfaces) if rng.random() < 0.4 else None
         item = item or _on_floor(rng, pair, draft, size)
         if item is not None and _out_of_view(item, start):
@@ -192,7 +192,7 @@ def _in_view(
         for _ in range(40):
             angle, way = float(rng.uniform(right, left)), float(rng.uniform(1.7, 3.6))
             heading = yaw + angle
-            item = _object(rng, pair, x + way * math.cos(heading), y + way * math.sin(heading))
+            item = new_object(rng, pair, x + way * math.cos(heading), y + way * math.sin(heading))
             span = item.radius_m / way
             hidden = any(abs(angle - other) < span + width + 0.02 for other, width in spans)
             ahead = standing.free_way((x, y), heading, way, 0.1) >= way

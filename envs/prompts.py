@@ -5,28 +5,35 @@ A prompt of t2i, explore and x2i is a caption of an invented view, so that a mod
 ones knows its words; the other modes say what is to happen with the objects of such a view.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from emuworld.envs.captions import LANDMARKS, View, VisibleObject, caption, walk_prompt
 from emuworld.envs.palette import (
     FLOOR_COLOURS,
+    HELD_OUT_PAIRS,
     OBJECT_COLOURS,
     WALL_COLOURS,
     object_pairs,
     with_article,
 )
+from emuworld.envs.subtasks import MOVABLE_KINDS
 
 MAX_OBJECTS = 3
 NUM_EXAMPLES = 64
 _EXAMPLES_SEED = 2026  # any fixed number: an action space samples from the same list everywhere
 
 # {a}, {b}: two objects, "red ball"; {an_a}, {an_b}: with their article; {colour}: of an object; {wall}: of a
-# wall. howto and vla ask for the same tasks, in a question and in an order.
+# wall. howto and vla are about table-tops, where the objects are cubes, balls and cylinders ({cube}, {base}:
+# two cubes, {holder}: a plate or bin with its preposition); they ask for the same tasks, in a question and in
+# an order.
 _TASKS = (
-    "put the {a} on the {colour} plate",
-    "put the {a} into the {colour} bin",
-    "stack the {a} on the {b}",
-    "push the {a} next to the {b}",
+    "put the {a} {holder}",
+    "stack the {cube} on the {base}",
+    "put the {a} to the left of the {cube}",
+    "put the {a} to the right of the {cube}",
+    "open the drawer, put the {a} in the drawer and close the drawer",
 )
 _STORIES = (
     "The story of {an_a} that looks for {an_b}.",
@@ -49,29 +56,37 @@ _COMMANDS = {
     ),
     "howto": (
         "Pick up the {a}.",
-        "Put it on the {colour} plate.",
-        "Push the {a} next to the {b}.",
-        "Put the {a} on top of the {b}.",
+        "Put the {a} {holder}.",
+        "Stack the {cube} on the {base}.",
+        "Open the drawer.",
+        "Put the {a} in the drawer.",
     ),
     "vla": (
         "pick up the {a}",
-        "place it on the {colour} plate",
-        "place it on the {b}",
-        "push the {a} next to the {b}",
+        "put the {a} {holder}",
+        "stack the {cube} on the {base}",
+        "put the {a} to the left of the {cube}",
+        "put the {a} to the right of the {cube}",
+        "push the {cube} away",
+        "push the {cube} to the left",
+        "open the drawer",
+        "put the {a} in the drawer",
+        "close the drawer",
+        "press the button",
     ),
 }
+_ON_TABLES = ("howto", "vla")
 
 
 def draw_prompt(rng: np.random.Generator, *, mode: str, split: str = "train") -> str:
     """A prompt for `mode` in the words of `split`: the scene in t2i, explore and x2i (there the first
     picture), the story or the task elsewhere."""
     if mode == "story":
-        text = _filled(_STORIES, rng, split=split)
+        text = _filled(_STORIES, rng, words=_room_words(rng, split))
         return text[0].upper() + text[1:]
-    if mode == "howto":
-        return f"How to {_filled(_TASKS, rng, split=split)}."
-    if mode == "vla":
-        return f"{_filled(_TASKS, rng, split=split).capitalize()}."
+    if mode in _ON_TABLES:
+        task = _filled(_TASKS, rng, words=_table_words(rng, split))
+        return f"How to {task}." if mode == "howto" else f"{task.capitalize()}."
     view = _invented_view(rng, split=split)
     return walk_prompt(view, rng, split=split) if mode == "explore" else caption(view, rng, split=split)
 
@@ -80,27 +95,52 @@ def example_commands(mode: str) -> tuple[str, ...]:
     """`NUM_EXAMPLES` different commands of a mode, the same ones in every process: whole prompts in t2i,
     instructions to edit in x2i, the next line, instruction or subtask in story, howto and vla."""
     rng = np.random.default_rng(_EXAMPLES_SEED)
+    draw_words = _table_words if mode in _ON_TABLES else _room_words
     commands: dict[str, None] = {}
     while len(commands) < NUM_EXAMPLES:
         templates = _COMMANDS.get(mode)
-        command = draw_prompt(rng, mode=mode) if templates is None else _filled(templates, rng)
-        commands[command] = None
+        if templates is None:
+            commands[draw_prompt(rng, mode=mode)] = None
+        else:
+            commands[_filled(templates, rng, words=draw_words(rng, "train"))] = None
     return tuple(commands)
 
 
-def _filled(templates: tuple[str, ...], rng: np.random.Generator, *, split: str = "train") -> str:
-    """One of the templates with its words drawn."""
-    template = _pick(rng, templates)
+def _filled(templates: tuple[str, ...], rng: np.random.Generator, *, words: Mapping[str, str]) -> str:
+    """One of the templates with words in it."""
+    return _pick(rng, templates).format(**words)
+
+
+def _room_words(rng: np.random.Generator, split: str) -> dict[str, str]:
+    """Two different objects of a room, an object's colour, a wall's."""
     pairs = object_pairs(split)
     first, second = (" ".join(pairs[i]) for i in rng.choice(len(pairs), size=2, replace=False))
-    return template.format(
-        a=first,
-        b=second,
-        an_a=with_article(first),
-        an_b=with_article(second),
-        colour=_pick(rng, tuple(OBJECT_COLOURS)),
-        wall=_pick(rng, tuple(WALL_COLOURS)),
-    )
+    return {
+        "a": first,
+        "b": second,
+        "an_a": with_article(first),
+        "an_b": with_article(second),
+        "colour": _pick(rng, tuple(OBJECT_COLOURS)),
+        "wall": _pick(rng, tuple(WALL_COLOURS)),
+    }
+
+
+def _table_words(rng: np.random.Generator, split: str) -> dict[str, str]:
+    """Things of a table-top, each of another colour: an object, two cubes, a plate or bin."""
+    colours = [str(colour) for colour in rng.permutation(list(OBJECT_COLOURS))]
+    kind = _pick(rng, MOVABLE_KINDS)
+    names = []
+    for wanted in (kind, "cube", "cube"):
+        colour = next(one for one in colours if split == "test" or not _held_out(one, wanted))
+        colours.remove(colour)
+        names.append(f"{colour} {wanted}")
+    holders = (f"on the {colours[0]} plate", "in the wooden bin", f"in the {colours[0]} bin")
+    return {"a": names[0], "cube": names[1], "base": names[2], "holder": _pick(rng, holders)}
+
+
+def _held_out(colour: str, kind: str) -> bool:
+    """Whether only test scenes have a thing like this; a cube is a table-top's box."""
+    return (colour, "box" if kind == "cube" else kind) in HELD_OUT_PAIRS
 
 
 def _invented_view(rng: np.random.Generator, *, split: str) -> View:

@@ -14,6 +14,7 @@ _WORLDS = "emuworld.envs.vector_env:WorldVectorEnv"
 _DISCRETE = "emuworld.envs.wrappers:discrete_view"
 _DISCRETE_WORLDS = "emuworld.envs.vector_env:discrete_vector_view"
 _SIM = "emuworld.envs.sim_env:ExploreSimEnv"
+_VLA_SIM = "emuworld.envs.vla_sim_env:VLASimEnv"
 
 
 def register_all() -> None:
@@ -49,6 +50,8 @@ def register_all() -> None:
         max_episode_steps=EXPLORE_STEPS,
         text_id="EmuWorld/ExploreSim-v0",
     )
+    # No Discrete id: which subtasks there are depends on what stands on the table.
+    _register("EmuWorld/VLASim-v0", entry_point=_VLA_SIM, max_episode_steps=STEPS["vla"])
 
 
 def _register(

@@ -75,6 +75,12 @@ def make_renderer(backend: str = "auto") -> Renderer:
     return RayRenderer()
 
 
+@functools.cache
+def shared_renderer(backend: str = "auto") -> Renderer:
+    """The process's one renderer of a back end: a graphics context is expensive."""
+    return make_renderer(backend)
+
+
 def _choice(backend: str) -> str:
     """The back end to use, after the environment variable, which speaks only where the caller said "auto"."""
     if backend not in BACKENDS:

@@ -157,8 +157,8 @@ def _add_light(spec: mujoco.MjSpec, plan: RoomPlan) -> None:
         castshadow=True,
     )
     head = spec.visual.headlight
-    head.ambient = (light.ambient,) * 3
-    head.diffuse = (light.headlight,) * 3
+    head.ambient = tuple(light.ambient * channel for channel in light.tint)
+    head.diffuse = tuple(light.headlight * channel for channel in light.tint)
     head.specular = (0.0, 0.0, 0.0)
 
 

@@ -134,7 +134,9 @@ class RoomScene:
 
     @classmethod
     def from_dict(cls, origin: Mapping[str, Any]) -> RoomScene:
-        """The scene that `to_dict` describes."""
+        """The scene that `to_dict` describes. ValueError for an edited one: its values do not say how."""
+        if origin.get("edited"):
+            raise ValueError(f"a room that was edited is not made again from {dict(origin)}; edit it again")
         split, seed = str(origin["split"]), int(origin["seed"])
         if "prompt" in origin:
             return cls.from_prompt(str(origin["prompt"]), split=split, seed=seed)
@@ -143,6 +145,10 @@ class RoomScene:
     def to_dict(self) -> dict[str, Any]:
         """The few values from which `from_dict` makes this scene again (JSON types)."""
         return {key: value for key, value in self._origin.items() if value is not None}
+
+    def edited(self, plan: RoomPlan) -> RoomScene:
+        """This room after an edit: another plan, the same split and seed."""
+        return RoomScene(plan, origin={**self._origin, "edited": True})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RoomScene:
         """Itself: a scene never changes, so forks of an environment share it."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import math
-import struct
 import zlib
 from collections.abc import Mapping
 from copy import deepcopy
@@ -19,23 +16,17 @@ from numpy.typing import NDArray
 from emuworld.envs import commands as moves
 from emuworld.envs.captions import View, caption
 from emuworld.envs.commands import COMMANDS, Command, Outcome, Pose
-from emuworld.envs.render import Renderer, make_renderer
+from emuworld.envs.render import shared_renderer
 from emuworld.envs.scenes import SPLITS, RoomScene
-from emuworld.envs.spaces import MAX_COMMAND_LENGTH, CommandText, frame_space, is_unicode
+from emuworld.envs.sim_state import not_a_state, pack_state, unpack_state
+from emuworld.envs.spaces import MAX_COMMAND_LENGTH, CommandText, frame_space, is_unicode, picture_sides
 
 Frame = NDArray[np.uint8]  # [H, W, 3]
 
-DEFAULT_SIZE = (256, 256)
-SIDE_LIMITS_PX = (16, 1024)
 RENDER_MODES = ("rgb_array", "ansi")
 OPTIONS = ("prompt", "state")
 MAGIC = b"EWSIM\x00\x00\x01"  # the last byte is the format's version
 MAX_STATE_BYTES = 8192
-_PREFIX = struct.Struct("<8sI")  # magic, CRC-32 of the rest
-
-
-class StateError(ValueError):
-    """These bytes are not a state that `ExploreSimEnv.save_state` of this release wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +116,7 @@ class ExploreSimEnv(gymnasium.Env[Any, str]):
             raise ValueError(
                 f"max_episode_steps={max_episode_steps}; expected at least 1, or None for no limit"
             )
-        self.size = _sides(DEFAULT_SIZE if size is None else size)
+        self.size = picture_sides(size)
         self.split = split
         self.render_mode = render_mode
         self.max_episode_steps = max_episode_steps
@@ -199,17 +190,13 @@ class ExploreSimEnv(gymnasium.Env[Any, str]):
         """This walk in a few hundred bytes, for `reset(options={"state": ...})` anywhere."""
         walk = self._current
         pose = walk.pose
-        body = json.dumps(
-            {
-                "room": walk.scene.to_dict(),
-                "pose": [pose.x_m, pose.y_m, pose.yaw_rad, pose.pitch_rad],
-                "prompt": walk.prompt,
-                "frame_index": walk.frame_index,
-            },
-            ensure_ascii=False,
-            separators=(",", ":"),
-        ).encode()
-        return _PREFIX.pack(MAGIC, zlib.crc32(body)) + body
+        fields = {
+            "room": walk.scene.to_dict(),
+            "pose": [pose.x_m, pose.y_m, pose.yaw_rad, pose.pitch_rad],
+            "prompt": walk.prompt,
+            "frame_index": walk.frame_index,
+        }
+        return pack_state(fields, magic=MAGIC)
 
     def fork(self) -> ExploreSimEnv:
         """A second environment in the same state, step count and random generator too."""
@@ -242,7 +229,7 @@ class ExploreSimEnv(gymnasium.Env[Any, str]):
         if self._frame is None or outcome.possible:
             height, width = self.size
             scene, camera = walk.scene, walk.scene.camera(walk.pose)
-            self._frame = _renderer(self._backend).render(
+            self._frame = shared_renderer(self._backend).render(
                 scene.model, scene.data, camera, height=height, width=width
             )
         self._info = _info(walk, view, outcome, command=command, text=text)
@@ -252,27 +239,10 @@ class ExploreSimEnv(gymnasium.Env[Any, str]):
         try:
             scene = RoomScene.from_dict(fields["room"])
         except (KeyError, TypeError, ValueError) as error:
-            raise _not_a_state(f"its room cannot be built ({error})") from error
+            raise not_a_state(f"its room cannot be built ({error})") from error
         x, y, yaw, pitch = (float(value) for value in fields["pose"])
         pose = Pose(x_m=x, y_m=y, yaw_rad=yaw, pitch_rad=pitch)
         return _Walk(scene=scene, pose=pose, prompt=fields["prompt"], frame_index=fields["frame_index"])
-
-
-@functools.cache
-def _renderer(backend: str) -> Renderer:
-    """One renderer a process and back end: a graphics context is expensive, and forks share it."""
-    return make_renderer(backend)
-
-
-def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width. ValueError unless both are whole numbers of pixels within `SIDE_LIMITS_PX`."""
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    low, high = SIDE_LIMITS_PX
-    if len(sides) != 2 or not all(isinstance(side, int) and low <= side <= high for side in sides):
-        raise ValueError(
-            f"size={size!r}; expected a number of pixels or (height, width), each {low} to {high}"
-        )
-    return sides[0], sides[1]
 
 
 def _checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -329,39 +299,15 @@ def _info(walk: _Walk, view: View, outcome: Outcome, *, command: str, text: str)
 
 def _parse_state(state: object) -> dict[str, Any]:
     """The fields of a saved state. StateError for anything that `save_state` did not write like this."""
-    if not isinstance(state, bytes | bytearray | memoryview):
-        raise _not_a_state(f"got {type(state).__name__}, expected bytes")
-    data = bytes(state)
-    if not _PREFIX.size <= len(data) <= MAX_STATE_BYTES:
-        raise _not_a_state(f"got {len(data)} bytes, expected {_PREFIX.size} to {MAX_STATE_BYTES}")
-    magic, checksum = _PREFIX.unpack_from(data)
-    if magic[:-1] != MAGIC[:-1]:
-        raise _not_a_state(
-            "it is not of the simulator (a dream's state belongs into the dream's environment)"
-        )
-    if magic != MAGIC:
-        raise _not_a_state(f"its format version is {magic[-1]}, this release reads {MAGIC[-1]}")
-    body = data[_PREFIX.size :]
-    if zlib.crc32(body) != checksum:
-        raise _not_a_state("its checksum does not match: it was cut short or changed")
-    try:
-        fields = json.loads(body)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise _not_a_state(f"it is not JSON ({error})") from error
-    if not isinstance(fields, dict) or fields.keys() != {"room", "pose", "prompt", "frame_index"}:
-        raise _not_a_state("it needs the fields room, pose, prompt and frame_index")
+    fields = unpack_state(
+        state, magic=MAGIC, names=("room", "pose", "prompt", "frame_index"), max_bytes=MAX_STATE_BYTES
+    )
     pose, index = fields["pose"], fields["frame_index"]
     numbers = isinstance(pose, list) and len(pose) == 4 and all(isinstance(v, int | float) for v in pose)
     if not numbers or not all(math.isfinite(value) for value in pose):
-        raise _not_a_state(f"its pose is {pose!r}, expected four numbers")
+        raise not_a_state(f"its pose is {pose!r}, expected four numbers")
     if not isinstance(fields["room"], dict) or not isinstance(fields["prompt"], str):
-        raise _not_a_state("its room or prompt is of the wrong type")
+        raise not_a_state("its room or prompt is of the wrong type")
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-        raise _not_a_state(f"its frame_index is {index!r}, expected a number from 0")
+        raise not_a_state(f"its frame_index is {index!r}, expected a number from 0")
     return fields
-
-
-def _not_a_state(reason: str) -> StateError:
-    return StateError(
-        f"this is not a usable simulator state: {reason}. Pass the bytes that save_state() returned"
-    )

@@ -14,6 +14,8 @@ from gymnasium.spaces import Box, Text
 
 MAX_COMMAND_LENGTH = 1_000  # characters; a published prompt is at most about 700, a movement command about 30
 PRINTABLE = "".join(character for character in string.printable if character.isprintable())
+DEFAULT_SIZE = (256, 256)  # pixels, height and width
+SIDE_LIMITS_PX = (16, 1024)
 _PLACEHOLDER = "?"  # what `flatten` writes for a character outside the printable charset
 
 
@@ -85,6 +87,19 @@ def is_unicode(text: str) -> bool:
 def frame_space(size: tuple[int, int]) -> Box:
     """Pictures of `size` (height, width) in pixels: `Box(0, 255, (H, W, 3), uint8)`."""
     return Box(low=0, high=255, shape=(*size, 3), dtype=np.uint8)
+
+
+def picture_sides(size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of a simulator's pictures, `DEFAULT_SIZE` for None. ValueError unless both are whole
+    numbers of pixels within `SIDE_LIMITS_PX`."""
+    size = DEFAULT_SIZE if size is None else size
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    low, high = SIDE_LIMITS_PX
+    if len(sides) != 2 or not all(isinstance(side, int) and low <= side <= high for side in sides):
+        raise ValueError(
+            f"size={size!r}; expected a number of pixels or (height, width), each {low} to {high}"
+        )
+    return sides[0], sides[1]
 
 
 def checked_table(table: Sequence[str]) -> tuple[str, ...]:

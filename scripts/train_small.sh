@@ -5,6 +5,7 @@
 #   scripts/train_small.sh tokenizer    the vision tokenizer        (TOKENIZER_S seconds)
 #   scripts/train_small.sh pretrain     the transformer             (PRETRAIN_S seconds in all, on GPUS GPUs)
 #   scripts/train_small.sh detector     the detector of the suites  (DETECTOR_S seconds of training)
+# MODES=all trains all six modes together (data, text and pretrain heed it); by default rooms: explore and t2i.
 # Stages resume after a kill. WORK is the folder for data and runs, EMUWORLD the command, PYTHON the interpreter
 # that torchrun starts on each GPU.
 set -euo pipefail
@@ -17,6 +18,25 @@ ROOMS=${ROOMS:-40000}
 WORKERS=${WORKERS:-6}
 GPUS=${GPUS:-1}
 PYTHON=${PYTHON:-./run python}
+MODES=${MODES:-rooms}
+case "$MODES" in
+rooms)
+    KINDS="" WORDS="" BUCKETS=""
+    ;;
+all)
+    KINDS="num_edits=8 num_tales=1 num_tasks=3 num_tables=2"
+    WORDS="num_tokens=640"
+    BUCKETS="buckets=[{kind:walk,frames:12,batch_size:16},{kind:picture,batch_size:48}"
+    BUCKETS="$BUCKETS,{kind:walk,frames:42,batch_size:2,every:4},{kind:x2i,frames:2,batch_size:24}"
+    BUCKETS="$BUCKETS,{kind:x2i,frames:3,batch_size:8,every:4},{kind:story,frames:6,batch_size:8,every:2}"
+    BUCKETS="$BUCKETS,{kind:table,batch_size:32},{kind:vla,frames:4,batch_size:16}"
+    BUCKETS="$BUCKETS,{kind:vla,frames:7,batch_size:8,every:2},{kind:howto,frames:6,batch_size:8,every:2}]"
+    ;;
+*)
+    echo "MODES=$MODES; expected rooms or all" >&2
+    exit 2
+    ;;
+esac
 PARALLEL="$EMUWORLD"
 [ "$GPUS" = 1 ] || PARALLEL="$PYTHON -m torch.distributed.run --standalone --nproc-per-node $GPUS -m emuworld.cli"
 
@@ -24,12 +44,12 @@ case "${1:-}" in
 data)
     mkdir -p "$WORK"
     $EMUWORLD data build out="$WORK/validation" split=validation num_episodes=48 num_frames=42 num_pictures=8 \
-        episodes_per_shard=8 format=PNG workers="$WORKERS" >"$WORK/validation.log" 2>&1
+        episodes_per_shard=8 format=PNG workers="$WORKERS" $KINDS >"$WORK/validation.log" 2>&1
     setsid nohup $EMUWORLD data build out="$WORK/train" split=train num_episodes="$ROOMS" num_frames=42 \
-        num_pictures=8 episodes_per_shard=8 workers="$WORKERS" >"$WORK/data.log" 2>&1 </dev/null &
+        num_pictures=8 episodes_per_shard=8 workers="$WORKERS" $KINDS >"$WORK/data.log" 2>&1 </dev/null &
     ;;
 text)
-    $EMUWORLD train stage=text shards="$WORK/train" out="$WORK/text" max_shards=32 wait_for_data_s=120
+    $EMUWORLD train stage=text shards="$WORK/train" out="$WORK/text" max_shards=32 wait_for_data_s=120 $WORDS
     ;;
 tokenizer)
     $EMUWORLD train stage=tokenizer shards="$WORK/train" validation_shards="$WORK/validation" \
@@ -40,14 +60,14 @@ tokenizer)
 pretrain)
     $PARALLEL train stage=pretrain shards="$WORK/train" validation_shards="$WORK/validation" \
         vision="$WORK/tokenizer" text="$WORK/text/text.tiktoken" out="$WORK/pretrain" device=cuda compile=true \
-        workers=6 follow_shards=true loop.max_steps=1000000 loop.max_seconds="$PRETRAIN_S" "${@:2}"
+        workers=6 follow_shards=true loop.max_steps=1000000 loop.max_seconds="$PRETRAIN_S" $BUCKETS "${@:2}"
     ;;
 detector)
     $EMUWORLD train stage=detector out="$WORK/detector" vision="$WORK/tokenizer" device=cuda \
         training.max_seconds="$DETECTOR_S" "${@:2}"
     ;;
 *)
-    sed -n '2,10s/^# //p' "$0"
+    sed -n '2,11s/^# //p' "$0"
     exit 2
     ;;
 esac

@@ -20,7 +20,17 @@ PACKAGES = ("tokens", "model", "decoding", "decoders", "training", "envs", "agen
 # Top-level modules with a rule of their own; every other emuworld/*.py is of the facade below world_model.
 MODULES = {"story": "story", "story_schema": "story", "world_model": "world_model", "parallel": "parallel"}
 MODULES |= {"cli": "cli", "__main__": "cli"}
-SIMULATOR = ("scenes", "robot", "sim_env", "episodes", "commands", "captions", "render")
+SIMULATOR = (
+    "scenes",
+    "robot",
+    "sim_env",
+    "vla_sim_env",
+    "episodes",
+    "shards",
+    "commands",
+    "captions",
+    "render",
+)
 NO_MODEL_CODE = ("torch", "transformers", "tiktoken", "safetensors")
 IMPORTING_CALLS = (
     "__import__",

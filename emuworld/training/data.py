@@ -22,19 +22,28 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from emuworld.story import Story, read_shard
+from emuworld.story import Story, StoryImage, read_shard
 
 SHARD_GLOB = "*.stories"
+# What a story is, by the first word of its `story_id` (the last one by the first two). t2i learns from walks
+# and pictures, explore from walks, each other mode from its own.
+KINDS = ("walk", "pictures", "x2i", "story", "howto", "vla", "pictures-table")
+MIRRORED_KINDS = ("walk", "pictures", "x2i", "story")  # rooms; a mirrored robot would be another robot
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenStory:
-    """A story as the transformer needs it: words, and one grid of codes a frame."""
+    """A story as the transformer needs it: words, and one grid of codes a frame.
+
+    The first `num_references` frames are reference pictures; they have no text.
+    """
 
     question: str
     texts: tuple[str, ...]  # the text of each step; texts[0] belongs to the first frame
     captions: tuple[str, ...]  # what is in view, a frame each; "" where unknown
     codes: np.ndarray  # [N, h, w] uint16
+    kind: str = "walk"  # one of KINDS
+    num_references: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +57,7 @@ class DecodedShard:
 
 def _decode_shard(path: Path, size: int) -> DecodedShard:
     stories = list(read_shard(path))
-    images = [image for story in stories for segment in story.segments for image in segment.images]
+    images = [image for story in stories for _, image in _shown(story)]
     frames = torch.empty((len(images), size, size, 3), dtype=torch.uint8)
     for i, image in enumerate(images):
         pixels = image.to_array()
@@ -65,13 +74,31 @@ def _decode_shard(path: Path, size: int) -> DecodedShard:
 
 def replace_pictures(story: Story) -> TokenStory:
     """The words of a story; its codes come later."""
-    shown = [(segment.text, image.caption) for segment in story.segments for image in segment.images]
+    shown = _shown(story)
+    texts = tuple(text for text, _ in shown)
     return TokenStory(
         question=story.question,
-        texts=tuple(text for text, _ in shown),
-        captions=tuple(caption for _, caption in shown),
+        texts=texts,
+        captions=tuple(image.caption for _, image in shown),
         codes=np.empty((len(shown), 0, 0), np.uint16),
+        kind=_kind(story.story_id, texts),
+        num_references=len(story.reference_images),
     )
+
+
+def _shown(story: Story) -> list[tuple[str, StoryImage]]:
+    """Every picture of a story with its text, the reference pictures first."""
+    answered = [(segment.text, image) for segment in story.segments for image in segment.images]
+    return [*(("", image) for image in story.reference_images), *answered]
+
+
+def _kind(story_id: str, texts: Sequence[str]) -> str:
+    """What its id says; a story of another origin is a walk if it has words, else a set of pictures."""
+    words = story_id.split("-")
+    for kind in ("-".join(words[:2]), words[0]):
+        if kind in KINDS:
+            return kind
+    return "walk" if any(texts) else "pictures"
 
 
 def in_share(stem: str, *, rank: int, world: int) -> bool:
@@ -263,7 +290,8 @@ def _mirrored_words(text: str) -> str:
 
 def save_tokens(path: Path, stories: Sequence[TokenStory]) -> None:
     """Keep the tokens of one shard (npz of plain arrays and one JSON text), written beside and renamed."""
-    words = [{"question": s.question, "texts": s.texts, "captions": s.captions} for s in stories]
+    names = ("question", "texts", "captions", "kind", "num_references")
+    words = [{name: getattr(story, name) for name in names} for story in stories]
     part = path.with_suffix(".part.npz")
     np.savez(part, codes=np.concatenate([s.codes for s in stories]), words=np.array(json.dumps(words)))
     part.replace(path)
@@ -276,7 +304,8 @@ def load_tokens(path: Path) -> list[TokenStory]:
     out, at = [], 0
     for w in words:
         n = len(w["texts"])
-        fields: dict[str, Any] = {"texts": tuple(w["texts"]), "captions": tuple(w["captions"])}
-        out.append(TokenStory(question=w["question"], codes=codes[at : at + n], **fields))
+        fields: dict[str, Any] = {**w, "texts": tuple(w["texts"]), "captions": tuple(w["captions"])}
+        fields.setdefault("kind", _kind("", w["texts"]))  # files of the first release do not say it
+        out.append(TokenStory(codes=codes[at : at + n], **fields))
         at += n
     return out

@@ -5,7 +5,7 @@ Pictures are encoded once, and their codes kept beside the run, so that a resume
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from emuworld.tokens.vision import VisionTokenizer, to_pixels
 from emuworld.training.data import (
+    MIRRORED_KINDS,
     DecodedShard,
     ShardFeed,
     TokenStory,
@@ -85,9 +86,19 @@ class TokenFeed:
         frames = shard.frames.to(self._device)
         stories = with_codes(shard.stories, self._codes(frames))
         if self._mirror:
-            stories += with_codes([mirrored(s) for s in shard.stories], self._codes(frames.flip(2)))
+            stories += self._mirrored(shard.stories, frames)
         save_tokens(self._cache / f"{shard.stem}.npz", stories)
         return stories
+
+    def _mirrored(self, stories: Sequence[TokenStory], frames: Tensor) -> list[TokenStory]:
+        """The stories again, mirrored, but those that show a robot."""
+        kept = [story.kind in MIRRORED_KINDS for story in stories]
+        rows = np.repeat(kept, [len(story.texts) for story in stories])
+        if not rows.any():
+            return []
+        shown = frames[torch.from_numpy(np.flatnonzero(rows)).to(frames.device)]
+        words = [mirrored(story) for story, keep in zip(stories, kept, strict=True) if keep]
+        return with_codes(words, self._codes(shown.flip(2)))
 
     @torch.no_grad()
     def _codes(self, frames: Tensor) -> np.ndarray:

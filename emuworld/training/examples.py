@@ -16,15 +16,41 @@ import numpy as np
 from emuworld.tokens.sequence import AnswerSegment, answer, image_length, prompt_ids, unconditional_ids
 from emuworld.tokens.text import TextTokenizer
 from emuworld.training.data import TokenStory
+from emuworld.training.modes import (
+    ANSWERED_KINDS,
+    TABLE_KINDS,
+    Example,
+    Shares,
+    answer_example,
+    edit_example,
+    edit_steps,
+    of_kinds,
+    table_example,
+)
 
 _BATCHES_AHEAD = 6
+BUCKET_MODES = {  # what a bucket's kind teaches
+    "walk": "explore",
+    "picture": "t2i",
+    "table": "t2i",
+    "x2i": "x2i",
+    "story": "story",
+    "howto": "howto",
+    "vla": "vla",
+}
+# Ids a row beside its pictures: for each picture and for the prompt. Sentences of a story are longer than
+# commands, and its question may tell the whole plot.
+_WORDS = {kind: (24, 150) if kind in ANSWERED_KINDS else (10, 90) for kind in BUCKET_MODES}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """Examples of one kind and length: `kind` "walk" (explore mode, `frames` views) or "picture" (t2i).
+    """Examples of one kind and length.
 
-    `every` thins a bucket out: it takes part in each `every`-th step.
+    `kind` is "walk" (explore, `frames` views), "picture" (t2i of rooms), "table" (t2i of table-tops), "x2i"
+    (`frames` 2: a picture and its edit, 3: two pictures combined), "story", "howto" or "vla" (at most
+    `frames` pictures, the given one included). `every` thins a bucket out: it takes part in each `every`-th
+    step.
     """
 
     kind: str
@@ -33,23 +59,29 @@ class Bucket:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if self.kind not in ("walk", "picture"):
-            raise ValueError(f"bucket kind {self.kind!r} is not known; expected 'walk' or 'picture'")
+        if self.kind not in BUCKET_MODES:
+            raise ValueError(
+                f"bucket kind {self.kind!r} is not known; expected one of {', '.join(BUCKET_MODES)}"
+            )
         if min(self.batch_size, self.frames, self.every) < 1:
             raise ValueError(f"batch_size, frames and every must be at least 1, got {self}")
+        if self.frames < 2 and self.kind in ("x2i", "vla"):
+            raise ValueError(f"a bucket of {self.kind} holds a given picture and an answer: frames=2 or more")
 
     def row_length(self, size: tuple[int, int]) -> int:
         """Ids a row, a multiple of 64: images of `size` tokens and room for the words between them."""
-        ids = self.frames * (image_length(size) + 10) + 90
+        a_picture, a_prompt = _WORDS[self.kind]
+        ids = self.frames * (image_length(size) + a_picture) + a_prompt
         return -(-ids // 64) * 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
     """`ids` [B, T + 1] int64, padded; `inputs` [B, T] int64, what the model reads: ids[:, :-1], some of the
-    codes replaced; `weights` [B, T] float32 of the targets ids[:, 1:], 0 = not trained.
+    codes replaced; `weights` [B, T] float32 of the targets ids[:, 1:], 0 = not trained; `kind`: the bucket's.
     """
 
+    kind: str
     ids: np.ndarray
     inputs: np.ndarray
     weights: np.ndarray
@@ -59,7 +91,10 @@ class Batch:
 class Mixture:
     """Shares of the ways an example is put; the weights of text and visual targets are the paper's."""
 
-    image_prompt: float = 0.6  # walks that start from a given picture
+    image_prompt: float = (
+        0.6  # walks (and stories and guides, where they can) that start from a given picture
+    )
+    midway: float = 0.4  # vla stories that begin from one of their later pictures
     unconditional: float = 0.1  # rows as the unguided twin sees them: images only
     blank_question: float = 0.15  # walks from a picture that are asked nothing
     code_noise: float = (
@@ -79,28 +114,33 @@ class ExampleSampler:
         self.num_frames = 0
         self._stories: list[TokenStory] = []
         self._by_length: dict[int, np.ndarray] = {}
+        self._by_bucket: dict[tuple[str, int], np.ndarray] = {}
 
     def add(self, stories: Sequence[TokenStory]) -> None:
         self._stories.extend(stories)
         self.num_frames += sum(len(s.codes) for s in stories)
         self._by_length.clear()
+        self._by_bucket.clear()
 
     def batch(self, bucket: Bucket, rng: np.random.Generator) -> Batch:
         """One batch; ValueError where no story is long enough for the bucket."""
         length = bucket.row_length(self.size)
         vocabulary = self.tokenizer.vocabulary
         ids = np.full((bucket.batch_size, length + 1), vocabulary.pad, np.int64)
-        for row in ids:
-            example = (self._walk(bucket.frames, rng) if bucket.kind == "walk" else self._picture(rng))[
-                : length + 1
-            ]
-            row[: len(example)] = example
+        prompts = np.zeros((bucket.batch_size, 1), np.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            example = self._example(bucket, rng)
+            kept = example.ids[: length + 1]
+            row[: len(kept)] = kept
+            prompt[0] = example.prompt_tokens
         targets = ids[:, 1:]
         weights = np.where(
             targets < vocabulary.num_text_tokens, self.mixture.text_weight, self.mixture.visual_weight
         )
         weights[targets == vocabulary.pad] = 0.0
-        return Batch(ids=ids, inputs=self._noisy(ids[:, :-1], rng), weights=weights.astype(np.float32))
+        weights[np.arange(1, length + 1) < prompts] = 0.0  # target i is id i + 1
+        inputs = self._noisy(ids[:, :-1], rng)
+        return Batch(kind=bucket.kind, ids=ids, inputs=inputs, weights=weights.astype(np.float32))
 
     def _noisy(self, inputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A copy with random codes in place of some: every second row none, the others up to `code_noise`."""
@@ -110,18 +150,60 @@ class ExampleSampler:
         noise = rng.integers(start, self.tokenizer.vocabulary.visual_stop, size=inputs.shape)
         return np.where(replaced, noise, inputs)
 
+    def _example(self, bucket: Bucket, rng: np.random.Generator) -> Example:
+        if bucket.kind == "walk":
+            return Example(ids=self._walk(bucket.frames, rng))
+        if bucket.kind == "picture":
+            return Example(ids=self._picture(rng))
+        story = self._stories[rng.choice(self._of_bucket(bucket))]
+        mixture, tokenizer = self.mixture, self.tokenizer
+        shares = Shares(
+            unconditional=mixture.unconditional, midway=mixture.midway, picture_first=mixture.image_prompt
+        )
+        if bucket.kind == "table":
+            return table_example(story, rng, shares=shares, tokenizer=tokenizer)
+        if bucket.kind == "x2i":
+            steps = edit_steps(story, bucket.frames)
+            at = steps[int(rng.integers(len(steps)))]
+            return edit_example(story, at, rng, shares=shares, tokenizer=tokenizer)
+        return answer_example(
+            story,
+            rng,
+            frames=bucket.frames,
+            max_tokens=bucket.row_length(self.size) + 1,
+            shares=shares,
+            tokenizer=tokenizer,
+        )
+
+    def _of_bucket(self, bucket: Bucket) -> np.ndarray:
+        """Indices of the stories that a bucket of edits, table-tops or answers draws from."""
+        key = (bucket.kind, bucket.frames if bucket.kind == "x2i" else 0)
+        if key not in self._by_bucket:
+            kinds = {"table": TABLE_KINDS}.get(bucket.kind, (bucket.kind,))
+            found = of_kinds(self._stories, kinds)
+            if bucket.kind == "x2i":
+                found = [index for index in found if edit_steps(self._stories[index], bucket.frames)]
+            if not found:
+                raise ValueError(
+                    f"no story among {len(self._stories)} is for the bucket {bucket}; build shards with such "
+                    "stories (emuworld data build --help), or leave the bucket out"
+                )
+            self._by_bucket[key] = np.array(found)
+        return self._by_bucket[key]
+
     def _long_enough(self, frames: int, *, worded: bool) -> np.ndarray:
-        """Indices of stories with `frames` frames; walks (`worded`) have words between their frames."""
+        """Indices of stories of rooms with `frames` frames; walks (`worded`) have words between them."""
         key = frames if worded else -frames
         if key not in self._by_length:
             fits = [
                 i
                 for i, story in enumerate(self._stories)
-                if len(story.codes) >= frames and (not worded or any(story.texts))
+                if len(story.codes) >= frames
+                and story.kind in (("walk",) if worded else ("walk", "pictures"))
             ]
             if not fits:
                 raise ValueError(
-                    f"no story among {len(self._stories)} has {frames} frames; "
+                    f"no walk among {len(self._stories)} stories has {frames} frames; "
                     "build longer walks or use a shorter bucket"
                 )
             self._by_length[key] = np.array(fits)

@@ -33,7 +33,14 @@ from emuworld.training import loop
 from emuworld.training.data import wait_for_shards
 from emuworld.training.devices import pick_device
 from emuworld.training.encoding import TokenFeed
-from emuworld.training.examples import Batch, BatchStream, Bucket, ExampleSampler, Mixture
+from emuworld.training.examples import (
+    BUCKET_MODES,
+    Batch,
+    BatchStream,
+    Bucket,
+    ExampleSampler,
+    Mixture,
+)
 from emuworld.training.muon import Muon
 from emuworld.training.ranks import Ranks
 from emuworld.training.text import FILE_NAME as TEXT_FILE
@@ -46,7 +53,9 @@ SAMPLING = {  # what the environments draw with unless told otherwise; lower tem
         text=Truncation(temperature=0.7, top_p=0.9), image=Truncation(top_p=0.9), guidance=2.0
     ),
     "t2i": Sampling(image=Truncation(top_p=0.9), guidance=5.0),
+    "x2i": Sampling(image=Truncation(top_p=0.9), guidance=2.0),
 }
+SAMPLING |= dict.fromkeys(("story", "howto", "vla"), SAMPLING["explore"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,20 +164,32 @@ class SupervisedTrainer:
             "tokens": float(sum(batch.weights.size for batch in batches) * self.ranks.world),
         }
 
-    @torch.no_grad()
     def validation_losses(self, batches: list[Batch]) -> dict[str, float]:
-        """Mean losses in nats over given batches."""
+        """Mean losses in nats over given batches, and of pictures for each kind of bucket by itself."""
         self.model.eval()
-        text = visual = 0.0
+        sums = {
+            kind: self._sums([b for b in batches if b.kind == kind]) for kind in {b.kind for b in batches}
+        }
+        self.model.train()
+        text, num_text, visual, num_visual = np.sum(list(sums.values()), axis=0)
+        figures = {
+            "validation_visual_loss": float(visual / max(1, num_visual)),
+            "validation_text_loss": float(text / max(1, num_text)),
+        }
+        for kind, of_kind in sorted(sums.items()):
+            figures[f"validation_visual_loss_{kind}"] = of_kind[2] / max(1, of_kind[3])
+        return figures
+
+    @torch.no_grad()
+    def _sums(self, batches: list[Batch]) -> tuple[float, int, float, int]:
+        """Sum of text losses and number of text targets, the same of visual ones."""
+        text, num_text, visual, num_visual = 0.0, 0, 0.0, 0
         for batch in batches:
             _, text_sum, visual_sum = self._weighted_losses(*self._to_device(batch))
-            text, visual = text + float(text_sum), visual + float(visual_sum)
-        self.model.train()
-        counts = [self._counts(batch) for batch in batches]
-        return {
-            "validation_visual_loss": visual / max(1, sum(c[1] for c in counts)),
-            "validation_text_loss": text / max(1, sum(c[0] for c in counts)),
-        }
+            counts = self._counts(batch)
+            text, num_text = text + float(text_sum), num_text + counts[0]
+            visual, num_visual = visual + float(visual_sum), num_visual + counts[1]
+        return text, num_text, visual, num_visual
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs, targets and weights, [B, T] each."""
@@ -307,14 +328,14 @@ def complete_folder(config: PretrainTraining, *, vocabulary: Vocabulary) -> None
         part = Path(config.out) / f"{name}.part"
         shutil.copyfile(source, part)
         part.replace(Path(config.out) / name)
-    kinds = {"walk": "explore", "picture": "t2i"}
+    modes = tuple(sorted({BUCKET_MODES[bucket.kind] for bucket in config.buckets}))
     Manifest(
         vocabulary=vocabulary,
         default_size=(config.size_px, config.size_px),
         smallest_side=min(128, config.size_px),
         largest_side=max(512, config.size_px),
-        modes=tuple(sorted({kinds[bucket.kind] for bucket in config.buckets})),
-        sampling=SAMPLING,
+        modes=modes,
+        sampling={mode: SAMPLING[mode] for mode in modes},
     ).save(config.out)
 
 

@@ -44,6 +44,7 @@ def story_lines(stories: Iterable[Story]) -> Iterator[str]:
     for story in stories:
         if story.question:
             yield story.question
+        yield from (image.caption for image in story.reference_images if image.caption)
         for segment in story.segments:
             if segment.text:
                 yield segment.text

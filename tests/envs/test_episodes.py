@@ -1,25 +1,15 @@
-"""Training stories: equal seeds, truth beside every frame, shards that resume."""
+"""Training stories of rooms: equal seeds, truth beside every frame."""
 
 import json
-from pathlib import Path
 
 import numpy as np
-import pytest
 
 from emuworld.envs.captions import parse_caption
 from emuworld.envs.commands import Pose, parse
-from emuworld.envs.episodes import (
-    TRUTH,
-    ShardsConfig,
-    build_shards,
-    generate_episode,
-    generate_pictures,
-    shard_path,
-)
+from emuworld.envs.episodes import TRUTH, generate_episode, generate_pictures
 from emuworld.envs.render import make_renderer
 from emuworld.envs.scenes import RoomScene
 from emuworld.envs.walks import walk
-from emuworld.story import read_shard
 
 RAYS = make_renderer("rays")
 SIZE = 32
@@ -92,62 +82,3 @@ def test_pictures_mostly_show_one_or_two_objects() -> None:
         assert all(segment.text == "" for segment in story.segments)
         counts += [len(json.loads(s.images[0].features[TRUTH])["objects"]) for s in story.segments]
     assert np.isin(counts, (1, 2)).mean() > 0.6
-
-
-def test_shards_are_written_resumed_and_never_mixed(tmp_path: Path) -> None:
-    config = ShardsConfig(
-        out=str(tmp_path),
-        num_episodes=5,
-        num_frames=2,
-        num_pictures=1,
-        episodes_per_shard=2,
-        size=16,
-        workers=1,
-        renderer="rays",
-    )
-    assert build_shards(config) == 3
-    assert build_shards(config) == 0
-    names = sorted(path.name for path in tmp_path.glob("*.stories"))
-    assert names == [f"train-0000000{a}-0000000{b}.stories" for a, b in ((0, 2), (2, 4), (4, 5))]
-    stories = [story for path in sorted(tmp_path.glob("*.stories")) for story in read_shard(path)]
-    assert [story.story_id for story in stories[:4]] == [
-        "walk-train-0",
-        "pictures-train-0",
-        "walk-train-1",
-        "pictures-train-1",
-    ]
-    assert len(stories) == 10
-    # A file cut short by a kill is written again, the others are left alone.
-    cut = shard_path(config, 2)
-    whole = cut.read_bytes()
-    cut.write_bytes(whole[: len(whole) // 2])
-    before = shard_path(config, 0).stat().st_mtime_ns
-    assert build_shards(config) == 1
-    assert cut.read_bytes() == whole and shard_path(config, 0).stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="choose another out"):
-        build_shards(ShardsConfig(out=str(tmp_path), num_frames=3, size=16))
-
-
-def test_processes_write_the_same_bytes(tmp_path: Path) -> None:
-    common = {
-        "num_episodes": 2,
-        "num_frames": 2,
-        "num_pictures": 0,
-        "episodes_per_shard": 1,
-        "size": 16,
-        "renderer": "rays",
-    }
-    configs = [
-        ShardsConfig(out=str(tmp_path / str(workers)), workers=workers, **common) for workers in (1, 2)
-    ]
-    for config in configs:
-        assert build_shards(config) == 2
-    for first in (0, 1):
-        assert shard_path(configs[0], first).read_bytes() == shard_path(configs[1], first).read_bytes()
-
-
-def test_wrong_settings_are_named() -> None:
-    with pytest.raises(ValueError, match="split='dev'"):
-        ShardsConfig(split="dev")
-    with pytest.raises(ValueError, match="num_frames=0"):
-        ShardsConfig(num_frames=0)

@@ -8,6 +8,7 @@ import pytest
 from emuworld.envs.captions import parse_caption
 from emuworld.envs.palette import OBJECT_COLOURS, SHAPES, object_pairs
 from emuworld.envs.prompts import NUM_EXAMPLES, draw_prompt, example_commands
+from emuworld.envs.subtasks import MOVABLE_KINDS, SKILLS, parse
 
 
 @pytest.mark.parametrize("mode", ["explore", "t2i", "x2i"])
@@ -26,18 +27,27 @@ def test_equal_generators_draw_equal_prompts() -> None:
 
 
 OBJECT = re.compile(rf"({'|'.join(OBJECT_COLOURS)}) ({'|'.join(SHAPES)})")
+THING = re.compile(rf"({'|'.join(OBJECT_COLOURS)}) ({'|'.join(MOVABLE_KINDS)})")
 
 
-@pytest.mark.parametrize("mode", ["story", "howto", "vla"])
-def test_tasks_name_objects_of_training(mode: str) -> None:
+@pytest.mark.parametrize("mode, thing", [("story", OBJECT), ("howto", THING), ("vla", THING)])
+def test_tasks_name_objects_of_training(mode: str, thing: re.Pattern[str]) -> None:
     rng = np.random.default_rng(0)
-    pairs = set(object_pairs("train"))
+    pairs = set(object_pairs("train")) | {
+        (colour, "cube") for colour, shape in object_pairs("train") if shape == "box"
+    }
     prompts = [draw_prompt(rng, mode=mode) for _ in range(300)]
     assert len(set(prompts)) > 100
     for prompt in prompts:
-        named = OBJECT.findall(prompt)
+        named = thing.findall(prompt)
         assert named and set(named) <= pairs
         assert prompt[0].isupper() and prompt.endswith(".") and "{" not in prompt
+
+
+def test_the_arm_understands_every_example() -> None:
+    subtasks = [parse(command) for command in example_commands("vla")]
+    assert all(subtask is not None for subtask in subtasks)
+    assert {subtask.skill for subtask in subtasks if subtask} == set(SKILLS)
 
 
 @pytest.mark.parametrize("mode", ["t2i", "x2i", "story", "howto", "vla"])

@@ -26,7 +26,12 @@ LIMITS = {
     "EmuWorld/ExploreDiscrete-v0": EXPLORE_STEPS,
 }
 DREAMS = tuple(LIMITS)
-SIMS = ("EmuWorld/ExploreSim-v0", "EmuWorld/ExploreSimDiscrete-v0")
+SIMS = ("EmuWorld/ExploreSim-v0", "EmuWorld/ExploreSimDiscrete-v0", "EmuWorld/VLASim-v0")
+TWINS = (
+    ("EmuWorld/Explore-v0", "EmuWorld/ExploreSim-v0"),
+    ("EmuWorld/ExploreDiscrete-v0", "EmuWorld/ExploreSimDiscrete-v0"),
+    ("EmuWorld/VLA-v0", "EmuWorld/VLASim-v0"),
+)
 # The checker asks for the innermost environment, which for a Discrete id is the text environment under it.
 SIZE = 32  # pixels
 HARMLESS = "is different from the unwrapped version"
@@ -54,20 +59,22 @@ def test_specs_can_be_written_and_made_again(env_id: str, tiny_folder: str) -> N
     again = gymnasium.make(spec)
     assert again.action_space == env.action_space
     assert again.observation_space == env.observation_space
-    assert spec.max_episode_steps == LIMITS.get(env_id, EXPLORE_STEPS)
+    limits = LIMITS | {"EmuWorld/VLASim-v0": STEPS["vla"]}
+    assert spec.max_episode_steps == limits.get(env_id, EXPLORE_STEPS)
 
 
-@pytest.mark.parametrize("discrete", ["", "Discrete"])
-def test_dream_and_simulator_share_their_spaces(discrete: str, tiny_folder: str) -> None:
-    dream = gymnasium.make(f"EmuWorld/Explore{discrete}-v0", model=tiny_folder, size=SIZE)
-    sim = gymnasium.make(f"EmuWorld/ExploreSim{discrete}-v0", size=SIZE)
+@pytest.mark.parametrize("dream_id, sim_id", TWINS)
+def test_dream_and_simulator_share_their_spaces(dream_id: str, sim_id: str, tiny_folder: str) -> None:
+    dream = gymnasium.make(dream_id, model=tiny_folder, size=SIZE)
+    sim = gymnasium.make(sim_id, size=SIZE)
     assert dream.action_space == sim.action_space
     assert dream.observation_space == sim.observation_space
 
 
-def test_dream_and_simulator_tell_the_same_facts(tiny_folder: str) -> None:
-    sim = gymnasium.make("EmuWorld/ExploreSim-v0", size=SIZE)
-    dream = gymnasium.make("EmuWorld/Explore-v0", model=tiny_folder, size=SIZE)
+@pytest.mark.parametrize("dream_id, sim_id", [TWINS[0], TWINS[2]])
+def test_dream_and_simulator_tell_the_same_facts(dream_id: str, sim_id: str, tiny_folder: str) -> None:
+    sim = gymnasium.make(sim_id, size=SIZE)
+    dream = gymnasium.make(dream_id, model=tiny_folder, size=SIZE)
     first, facts = sim.reset(seed=0)
     _, dreamt = dream.reset(seed=0, options={"image": first, "prompt": facts["prompt"]})
     assert dreamt.keys() <= facts.keys()

@@ -7,7 +7,8 @@ import pytest
 from gymnasium.error import ResetNeeded
 
 from emuworld.envs.commands import COMMANDS
-from emuworld.envs.sim_env import MAGIC, ExploreSimEnv, StateError
+from emuworld.envs.sim_env import MAGIC, ExploreSimEnv
+from emuworld.envs.sim_state import StateError
 
 SIZE = 32
 

@@ -15,7 +15,8 @@ from emuworld.story import Story, StoryImage, StorySegment, write_shard
 from emuworld.tokens.bpe import train_bpe
 from emuworld.tokens.vision import VisionConfig, VisionTokenizer
 from emuworld.training import supervised, tokenizer
-from emuworld.training.data import TokenStory, mirrored
+from emuworld.training.data import TokenStory, load_tokens, mirrored
+from emuworld.training.encoding import TokenFeed
 from emuworld.training.examples import Bucket, ExampleSampler, Mixture
 from emuworld.training.loop import LoopConfig
 from emuworld.training.supervised import PretrainTraining
@@ -116,6 +117,97 @@ def test_pretraining_learns_which_wall_comes_next(shards: Path, vision_folder: P
     assert figures["validation_visual_loss"] < 0.5 * log[0]["visual_loss"]
     assert figures["validation_text_loss"] < 0.5 * log[0]["text_loss"]
     assert checkpoint.load(tmp_path, device="cpu", dtype=torch.float32).config.hidden_size == 64
+
+
+def _painted(name: str) -> StoryImage:
+    return StoryImage.from_array(np.full((SIZE, SIZE, 3), COLOURS[name], np.uint8), caption=f"a {name} wall")
+
+
+def _modes(rng: np.random.Generator, number: int) -> list[Story]:
+    """An edit chain and a robot's story over flat colours: the words say which colour comes."""
+    first, *others = rng.choice(list(COLOURS), size=3).tolist()
+    steps = tuple(StorySegment(text=f"go to {name}", images=(_painted(name),)) for name in others)
+    given = (_painted(first),)
+    question = " ".join(f"go to {name}" for name in others)
+    return [
+        Story(reference_images=given, segments=steps, story_id=f"x2i-train-{number}"),
+        Story(question=question, reference_images=given, segments=steps, story_id=f"vla-train-{number}"),
+    ]
+
+
+def test_pretraining_takes_each_kind_and_tells_its_loss(
+    shards: Path, vision_folder: Path, tmp_path: Path
+) -> None:
+    """Losses of edits and of plans fall well below the first step's, and the folder names both modes."""
+    rng = np.random.default_rng(1)
+    stories = [story for number in range(24) for story in _modes(rng, number)]
+    write_shard(tmp_path / "modes.stories", stories)
+    config = dataclasses.replace(
+        _pretrain_config(tmp_path, vision_folder, tmp_path / "out", steps=45),
+        text=str(shards / "text.tiktoken"),
+        buckets=(
+            Bucket(kind="x2i", frames=2, batch_size=8),
+            Bucket(kind="vla", frames=3, batch_size=8),
+        ),
+        mixture=Mixture(unconditional=0.0, code_noise=0.0),
+    )
+    figures = supervised.train(config)
+    log = [json.loads(line) for line in (tmp_path / "out" / "pretrain.log.jsonl").read_text().splitlines()]
+    for kind in ("x2i", "vla"):
+        assert figures[f"validation_visual_loss_{kind}"] < 0.4 * log[0]["visual_loss"]
+    assert figures["validation_text_loss"] < 0.3 * log[0]["text_loss"]
+    assert json.loads((tmp_path / "out" / "emuworld.json").read_text())["modes"] == ["vla", "x2i"]
+
+
+def test_robots_are_not_mirrored_and_old_files_are_read(
+    shards: Path, vision_folder: Path, tmp_path: Path
+) -> None:
+    """Pictures that are red on the left; mirrored, the blue half is there. A robot's stay as they are."""
+    half = np.zeros((SIZE, SIZE, 3), np.uint8)
+    half[:, : SIZE // 2], half[:, SIZE // 2 :] = COLOURS["red"], COLOURS["blue"]
+    image = StoryImage.from_array(half)
+    stories = [
+        Story(
+            question="turn left",
+            reference_images=(image,),
+            segments=(StorySegment(text="go left", images=(image,)),),
+            story_id=f"{kind}-train-0",
+        )
+        for kind in ("vla", "x2i", "pictures-table")
+    ]
+    write_shard(tmp_path / "one.stories", stories)
+    vision = VisionTokenizer.load(vision_folder)
+    feed = TokenFeed(
+        str(tmp_path),
+        vision=vision,
+        cache=tmp_path / "cache",
+        size_px=SIZE,
+        workers=0,
+        compile=False,
+        device=torch.device("cpu"),
+        follow=False,
+        mirror=True,
+        share=(0, 1),
+    )
+    read = feed.wait()
+    assert read is not None
+    assert [(story.kind, story.question) for story in read] == [
+        ("vla", "turn left"),
+        ("x2i", "turn left"),
+        ("pictures-table", "turn left"),
+        ("x2i", "turn right"),
+    ]
+    expected = vision.encode(torch.from_numpy(half[:, ::-1].copy())[None])[0].numpy()
+    np.testing.assert_array_equal(read[3].codes[0], expected)
+    assert not (read[3].codes == read[1].codes).all()
+    (cached,) = feed.cached()
+    assert [(s.kind, s.num_references, s.texts) for s in cached] == [
+        (s.kind, s.num_references, s.texts) for s in read
+    ]
+    # What the first release kept says no kind: walks have words, sets of pictures none.
+    old = [{"question": "", "texts": texts, "captions": ["a"]} for texts in (["go"], [""])]
+    np.savez(tmp_path / "old.npz", codes=np.zeros((2, 2, 2), np.uint16), words=np.array(json.dumps(old)))
+    assert [story.kind for story in load_tokens(tmp_path / "old.npz")] == ["walk", "pictures"]
 
 
 def test_a_resumed_run_equals_an_unbroken_one(shards: Path, vision_folder: Path, tmp_path: Path) -> None:

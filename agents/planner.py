@@ -1,0 +1,240 @@
+"""Plan in the dream: imagine several plans, take the best, act on it, look, and plan again where it failed.
+
+The world model writes subtask texts and end-of-subtask keyframes in mode `vla`; objectives score whole plans;
+the agent hands out the best plan's steps one by one. When what is seen does not look like the keyframe (or
+the step could not be done), the rest is imagined anew from what is seen, until the budget of imagined
+pictures is spent. The same seed, frames and model give the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from emuworld.agents import search
+from emuworld.agents.agent import Assignment, Frame, Step
+from emuworld.agents.objectives import (
+    ImaginedPlan,
+    Objective,
+    changed_share,
+    completeness,
+    consistency,
+    goal_picture,
+)
+from emuworld.world_model import ContextFull, Sampling, Segment, WorldState
+
+REPLAN = ("always", "surprised", "never")
+STRATEGIES = ("sample", "beam")
+OBJECTIVES: Mapping[str, Objective] = {
+    "consistency": consistency,
+    "goal_picture": goal_picture,
+    "completeness": completeness,
+}
+_VOTES, _VALID = "votes", "valid"
+
+
+class Imagines(Protocol):
+    """What the planner needs of `emuworld.world_model.WorldModel`."""
+
+    def begin(
+        self, *, mode: str, prompt: str = "", images: Iterable[Frame] = (), seed: int = 0
+    ) -> WorldState: ...
+
+    def imagine_batch(
+        self,
+        states: Sequence[WorldState],
+        texts: Sequence[str | None],
+        *,
+        sampling: Sampling | None = None,
+    ) -> list[tuple[WorldState, Segment]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerConfig:
+    """How much is imagined, and what a good plan is.
+
+    `weights` of objectives not named here are 1.0.
+    """
+
+    num_plans: int = 4  # side by side; in a beam: plans that are kept
+    branches: int = 2  # in a beam: ways in which each kept plan goes on
+    depth: int = 8  # subtasks of one plan at most
+    max_pictures: int = 64  # imagined in one episode at most
+    max_steps: int = 16  # subtasks of one episode at most
+    strategy: str = "sample"  # sample | beam
+    replan: str = "surprised"  # always | surprised | never: when the rest is imagined anew after a subtask
+    surprise: float = 0.06  # share of 8 x 8 cells by which what is seen may differ from the keyframe
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES or self.replan not in REPLAN:
+            raise ValueError(
+                f"strategy={self.strategy!r} and replan={self.replan!r}; expected one of "
+                f"{', '.join(STRATEGIES)} and one of {', '.join(REPLAN)}"
+            )
+        low = min(self.num_plans, self.branches, self.depth, self.max_pictures, self.max_steps)
+        if low < 1:
+            raise ValueError("num_plans, branches, depth, max_pictures and max_steps must be 1 or more")
+
+
+class Planner:
+    """An agent that plans with a world model.
+
+    Args:
+        model: a `WorldModel`.
+        question: the prompt for an instruction (`emuworld.questions.vla_question` with a robot's name).
+        objectives: functions of a plan, 0 to 1, by name, beside `OBJECTIVES`.
+        is_valid: whether a text is a subtask that somebody could carry out.
+        sampling: settings of the model; None: the checkpoint's for vla.
+    """
+
+    def __init__(
+        self,
+        model: Imagines,
+        *,
+        question: Callable[[str], str],
+        config: PlannerConfig | None = None,
+        objectives: Mapping[str, Objective] | None = None,
+        is_valid: Callable[[str], bool] = lambda text: bool(text.strip()),
+        sampling: Sampling | None = None,
+    ) -> None:
+        self.config = config or PlannerConfig()
+        self._model = model
+        self._question = question
+        self._objectives = {**OBJECTIVES, **(objectives or {})}
+        self._is_valid = is_valid
+        self._sampling = sampling
+        self._assignment: Assignment | None = None
+
+    def begin(self, assignment: Assignment) -> None:
+        """Start an episode; see `Agent.begin`."""
+        self._assignment = assignment
+        self._plan: ImaginedPlan | None = None
+        self._rest: list[Step] = []
+        self._last: Step | None = None
+        self._refused: set[str] = set()
+        self._round = 0
+        self.num_pictures = 0  # imagined so far
+        self.num_steps = 0  # handed out so far
+        self.considered: list[ImaginedPlan] = []  # plans of the last round, best first
+
+    def act(self, frame: Frame, info: Mapping[str, Any]) -> Step | None:
+        """The next subtask of the best plan; None where it is done, or no budget is left to go on."""
+        if self._assignment is None:
+            raise ValueError("the planner has no assignment: call begin(Assignment(...)) first")
+        if self.num_steps >= self.config.max_steps:
+            return None
+        failed = bool(info.get("invalid_action", False)) and self._last is not None
+        if failed and self._last is not None:
+            self._refused.add(self._last.text)
+        if self._must_plan(frame, failed=failed):
+            self._take_best(frame)
+        if not self._rest:
+            return None
+        self._last = self._rest.pop(0)
+        self.num_steps += 1
+        return self._last
+
+    def plans(self, frame: Frame) -> list[ImaginedPlan]:
+        """Imagine plans from what is seen, scored, best first. Draws on the episode's budget."""
+        assert self._assignment is not None
+        left = self.config.max_pictures - self.num_pictures
+        starts = self._starts(frame, count=min(self.config.num_plans, left))
+        self._round += 1
+        if not starts:
+            return []
+        paths = self._search(starts, frame, max_items=left)
+        return self._ranked([self._imagined(path, frame) for path in paths])
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _must_plan(self, frame: Frame, *, failed: bool) -> bool:
+        if self._plan is None:
+            return True
+        if self.config.replan == "never":
+            return False
+        if failed or self.config.replan == "always":
+            return True
+        keyframe = self._last.keyframe if self._last is not None else None
+        surprised = keyframe is not None and changed_share(frame, keyframe) > self.config.surprise
+        return surprised or not (self._rest or self._plan.complete)
+
+    def _take_best(self, frame: Frame) -> None:
+        """Put the best plan's steps in line; where nothing can be imagined any more, the old ones stay."""
+        self.considered = self.plans(frame)
+        if not self.considered:
+            return
+        self._plan = self.considered[0]
+        self._rest = [replace(step, scores=self._plan.scores) for step in self._plan.steps]
+
+    def _starts(self, frame: Frame, *, count: int) -> list[WorldState]:
+        assert self._assignment is not None
+        if count < 1:
+            return []
+        goal = self._assignment.goal
+        images = [frame] if goal is None else [frame, goal]
+        try:
+            first = self._model.begin(
+                mode="vla", prompt=self._question(self._assignment.instruction), images=images, seed=0
+            )
+        except ContextFull:  # instruction and pictures leave no room for a keyframe: there is no plan
+            return []
+        return [replace(first, seed=self._seed(index)) for index in range(count)]
+
+    def _search(
+        self, starts: Sequence[WorldState], frame: Frame, *, max_items: int
+    ) -> list[search.Path[WorldState, Step]]:
+        config = self.config
+        if config.strategy == "sample":
+            return search.sample(starts, self._expand, depth=config.depth, max_items=max_items)
+        return search.beam(
+            starts[:1],
+            self._expand,
+            fork=lambda state, branch: replace(state, seed=self._seed(branch, state.seed)),
+            score=lambda path: self._total(self._scores(self._imagined(path, frame))),
+            width=config.num_plans,
+            branches=config.branches if len(starts) > 1 else 1,
+            depth=config.depth,
+            max_items=max_items,
+        )
+
+    def _expand(self, states: Sequence[WorldState]) -> list[tuple[WorldState, Step | None, bool]]:
+        self.num_pictures += len(states)
+        grown = self._model.imagine_batch(states, [None] * len(states), sampling=self._sampling)
+        return [
+            (state, None if one.image is None else Step(text=one.text.strip(), keyframe=one.image), one.ended)
+            for state, one in grown
+        ]
+
+    def _imagined(self, path: search.Path[WorldState, Step], frame: Frame) -> ImaginedPlan:
+        assert self._assignment is not None
+        return ImaginedPlan(assignment=self._assignment, frame=frame, steps=path.items, complete=path.ended)
+
+    def _ranked(self, plans: Sequence[ImaginedPlan]) -> list[ImaginedPlan]:
+        votes = search.agreement([plan.steps[0].text.lower() if plan.steps else "" for plan in plans])
+        scored = [
+            replace(plan, scores=self._scores(plan) | {_VOTES: vote})
+            for plan, vote in zip(plans, votes, strict=True)
+        ]
+        return search.ranked(scored, lambda plan: self._total(plan.scores))
+
+    def _scores(self, plan: ImaginedPlan) -> dict[str, float]:
+        usable = [self._is_valid(step.text) and step.text not in self._refused for step in plan.steps]
+        scores = {_VALID: float(np.mean(usable)) if usable else float(plan.complete)}
+        return scores | {name: float(of(plan)) for name, of in self._objectives.items()}
+
+    def _total(self, scores: Mapping[str, float]) -> float:
+        """Weighted mean; one unusable step costs more than all the rest can make good."""
+        weights = {name: float(self.config.weights.get(name, 1.0)) for name in scores if name != _VALID}
+        mean = sum(weights[name] * scores[name] for name in weights) / max(sum(weights.values()), 1e-9)
+        return mean + scores[_VALID] - 1.0 if scores[_VALID] >= 1.0 else mean + scores[_VALID] - 2.0
+
+    def _seed(self, *branch: int) -> int:
+        assert self._assignment is not None
+        words = np.random.SeedSequence([self._assignment.seed, self._round, *branch]).generate_state(
+            1, np.uint64
+        )
+        return int(words[0])
