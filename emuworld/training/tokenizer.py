@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from emuworld.tokens.vision import VisionTokenizer, to_pixels
@@ -51,6 +52,7 @@ class TokenizerTraining:
         0.02  # of the mean over frames of log squared error, which is what a mean in dB measures
     )
     mirror: bool = True  # half of the frames left and right exchanged
+    second_look_weight: float = 0.0  # of drawing again what was drawn, moved; see `_second_look`
     quantisation_weight: float = 0.1  # at 0.25 latents collapsed before the decoder had learnt to use them
     entropy_weight: float = 0.02
     batch_entropy_gain: float = 1.0
@@ -110,7 +112,8 @@ class TokenizerTrainer:
         if config.mirror:
             images = torch.cat((images[::2], images[1::2].flip(2)))
         torch.compiler.cudagraph_mark_step_begin()
-        loss, latents, codes, figures = self._drawn_losses(images)
+        moves = torch.from_numpy(random_moves(config.batch_size // 2, rng)).to(self.device)
+        loss, latents, codes, figures = self._drawn_losses(images, moves)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
@@ -120,8 +123,10 @@ class TokenizerTrainer:
         used = (self.uses > 0).float().mean()  # since the last restart of idle codes
         return {**figures, "codes_used_share": used, "frames": torch.tensor(float(self.pool.num_frames))}
 
-    def _losses(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Images uint8 [B, H, W, 3] -> loss, latents [B, D, h, w], codes [B, h, w], figures to log."""
+    def _losses(self, images: Tensor, moves: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Images uint8 [B, H, W, 3], moves [B // 2, 2, 3] -> loss, latents [B, D, h, w], codes [B, h, w],
+        figures to log.
+        """
         config = self.config
         pixels = to_pixels(images)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -129,13 +134,11 @@ class TokenizerTrainer:
         quantised = self.model.quantize(latents, entropy_temperature=config.entropy_temperature)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             drawn = self.model.pixels(quantised.z_q)
-        error = drawn.float() - pixels
-        l1, squared_B = error.abs().mean(), error.square().mean(dim=(1, 2, 3))
+        drawn = drawn.float()
+        reconstruction, squared_B = self._distance(drawn, pixels)
         entropy = quantised.sample_entropy - config.batch_entropy_gain * quantised.batch_entropy
         loss = (
-            config.l1_weight * l1
-            + config.l2_weight * squared_B.mean()
-            + config.log_weight * squared_B.clamp_min(1e-6).log().mean()
+            reconstruction
             + config.quantisation_weight * quantised.quantisation_loss
             + config.entropy_weight * entropy
         )
@@ -146,7 +149,38 @@ class TokenizerTrainer:
             "sample_entropy": quantised.sample_entropy.detach(),
             "batch_entropy": quantised.batch_entropy.detach(),
         }
+        if config.second_look_weight:
+            again, again_B = self._second_look(drawn.detach(), pixels, moves)
+            loss = loss + config.second_look_weight * again
+            figures["second_look_db"] = -10 * (again_B.detach() / 4).log10().mean()
         return loss, latents, quantised.codes, figures
+
+    def _distance(self, drawn: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """How far drawings are from pictures, [B, 3, H, W]: the weighted sum, and squared errors [B]."""
+        config, error = self.config, drawn - pixels
+        squared_B = error.square().mean(dim=(1, 2, 3))
+        logs_B = squared_B.clamp_min(1e-6).log()
+        total = config.l1_weight * error.abs().mean() + config.l2_weight * squared_B.mean()
+        return total + config.log_weight * logs_B.mean(), squared_B
+
+    def _second_look(self, drawn: Tensor, pixels: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw half of the drawings once more, as seen after a move, towards the moved pictures.
+
+        A world model must know the codes of a view from the codes of the one before. Whatever the tokenizer
+        makes differently of its own drawing than of the picture, no model can foretell.
+        """
+        half = len(moves)
+        grid = F.affine_grid(moves, [half, *pixels.shape[1:]], align_corners=False)
+        seen, target = (
+            F.grid_sample(some[:half], grid, padding_mode="reflection", align_corners=False)
+            for some in (drawn.clamp(-1, 1), pixels)
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            latents = self.model.latents(seen)
+        quantised = self.model.quantize(latents, entropy_temperature=self.config.entropy_temperature)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            again = self.model.pixels(quantised.z_q)
+        return self._distance(again.float(), target)
 
     @torch.no_grad()
     def _set_code_lengths(self, model: VisionTokenizer) -> None:
@@ -176,6 +210,17 @@ class TokenizerTrainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.uses.copy_(state["uses"])
+
+
+def random_moves(num: int, rng: np.random.Generator) -> np.ndarray:
+    """Affine maps float32 [num, 2, 3] from places in the moved picture to places in the picture (-1 to 1):
+    nearer or farther by up to a quarter, shifted by up to half a picture sideways and a quarter up or down.
+    """
+    zoom = np.exp(rng.uniform(-0.22, 0.22, num))
+    maps = np.zeros((num, 2, 3), np.float32)
+    maps[:, 0, 0] = maps[:, 1, 1] = zoom
+    maps[:, 0, 2], maps[:, 1, 2] = rng.uniform(-1.0, 1.0, num), rng.uniform(-0.5, 0.5, num)
+    return maps
 
 
 def train(config: TokenizerTraining) -> dict[str, float]:

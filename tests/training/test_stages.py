@@ -298,3 +298,32 @@ def test_a_run_that_dies_leaves_a_folder_that_opens(
     assert written.config.vocab_size == words.vocabulary.size
     assert (tmp_path / "emuworld.json").exists()
     assert VisionTokenizer.load(tmp_path).num_codes == LITTLE.num_codes
+
+
+def test_a_second_look_draws_the_drawing_again(shards: Path, vision_folder: Path, tmp_path: Path) -> None:
+    """Without a move it is the tokenizer's own round trip of its drawing, measured against the picture."""
+    config = dataclasses.replace(
+        _tokenizer_config(shards, tmp_path, steps=2), init_from=str(vision_folder), second_look_weight=1.0
+    )
+    tokenizer.train(config)
+    lines = [json.loads(line) for line in (tmp_path / "tokenizer.log.jsonl").read_text().splitlines()]
+    assert lines[0]["second_look_db"] > 5.0
+    trainer = tokenizer.TokenizerTrainer(config, pool=None, device=torch.device("cpu"))  # type: ignore[arg-type]
+    model = VisionTokenizer.load(vision_folder)
+    images = torch.randint(0, 256, (4, SIZE, SIZE, 3), generator=torch.Generator().manual_seed(0)).byte()
+    pixels = tokenizer.to_pixels(images)
+    drawn = model.pixels(model.vectors(model.encode(images)))
+    stay = torch.eye(2, 3).expand(2, 2, 3)
+    _, squared_B = trainer._second_look(drawn, pixels, stay)
+    kept = drawn[:2].clamp(-1, 1)
+    again = model.pixels(model.vectors(model.quantize.codes(model.latents(kept))))
+    expected_B = (again - pixels[:2]).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(squared_B, expected_B, rtol=1e-3, atol=1e-5)
+
+
+def test_moves_stay_within_their_bounds() -> None:
+    moves = tokenizer.random_moves(500, np.random.default_rng(0))
+    assert moves.shape == (500, 2, 3)
+    assert 0.8 < moves[:, 0, 0].min() < 0.85 and 1.2 < moves[:, 0, 0].max() < 1.25
+    assert 0.9 < np.abs(moves[:, 0, 2]).max() <= 1.0 and 0.45 < np.abs(moves[:, 1, 2]).max() <= 0.5
+    assert not moves[:, 0, 1].any() and not moves[:, 1, 0].any()
