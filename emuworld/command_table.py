@@ -133,7 +133,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "plan": Command(
-        summary="Plan a robot's task in the dream, carry it out in physics, and write plan, film and verdict.",
+        summary="Plan a robot's task in the dream, carry it out in physics, write plan, film and verdict.",
         targets={"": Target(module="emuworld.tasks.plan", settings="MakePlan")},
         examples=(
             "emuworld plan instruction='put the red cube on the blue plate'",

@@ -24,9 +24,7 @@ RED, BLUE = "red cube", "blue plate"
 def example(wording: Wording) -> Subtask:
     target = {"open": "drawer", "close": "drawer", "press": "button"}.get(wording.skill, RED)
     destination = "wooden bin" if "{d}" in wording.plain else None
-    return Subtask(
-        skill=wording.skill, target=target, destination=destination, relation=wording.relation
-    )
+    return Subtask(skill=wording.skill, target=target, destination=destination, relation=wording.relation)
 
 
 def test_every_phrasing_is_read_as_what_it_says() -> None:
