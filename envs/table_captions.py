@@ -20,6 +20,7 @@ MIN_PIXELS = 60  # of a thing that is named, in a frame of 256 by 256; a cube of
 TEMPLATES = ("a table with {}", "there is {} on a table", "a robot arm over a table with {}", "{} on a table")
 HELD_OUT_TEMPLATES = ("a view of a table with {}",)
 _REFERENCE_PIXELS = 256 * 256
+_MARK = "mark"  # painted on the table: a thing to see, but none of the scene's furniture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ def sights(scene: TableScene, segmentation: NDArray[np.int32]) -> tuple[Sight, .
     height, width = segmentation.shape
     ids, inverse, counts = np.unique(segmentation, return_inverse=True, return_counts=True)
     columns = np.bincount(inverse.ravel(), weights=np.tile(np.arange(width) + 0.5, height))
-    known = {item.name for item in scene.objects} | set(scene.furniture)
+    known = {item.name for item in scene.objects} | {*scene.furniture, _MARK}
     pixels: dict[str, float] = {}
     sums: dict[str, float] = {}
     for geom, count, total in zip(ids.tolist(), counts.tolist(), columns.tolist(), strict=True):
@@ -111,9 +112,9 @@ def _described(scene: TableScene, name: str) -> str:
 
 def _support(scene: TableScene, name: str, others: Sequence[str]) -> str | None:
     """What a thing lies on or in, among those that are seen; None for the table."""
-    if name in scene.furniture:
+    if name in (*scene.furniture, _MARK):
         return None
-    supports = [other for other in others if other not in (name, "button")]
+    supports = [other for other in others if other not in (name, "button", _MARK)]
     supports.sort(key=lambda other: other in scene.furniture)  # a cube in a bin may carry another one there
     facts = ((other, Predicate(_preposition(other).capitalize(), (name, other))) for other in supports)
     return next((other for other, fact in facts if scene.holds(fact)), None)

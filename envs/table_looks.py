@@ -35,7 +35,7 @@ def sample_look(rng: np.random.Generator, *, novel: bool = False) -> Look:
     wall_name = _pick(rng, NOVEL_WALL_NAMES if novel else WALL_NAMES)
     # From the side and warm or cold in tests, from above and nearly white in training.
     side = (
-        float(rng.choice((-1.0, 1.0)) * rng.uniform(0.7, 1.0)) if novel else float(rng.uniform(-0.35, 0.35))
+        float(rng.choice((-1.0, 1.0)) * rng.uniform(0.5, 0.75)) if novel else float(rng.uniform(-0.35, 0.35))
     )
     warmth = float(rng.choice((-0.14, 0.14))) if novel else float(rng.uniform(-0.03, 0.03))
     power = float(rng.uniform(0.52, 0.60)) if novel else float(rng.uniform(0.60, 0.70))

@@ -129,6 +129,8 @@ class TableScene:
             raise ValueError(
                 f"a state of {values.size} numbers came, this scene's have {size}; is it another's?"
             )
+        if not np.isfinite(values).all():
+            raise ValueError("the state has numbers that are not finite; give what `save` returned")
         mujoco.mj_setState(self.model, self.data, values, _STATE)
         self._refresh()
 

@@ -226,10 +226,7 @@ class VLASimEnv(gymnasium.Env[Any, str]):
 
     def fork(self) -> VLASimEnv:
         """A second environment in the same state, step count and random generator too."""
-        table = self.scene
-        twin = TableScene.from_dict(table.to_dict())
-        twin.restore(table.save())
-        return deepcopy(self, {id(table): twin})
+        return deepcopy(self)
 
     @property
     def scene(self) -> TableScene:

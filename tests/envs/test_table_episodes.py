@@ -194,6 +194,14 @@ def test_what_a_closed_drawer_hides_is_not_named() -> None:
     assert "red cube" not in [item.name for item in seen(scene) if item.pixels >= 60]
 
 
+def test_a_mark_is_seen_where_it_is() -> None:
+    task = next(t for seed in range(50) if (t := sample_task("pick-place", "train", seed)).goal_in_picture)
+    scene = TableScene.from_dict({**task.scene, "objects": task.scene["objects"][:1]})
+    target = task.oracle[0].target
+    assert task.scene["objects"][0]["name"] == target
+    assert set(table_caption(scene, seen(scene)).split(" and ")) & {"a mark", "a table with a mark"}
+
+
 def test_sights_measure_pixels_and_columns() -> None:
     scene = table_for("put the red cube on the blue plate")
     geoms = np.full((4, 8), scene.model.geom("table/top").id, np.int32)

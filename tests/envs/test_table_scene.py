@@ -133,6 +133,9 @@ def test_errors_name_what_came() -> None:
         TableScene.sample("train", 0, kinds=("bin",) * 9)
     with pytest.raises(ValueError, match="state of 3 numbers"):
         TableScene.sample("train", 0, kinds=("cube",)).restore(np.zeros(3).tobytes())
+    scene = TableScene.sample("train", 0, kinds=("cube",))
+    with pytest.raises(ValueError, match="not finite"):
+        scene.restore(np.full_like(np.frombuffer(scene.save()), np.inf).tobytes())
     spec = TableScene.sample("train", 0, kinds=("red cube",)).to_dict()
     with pytest.raises(ValueError, match="change colour and kind with the name"):
         TableScene.from_dict({**spec, "objects": [{**spec["objects"][0], "colour": "blue"}]})
