@@ -2,7 +2,7 @@
 
 An agent knows no environment. Whoever runs it (a suite, the command line, a loop over `env.step`) shows it
 what is seen and carries out what it says: the text alone through `env.step(step.text)`, or text and keyframe
-together (`emuworld.tasks.keyframe_execution`).
+together (`emuworld.tasks.robot.keyframe_execution`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What makes an imagined plan good, as far as pictures alone tell. Each objective is a function of a plan,
 0 (bad) to 1 (good).
 
-Objectives that need to know what a scene is (which objects are where, what an instruction asks for, whether a
-state could stand in physics) are made by `emuworld.tasks.plan_scores` and handed to the planner beside these.
+Objectives that need to know what a scene is (which objects are where, what an instruction asks for, whether
+a state could stand in physics) are made by `emuworld.tasks.robot.plan_scores` and handed to the planner
+beside these.
 """
 
 from __future__ import annotations

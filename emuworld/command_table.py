@@ -134,7 +134,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "plan": Command(
         summary="Plan a robot's task in the dream, carry it out in physics, write plan, film and verdict.",
-        targets={"": Target(module="emuworld.tasks.plan", settings="MakePlan")},
+        targets={"": Target(module="emuworld.tasks.robot.plan", settings="MakePlan")},
         examples=(
             "emuworld plan instruction='put the red cube on the blue plate'",
             "emuworld plan agent=oracle seed=3 out=outputs/oracle",

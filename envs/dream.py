@@ -17,8 +17,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from emuworld.envs.commands import COMMANDS
 from emuworld.envs.prompts import draw_prompt, example_commands
+from emuworld.envs.rooms.commands import COMMANDS
 from emuworld.envs.snapshot import Snapshot
 from emuworld.envs.spaces import MAX_COMMAND_LENGTH, CommandText, is_unicode
 from emuworld.envs.starts import Frame, Worlds, checked_options, frame_size

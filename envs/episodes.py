@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from emuworld.envs.captions import View, caption, walk_prompt
-from emuworld.envs.commands import PITCH_STEP_RAD, Outcome, Pose, phrase
 from emuworld.envs.render import Renderer
-from emuworld.envs.scenes import RoomScene, generator
-from emuworld.envs.walks import walk
+from emuworld.envs.rooms.captions import View, caption, walk_prompt
+from emuworld.envs.rooms.commands import PITCH_STEP_RAD, Outcome, Pose, phrase
+from emuworld.envs.rooms.scenes import RoomScene, generator
+from emuworld.envs.rooms.walks import walk
 from emuworld.story import Story, StoryImage, StorySegment
 
 TRUTH = "truth"  # name of the feature that holds a frame's truth as JSON

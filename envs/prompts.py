@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from emuworld.envs.captions import LANDMARKS, View, VisibleObject, caption, walk_prompt
 from emuworld.envs.palette import (
     FLOOR_COLOURS,
     HELD_OUT_PAIRS,
@@ -18,7 +17,8 @@ from emuworld.envs.palette import (
     object_pairs,
     with_article,
 )
-from emuworld.envs.subtasks import MOVABLE_KINDS
+from emuworld.envs.rooms.captions import LANDMARKS, View, VisibleObject, caption, walk_prompt
+from emuworld.envs.tabletop.subtasks import MOVABLE_KINDS
 
 MAX_OBJECTS = 3
 NUM_EXAMPLES = 64

@@ -23,9 +23,9 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from emuworld.envs.camera import Camera
-from emuworld.envs.gl import GlRenderer
-from emuworld.envs.rays import RayRenderer
+from emuworld.envs.rendering.camera import Camera
+from emuworld.envs.rendering.gl import GlRenderer
+from emuworld.envs.rendering.rays import RayRenderer
 
 BACKENDS = ("auto", "gl", "rays")
 ENVIRONMENT_VARIABLE = "EMUWORLD_RENDERER"

@@ -24,12 +24,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from emuworld.envs.edit_episodes import edit_stories
 from emuworld.envs.episodes import generate_episode, generate_pictures
 from emuworld.envs.render import Renderer, make_renderer
-from emuworld.envs.scenes import SPLITS, RoomScene
-from emuworld.envs.table_episodes import table_stories
-from emuworld.envs.tale_episodes import tale_story
+from emuworld.envs.rooms.edit_episodes import edit_stories
+from emuworld.envs.rooms.scenes import SPLITS, RoomScene
+from emuworld.envs.rooms.tale_episodes import tale_story
+from emuworld.envs.tabletop.episodes import table_stories
 from emuworld.story import Shard, ShardError, Story, write_shard
 
 # How much of each kind a seed gives; with what else decides what a shard holds.

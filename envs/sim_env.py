@@ -13,11 +13,11 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from emuworld.envs import commands as moves
-from emuworld.envs.captions import View, caption
-from emuworld.envs.commands import COMMANDS, Command, Outcome, Pose
 from emuworld.envs.render import shared_renderer
-from emuworld.envs.scenes import SPLITS, RoomScene
+from emuworld.envs.rooms import commands as moves
+from emuworld.envs.rooms.captions import View, caption
+from emuworld.envs.rooms.commands import COMMANDS, Command, Outcome, Pose
+from emuworld.envs.rooms.scenes import SPLITS, RoomScene
 from emuworld.envs.sim_state import not_a_state, pack_state, unpack_state
 from emuworld.envs.spaces import MAX_COMMAND_LENGTH, CommandText, frame_space, is_unicode, picture_sides
 
@@ -48,7 +48,7 @@ class ExploreSimEnv(gymnasium.Env[Any, str]):
 
     ## Action space
     `CommandText`: any Unicode string of up to 1,000 characters; samples are the 15 movement and look
-    commands of `emuworld.envs.commands.COMMANDS`. Case, extra spaces and a trailing dot do not matter.
+    commands of `emuworld.envs.rooms.commands.COMMANDS`. Case, extra spaces and a trailing dot do not matter.
 
     | command | does |
     |---|---|

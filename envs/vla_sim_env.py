@@ -14,16 +14,16 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from emuworld.envs.predicates import Predicate
 from emuworld.envs.prompts import example_commands
 from emuworld.envs.render import shared_renderer
-from emuworld.envs.scenes import SPLITS
+from emuworld.envs.rooms.scenes import SPLITS
 from emuworld.envs.sim_state import not_a_state, pack_state, unpack_state
 from emuworld.envs.spaces import MAX_COMMAND_LENGTH, CommandText, frame_space, is_unicode, picture_sides
-from emuworld.envs.subtasks import Subtask, canonical, parse
-from emuworld.envs.table_orders import draw_task, task_of_prompt
-from emuworld.envs.table_plans import Task
-from emuworld.envs.table_scene import SkillResult, TableScene
+from emuworld.envs.tabletop.orders import draw_task, task_of_prompt
+from emuworld.envs.tabletop.plans import Task
+from emuworld.envs.tabletop.predicates import Predicate
+from emuworld.envs.tabletop.scene import SkillResult, TableScene
+from emuworld.envs.tabletop.subtasks import Subtask, canonical, parse
 
 Frame = NDArray[np.uint8]  # [H, W, 3]
 
@@ -62,8 +62,9 @@ class VLASimEnv(gymnasium.Env[Any, str]):
 
     ## Action space
     `CommandText`: any Unicode string of up to 1,000 characters; samples are subtasks of
-    `emuworld.envs.subtasks`, most of them about things that another table has. Case, extra spaces, a last dot
-    and "Current step:" before it do not matter. What is put or stacked is picked up first if it is not held.
+    `emuworld.envs.tabletop.subtasks`, most of them about things that another table has. Case, extra spaces,
+    a last dot and "Current step:" before it do not matter. What is put or stacked is picked up first if it
+    is not held.
 
     | command | does |
     |---|---|
@@ -90,7 +91,7 @@ class VLASimEnv(gymnasium.Env[Any, str]):
 
     - `prompt`: an instruction that is one subtask, "Put the red cube on the blue plate."; the table holds
       what it names, and the goal is what it asks for. ValueError for other words.
-    - `task`: a `Task` of `emuworld.envs.table_plans`, or its `to_dict()`: scene, instruction, goal, plan.
+    - `task`: a `Task` of `emuworld.envs.tabletop.plans`, or its `to_dict()`: scene, instruction, goal, plan.
     - `scene`: a `TableScene.to_dict()`; no instruction, no goal.
     - `state`: bytes of `save_state`: the same work goes on, in any process.
 

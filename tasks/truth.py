@@ -1,7 +1,7 @@
 """What really happens: cases rendered by the simulator, in worker processes that load no model.
 
 Each case is a pure function of its request, so any worker may make it and a resumed run makes the same.
-Poses and commands come from `emuworld.envs.scenes`; nothing here knows what a dream made of them.
+Poses and commands come from `emuworld.envs.rooms.scenes`; nothing here knows what a dream made of them.
 """
 
 import functools
@@ -16,10 +16,10 @@ from multiprocessing import get_context
 import numpy as np
 from numpy.typing import NDArray
 
-from emuworld.envs.commands import COMMANDS, Command, Pose, phrase, sample_command
 from emuworld.envs.palette import HELD_OUT_PAIRS, OBJECT_COLOURS, SHAPES
 from emuworld.envs.render import Renderer, make_renderer
-from emuworld.envs.scenes import RoomScene
+from emuworld.envs.rooms.commands import COMMANDS, Command, Pose, phrase, sample_command
+from emuworld.envs.rooms.scenes import RoomScene
 from emuworld.tasks.metrics import Frame, seen_before_mask
 
 COLOUR_NAMES = tuple(OBJECT_COLOURS)

@@ -6,7 +6,7 @@ import pytest
 from emuworld.agents.agent import Agent, Assignment, Step
 from emuworld.agents.baselines import KnownPlan, LanguageRules, NoPlan, Random, TextOnly, subtask_clauses
 from emuworld.envs.spaces import CommandText
-from emuworld.envs.subtasks import parse
+from emuworld.envs.tabletop.subtasks import parse
 
 FRAME = np.zeros((16, 16, 3), dtype=np.uint8)
 

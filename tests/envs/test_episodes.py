@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 
-from emuworld.envs.captions import parse_caption
-from emuworld.envs.commands import Pose, parse
 from emuworld.envs.episodes import TRUTH, generate_episode, generate_pictures
 from emuworld.envs.render import make_renderer
-from emuworld.envs.scenes import RoomScene
-from emuworld.envs.walks import walk
+from emuworld.envs.rooms.captions import parse_caption
+from emuworld.envs.rooms.commands import Pose, parse
+from emuworld.envs.rooms.scenes import RoomScene
+from emuworld.envs.rooms.walks import walk
 
 RAYS = make_renderer("rays")
 SIZE = 32

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from emuworld.envs.captions import parse_caption
 from emuworld.envs.palette import OBJECT_COLOURS, SHAPES, object_pairs
 from emuworld.envs.prompts import NUM_EXAMPLES, draw_prompt, example_commands
-from emuworld.envs.subtasks import MOVABLE_KINDS, SKILLS, parse
+from emuworld.envs.rooms.captions import parse_caption
+from emuworld.envs.tabletop.subtasks import MOVABLE_KINDS, SKILLS, parse
 
 
 @pytest.mark.parametrize("mode", ["explore", "t2i", "x2i"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 
-from emuworld.envs.commands import COMMANDS
+from emuworld.envs.rooms.commands import COMMANDS
 from emuworld.envs.sim_env import MAGIC, ExploreSimEnv
 from emuworld.envs.sim_state import StateError
 

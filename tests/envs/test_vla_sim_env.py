@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 
-from emuworld.envs.predicates import Predicate
 from emuworld.envs.sim_env import ExploreSimEnv
 from emuworld.envs.sim_state import StateError, pack_state
-from emuworld.envs.subtasks import Subtask
-from emuworld.envs.table_orders import draw_task, task_of_prompt
-from emuworld.envs.table_plans import sample_task
+from emuworld.envs.tabletop.orders import draw_task, task_of_prompt
+from emuworld.envs.tabletop.plans import sample_task
+from emuworld.envs.tabletop.predicates import Predicate
+from emuworld.envs.tabletop.subtasks import Subtask
 from emuworld.envs.vla_sim_env import MAGIC, VLASimEnv
 
 SIZE = 32

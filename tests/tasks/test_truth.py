@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from emuworld.envs.commands import COMMANDS, Pose
 from emuworld.envs.palette import SHAPES
-from emuworld.envs.scenes import RoomScene
+from emuworld.envs.rooms.commands import COMMANDS, Pose
+from emuworld.envs.rooms.scenes import RoomScene
 from emuworld.tasks import truth
 from emuworld.tasks.truth import Request
 

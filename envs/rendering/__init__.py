@@ -1,0 +1,1 @@
+"""How frames are drawn: OpenGL where a probe finds it, else rays; `emuworld.envs.render` chooses."""

@@ -1,0 +1,1 @@
+"""Furnished rooms seen by a walker: scenes, commands, captions, edits and tales."""

@@ -1,0 +1,1 @@
+"""The table-top: things, an arm with contact skills, tasks in words and what holds in physics."""

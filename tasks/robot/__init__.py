@@ -1,0 +1,1 @@
+"""Robot tasks: reading keyframes, executing plans in physics, and scoring both."""

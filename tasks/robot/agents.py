@@ -1,0 +1,82 @@
+"""Agents for the table by name: what the command line and evaluations choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from emuworld.agents.agent import Agent, Step
+from emuworld.agents.baselines import KnownPlan, LanguageRules, NoPlan, Random, TextOnly
+from emuworld.agents.planner import Imagines, Planner, PlannerConfig
+from emuworld.envs.render import Renderer
+from emuworld.envs.spaces import CommandText
+from emuworld.envs.tabletop.plans import Task, possible_subtasks
+from emuworld.envs.tabletop.scene import TableScene
+from emuworld.envs.tabletop.subtasks import Subtask, canonical, parse
+from emuworld.tasks.robot.plan_scores import PlanScores
+from emuworld.tasks.robot.table_view import TableView
+
+AGENTS = ("planner", "text-only", "scripted", "oracle", "random", "none")
+NEEDS_MODEL = ("planner", "text-only")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Workplace:
+    """What agents are built for: a task, its scene, and what draws it."""
+
+    task: Task
+    scene: TableScene
+    renderer: Renderer
+    size: tuple[int, int] = (256, 256)
+
+
+def make_agent(
+    name: str,
+    place: Workplace,
+    *,
+    model: Imagines | None = None,
+    config: PlannerConfig | None = None,
+    question: Callable[[str], str] = str,
+) -> Agent:
+    """The agent called `name`, one of `AGENTS`.
+
+    Args:
+        model: a `WorldModel`; needed by `NEEDS_MODEL`.
+        config: of the planner.
+        question: what the world model is asked for an instruction: the small model has learnt the bare
+            instruction, the published one `emuworld.questions.vla_question`.
+    """
+    if name not in AGENTS:
+        raise ValueError(f"agent={name!r} is unknown; expected one of {', '.join(AGENTS)}")
+    if name == "oracle":
+        return KnownPlan([_own_step(step, place) for step in place.task.oracle])
+    if name == "scripted":
+        return LanguageRules()
+    if name == "none":
+        return NoPlan()
+    if name == "random":
+        possible = possible_subtasks(place.task.names).values()
+        commands = CommandText([canonical(step) for steps in possible for step in steps])
+        return Random(commands, num_steps=max(1, len(place.task.oracle)))
+    if model is None:
+        raise ValueError(f"agent={name} plans with a world model; give one")
+    scores = PlanScores(place.scene, renderer=place.renderer, size=place.size)
+    planner = Planner(
+        model,
+        question=question,
+        config=config,
+        objectives=scores.objectives(),
+        is_valid=lambda text: parse(text) is not None,
+    )
+    return planner if name == "planner" else TextOnly(planner)
+
+
+def _own_step(step: Subtask, place: Workplace) -> Step:
+    """A step of the task's own plan; with a drawing of the goal place where words do not name it."""
+    goal = place.task.goal_position
+    if not step.from_picture or goal is None:
+        return Step(text=canonical(step))
+    view = TableView(place.scene, renderer=place.renderer, size=place.size)
+    spot = view.target(step.target).resting(goal[0], goal[1])
+    keyframe = None if spot is None else view.drawn_with({step.target: spot[0]})
+    return Step(text=canonical(step), keyframe=keyframe)
