@@ -16,10 +16,11 @@ import numpy as np
 
 from emuworld.envs.tabletop import layout as sizes
 from emuworld.envs.tabletop import spots
+from emuworld.envs.tabletop.arm_body import PAD_HALF_HEIGHT_M
 from emuworld.envs.tabletop.grasps import MARGIN_M, Carried, Grip, ahead, upright_yaw
 from emuworld.envs.tabletop.hand import ATTEMPTS, FAST_M_S, SLOW_M_S, Failed, Hand, Refused
 from emuworld.envs.tabletop.predicates import DIRECTIONS, Predicate
-from emuworld.envs.tabletop.robot import PAD_HALF_HEIGHT_M, Arm, OutOfStepsError, Vector
+from emuworld.envs.tabletop.robot import Arm, OutOfStepsError, Vector
 from emuworld.envs.tabletop.spots import Spot
 
 if TYPE_CHECKING:

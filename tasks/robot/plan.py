@@ -7,7 +7,7 @@ a film and the verdict. `run=FOLDER` carries out a plan that is there already.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from emuworld.agents.objectives import resized
 from emuworld.agents.planner import PlannerConfig
 from emuworld.agents.plans import Plan, load_plan, save_plan
 from emuworld.envs.render import Renderer, make_renderer
+from emuworld.envs.tabletop.franka import checked_arm
 from emuworld.envs.tabletop.orders import draw_task, task_of_prompt
 from emuworld.envs.tabletop.plans import Task
 from emuworld.envs.tabletop.scene import TableScene
@@ -53,6 +54,7 @@ class MakePlan:
     max_pictures: int = 64  # imagined at most
     max_steps: int = 16  # subtasks carried out at most
     renderer: str = "auto"  # auto | gl | rays
+    arm: str = "primitive"  # primitive | franka (the Panda's meshes, out of gymnasium-robotics)
     film: bool = True  # write film.mp4
     out: str = "outputs/plan"  # folder of plan.json, strip.png and film.mp4
 
@@ -121,8 +123,10 @@ def _task(config: MakePlan, given: Plan | None) -> Task:
             raise ValueError(f"the plan in {config.run} holds no task, so there is no table to do it on")
         return Task.from_dict(given.task)
     if config.instruction is None:
-        return draw_task(config.split, config.seed)
-    return task_of_prompt(config.instruction, config.split, config.seed)
+        task = draw_task(config.split, config.seed)
+    else:
+        task = task_of_prompt(config.instruction, config.split, config.seed)
+    return replace(task, scene={**task.scene, "arm": checked_arm(config.arm)})
 
 
 def _needs_model(config: MakePlan) -> bool:
