@@ -124,12 +124,19 @@ COMMANDS: dict[str, Command] = {
                 settings="TextToImage",
                 settings_module="emuworld.tasks.suites",
             ),
+            "robot-331": Target(
+                module="emuworld.tasks.evaluate",
+                settings="RobotSuite",
+                settings_module="emuworld.tasks.suites",
+            ),
         },
         examples=(
             "emuworld eval suite=explore-twin",
             "emuworld eval suite=explore-twin num_starts=20 num_walks=2 num_turns=2",
             "emuworld eval suite=t2i device=cuda",
             "emuworld eval suite=explore-twin score_only=true",
+            "emuworld eval suite=robot-331 agent=oracle",
+            "emuworld eval suite=robot-331 against=outputs/eval/robot-331/scripted",
         ),
     ),
     "plan": Command(
