@@ -37,7 +37,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        summary="Make a page: pictures from words, a walk in the dream beside MuJoCo's, branches, a film.",
+        summary="Make a page: pictures from words, a walk beside MuJoCo's, branches, a robot at work, films.",
         targets={"": Target(module="emuworld.tasks.demo", settings="Demo")},
         examples=(
             "emuworld demo",
