@@ -173,17 +173,19 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "bench": Command(
-        summary="Measure speed and memory with random weights; figures as JSON lines, part by part.",
+        summary="Measure parts: the published model's speed and memory, how well keyframes can be read.",
         choice="what",
         targets={
             "published-34b": Target(
                 module="emuworld.tasks.scale",
                 settings="PublishedSpeed",
                 settings_module="emuworld.tasks.published_rig",
-            )
+            ),
+            "keyframes": Target(module="emuworld.tasks.robot.keyframe_bench", settings="KeyframeBench"),
         },
         examples=(
             "emuworld bench what=published-34b device=cuda",
+            "emuworld bench what=keyframes vias=[simulator,small]",
             "emuworld bench what=published-34b device=cpu size=tiny vision=tiny pictures=[8] story_side=8",
         ),
     ),

@@ -23,7 +23,8 @@ from emuworld.tasks.robot.table_view import TableView
 USES = ("both", "text", "keyframe")
 PLACING = ("place", "stack", "push")  # skills that end with the target at a place that a picture can show
 MOVED_M = 0.04  # a picture that shows an object less far from where it stands does not ask to move it
-# Score that is enough where the words name the place too: in a drawer or a bin most of a thing may be hidden.
+# Score that is enough where the words name the place too (in a drawer or a bin most of a thing may be hidden)
+# or say that the picture has it.
 FOUND_WHERE_SAID = 0.1
 
 
@@ -117,9 +118,12 @@ def goal_position(subtask: Subtask, reading: Reading | None) -> Position | None:
     """The place to hand to the skill: the picture's, where it shows the target and agrees with the words.
 
     Where the words name what the target is put on or into, a picture that has it elsewhere is not believed.
+    A place beside or a way is held against the words by the skill (`TableScene.execute`).
     """
     if reading is None or reading.moved_m < MOVED_M:
         return None
+    if subtask.from_picture:  # nothing else says where
+        return reading.position if reading.score >= FOUND_WHERE_SAID else None
     if subtask.relation not in ("on", "in"):
         return reading.position if reading.found else None
     agrees = reading.on == subtask.destination and reading.score >= FOUND_WHERE_SAID
