@@ -47,6 +47,7 @@ def scene(index: int, *, success: bool, picture: bool = False, kind: str = "scen
         "executable": True,
         "in_a_row": 2 if success else 1,
         "num_subtasks": 2,
+        "num_imagined": 12,
         "steps": [step(), step(done=success, clean=success)],
         "failing_step": None if success else 1,
         "blame": None if success else "plan",
