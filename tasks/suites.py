@@ -46,7 +46,6 @@ class RunSettings:
     batch: int = 0  # rows imagined at once; 0 = 512 on a GPU, 8 on a CPU
     workers: int = 0  # processes of the simulator; 0 = one a core, at most 16
     renderer: str = "auto"  # auto | gl | rays
-    num_pictures: int = 6  # cases kept with their pictures for the page
     resume: bool = True  # go on where an earlier run of the same settings stopped
     score_only: bool = False  # run nothing: summarise the stored cases again
 
@@ -58,6 +57,7 @@ class RoomSettings(RunSettings):
     detector: str = ""  # file of the judge; "" = detector.safetensors beside the model
     split: str = "test"  # train | validation | test: which rooms
     temperature: float | None = 0.0  # 0 = always the likeliest token; null = the model's own sampling
+    num_pictures: int = 6  # cases kept with their pictures for the page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +111,8 @@ class RobotSuite(RunSettings):
     strategy: str = "sample"  # sample | beam
     max_pictures: int = 64  # imagined for one scene at most
     max_steps: int = 16  # subtasks of one scene at most
-    num_judged: int = (
-        60  # scenes on which the pixel judges are judged themselves, where an agent has pictures
-    )
-    against: str = ""  # folder of another agent's run to compare with, scene by scene; commas between several
+    num_judged: int = 60  # scenes on which the judges of pictures are judged, for agents with pictures
+    against: str = ""  # folders of other agents' runs to compare with, scene by scene; commas between
     num_pictures: int = 2  # failures of each family kept with their pictures for the page
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from emuworld.envs.render import Renderer
+from emuworld.envs.tabletop import layout as sizes
 from emuworld.envs.tabletop.plans import Task
 from emuworld.envs.tabletop.predicates import Predicate
 from emuworld.envs.tabletop.scene import TableScene
@@ -21,7 +22,7 @@ from emuworld.envs.tabletop.subtasks import Subtask
 from emuworld.tasks.robot.calibration import Frame
 from emuworld.tasks.robot.keyframe_execution import read_all, see, take_up
 from emuworld.tasks.robot.keyframe_readout import Position, Reading
-from emuworld.tasks.robot.keyframe_scores import STAYED_M, KeyframeScores, scores_of
+from emuworld.tasks.robot.keyframe_scores import STAYED_M, KeyframeScores, in_view, scores_of
 from emuworld.tasks.robot.table_view import TableView
 
 FAULTS = ("missing", "duplicated", "moved", "unsupported")
@@ -30,7 +31,7 @@ _SETTLE_S = 0.5
 _STRAYED_M = 0.10  # a planted stray lies at least so far from its place and from everything else
 _HOVER_M = 0.08
 _AWAY = np.array([0.0, 0.0, -20.0])
-_LEAST_PX = 40  # of 256 x 256: of a thing that is to be missed, so much is in view
+_WAYS = [np.array(way) for way in ((0.0, 1.0), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ def judged_keyframe(
     state is put back."""
     keyframe = take_up(picture, view)
     moved, hidden = moved_by(subtask), hidden_by(scene, subtask)
-    names = [name for name in view.names if name not in hidden and is_in_view(view, name)]
+    names = [name for name in view.names if name not in hidden and in_view(view, name)]
     readings = read_all(keyframe.picture, view, names)
     scores = scores_of(keyframe, view, readings, moved=moved)
     return JudgedKeyframe(scores=scores, unsupported=unsupported(scene, readings, moved))
@@ -109,11 +110,6 @@ def falls(scene: TableScene, name: str, position: Position) -> bool:
     return float(np.linalg.norm(scene.state(name).position - position)) > FALLS_M
 
 
-def is_in_view(view: TableView, name: str) -> bool:
-    """Whether enough of a thing is seen to be missed."""
-    return int(view.mask(name).sum()) >= _LEAST_PX * view.size[0] * view.size[1] / 256**2
-
-
 # The judges judged ----------------------------------------------------------------------------------------
 
 
@@ -139,13 +135,13 @@ def judge_the_judges(task: Task, *, renderer: Renderer, size: tuple[int, int], s
     scene.execute(step, goal_position=task.goal_position if step.from_picture else None)
     after = see(scene, renderer, size=size)
     end, truth = after.frame, {name: after.position(name) for name in after.names}
-    in_view = [name for name in after.names if is_in_view(after, name)]
-    planted = list(_planted(scene, after, in_view, target=step.target, seed=seed))
+    shown = [name for name in after.names if in_view(after, name)]
+    planted = list(_planted(scene, after, shown, target=step.target, seed=seed))
     scene.restore(start)
     view = see(scene, renderer, size=size)
     hidden = hidden_by(scene, step)
     strayed = [
-        name for name in in_view
+        name for name in shown
         if name != step.target and np.linalg.norm(truth[name] - view.position(name)) > STAYED_M
     ]  # fmt: skip
     own = Planted(name="true frame", picture=end, thing="")
@@ -154,14 +150,14 @@ def judge_the_judges(task: Task, *, renderer: Renderer, size: tuple[int, int], s
         found = judged_keyframe(one.picture, scene, view, subtask=step).faults
         there: dict[str, list[str]] = {fault: [] for fault in FAULTS}
         there["moved"] = list(strayed)
-        there["missing"] = [n for n in view.names if is_in_view(view, n) and n not in (*in_view, *hidden)]
+        there["missing"] = [n for n in view.names if in_view(view, n) and n not in (*shown, *hidden)]
         if one.name in FAULTS:
             there[one.name].append(one.thing)
         elif one.name == "hovering":
             there["unsupported"].append(one.thing)
         pictures.append({"name": one.name, "there": there, "found": {k: list(v) for k, v in found.items()}})
     error = None if step.target in hidden else _place_error(end, view, step.target, truth)
-    return {"num_objects": len(in_view), "pictures": pictures, "place_error_m": error}
+    return {"num_objects": len(shown), "pictures": pictures, "place_error_m": error}
 
 
 def _place_error(picture: Frame, view: TableView, target: str, truth: Mapping[str, Position]) -> float | None:
@@ -172,11 +168,11 @@ def _place_error(picture: Frame, view: TableView, target: str, truth: Mapping[st
 
 
 def _planted(
-    scene: TableScene, view: TableView, in_view: list[str], *, target: str, seed: int
+    scene: TableScene, view: TableView, shown: list[str], *, target: str, seed: int
 ) -> Iterator[Planted]:
     """One picture a fault, drawn from the state after the step; faults that find no room are left out."""
     rng = np.random.default_rng(seed)
-    others = [name for name in in_view if name != target]
+    others = [name for name in shown if name != target]
     if others:
         name = others[int(rng.integers(len(others)))]
         gone = view.drawn_with({name: _AWAY})
@@ -187,11 +183,9 @@ def _planted(
             here = np.abs(strayed.astype(int) - gone).max(axis=2) > 0  # it and its shadow, at the new place
             twice = np.where(here[..., None], strayed, view.frame)
             yield Planted(name="duplicated", picture=twice, thing=name)
-    if target in in_view:
-        state = scene.save()
-        if (edge := _edge(scene, view, target, in_view)) is not None:
+    if target in shown:
+        if (edge := _edge(scene, view, target, shown)) is not None:
             yield Planted(name="unsupported", picture=view.drawn_with({target: edge}), thing=target)
-        scene.restore(state)
         if (place := _free_place(view, target, rng)) is not None:
             hovering = view.drawn_with({target: place + np.array([0.0, 0.0, _HOVER_M])})
             yield Planted(name="hovering", picture=hovering, thing=target)
@@ -210,20 +204,26 @@ def _free_place(view: TableView, name: str, rng: np.random.Generator) -> Positio
     return None
 
 
-def _edge(scene: TableScene, view: TableView, name: str, in_view: list[str]) -> Position | None:
-    """On another thing's edge, where physics lets it fall."""
-    for other in in_view:
-        if other == name or other.endswith("ball"):
-            continue
-        state = scene.state(other)
-        for way in ((0.0, 1.0), (0.0, -1.0), (1.0, 0.0)):
-            point = state.position[:2] + 0.85 * state.half_m[0] * np.array(way)
-            spot = view.target(name).resting(float(point[0]), float(point[1]))
-            if spot is None or spot[1] != other:
-                continue
-            before = scene.save()
+def _edge(scene: TableScene, view: TableView, name: str, shown: list[str]) -> Position | None:
+    """On a bin's wall or another thing's edge, where physics lets it fall. Changes the scene's state."""
+    state = scene.save()
+    for other, point in _edges(scene, [one for one in shown if one != name]):
+        spot = view.target(name).resting(float(point[0]), float(point[1]))
+        if spot is not None and spot[1] == other:
             fell = falls(scene, name, spot[0])
-            scene.restore(before)
+            scene.restore(state)
             if fell:
                 return spot[0]
     return None
+
+
+def _edges(scene: TableScene, others: list[str]) -> Iterator[tuple[str, Position]]:
+    """Off the middle of balls, at the edge of cubes and cylinders, at last on the walls of bins."""
+    for other in others:
+        state = scene.state(other)
+        off = (0.3 if other.endswith("ball") else 0.97) * state.half_m[0]
+        yield from ((other, state.position[:2] + off * way) for way in _WAYS)
+    for piece in scene.plan.furniture:
+        if piece.kind == "bin":
+            wall = sizes.BIN_INNER_M + sizes.BIN_WALL_M / 2
+            yield from ((piece.name, np.array(piece.position) + wall * way) for way in _WAYS)

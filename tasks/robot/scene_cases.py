@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from emuworld.agents.baselines import TextOnly
 from emuworld.agents.objectives import resized
 from emuworld.agents.planner import Imagines, Planner, PlannerConfig
 from emuworld.envs.render import Renderer, make_renderer
@@ -117,6 +118,7 @@ def _run(renderer: Renderer, case: SceneCase, model: Imagines | None) -> SceneRe
             episode.outcomes, [start, *(one.state for one in follower.tried)], follower.reached, strict=False
         )
     ]
+    planner = agent.agent if isinstance(agent, TextOnly) else agent
     failure = None if episode.success else first_failure(task, scene, start, follower.tried)
     record = {
         "kind": case.kind,
@@ -139,7 +141,7 @@ def _run(renderer: Renderer, case: SceneCase, model: Imagines | None) -> SceneRe
         "steps": steps,
         "failing_step": None if failure is None else failure.step,
         "blame": None if failure is None else failure.blame,
-        "num_pictures": agent.num_pictures if isinstance(agent, Planner) else 0,
+        "num_imagined": planner.num_pictures if isinstance(planner, Planner) else 0,
         "state_hash": end,
     }
     return _with_pictures(record, episode)

@@ -106,6 +106,8 @@ def _progress(figures: Figures) -> str:
             for count, rate in row["at_least"].items()
         ),
     ]
+    if figures["num_imagined"]["value"]:
+        rows.append(["pictures imagined for a scene, mean", words(figures["num_imagined"], "psnr")])
     return page.subsection("Part of the way", page.table(head=["", ""], rows=rows))
 
 

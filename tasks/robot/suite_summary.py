@@ -44,6 +44,7 @@ def summarise_robot(
         weights=[len(one["steps"]) for one in scenes],
     ).as_dict()
     figures["in_a_row"] = _in_a_row(scenes)
+    figures["num_imagined"] = bootstrap([one["num_imagined"] for one in scenes]).as_dict()
     figures["failures"] = _failures(scenes)
     figures["same"] = _same(scenes)
     figures["keyframes"] = _keyframes(scenes)

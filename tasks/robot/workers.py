@@ -92,12 +92,12 @@ def work_off(
         for _ in range(min(max(num_workers, 1), len(cases))):
             mine, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, work, model is not None), daemon=True, name="robot-worker"
+                target=serve, args=(theirs, work, model is not None), daemon=True, name="robot-worker"
             )
             process.start()
             theirs.close()
             pipes[mine] = process
-        _Desk(list(pipes), cases, model=model, batch=batch, on_result=on_result).run()
+        Desk(list(pipes), cases, model=model, batch=batch, on_result=on_result).run()
         for pipe in pipes:
             pipe.send(None)
         for process in pipes.values():
@@ -107,8 +107,12 @@ def work_off(
             process.terminate()
 
 
-class _Desk:
-    """The parent's side: hands out cases, takes results, answers for the model."""
+class Desk:
+    """The parent's side: hands out cases, takes results, answers for the model. See `work_off`.
+
+    Args:
+        pipes: to the workers, each of which follows `serve`.
+    """
 
     def __init__(
         self,
@@ -126,6 +130,7 @@ class _Desk:
         self._failed: list[tuple[Any, str]] = []
 
     def run(self) -> None:
+        """Until every case is done; raises as `work_off` does."""
         for pipe in self._pipes:
             self._hand_out(pipe)
         while self._busy:
@@ -202,7 +207,7 @@ def _tried(function: Callable[..., Any], *args: Any, **named: Any) -> Any:
         return error
 
 
-def _serve(pipe: Connection, work: Work[Any, Any, Any], has_model: bool) -> None:
+def serve(pipe: Connection, work: Work[Any, Any, Any], has_model: bool) -> None:
     """A worker's life: cases come, results go, None ends it."""
     model = DistantModel(pipe) if has_model else None
     tool: Any = None
