@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
+from emuworld.envs.tabletop.plans import sample_task
 from emuworld.tasks import page
 from emuworld.tasks.film import side_by_side, write_film
 from emuworld.tasks.metrics import Frame, psnr
@@ -63,7 +64,9 @@ def quiet(label: str, done: int, total: int) -> None:
 def run(config: Demo, *, on_progress: OnProgress = quiet) -> Path:
     """Make the page; returns its path."""
     start = time.monotonic()
-    label, total = "demo", config.num_pictures + len(config.walk) + len(config.branches) + 1
+    label, total = "demo", config.num_pictures + len(config.walk) + len(config.branches)
+    total += config.robot is not None
+    task = None if config.robot is None else sample_task(config.robot, config.split, config.seed)
     on_progress(label, 0, total)
     model = load(config.model, device=config.device)
     pictures = _pictures(config, model)
@@ -76,8 +79,8 @@ def run(config: Demo, *, on_progress: OnProgress = quiet) -> Path:
     ]
     write_film(out / "walk.mp4", film)
     parts = _parts(config, pictures, walk)
-    if config.robot is not None:
-        parts.append(robot_part(model, out, family=config.robot, split=config.split, seed=config.seed))
+    if task is not None:
+        parts.append(robot_part(model, task, out, seed=config.seed))
     took_s = time.monotonic() - start
     page.write_page(
         out / "index.html",

@@ -10,7 +10,7 @@ import numpy as np
 from emuworld.agents.objectives import resized
 from emuworld.agents.planner import PlannerConfig
 from emuworld.envs.render import shared_renderer
-from emuworld.envs.tabletop.plans import Task, sample_task
+from emuworld.envs.tabletop.plans import Task
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.tasks import page
 from emuworld.tasks.film import write_film
@@ -26,13 +26,12 @@ _SIZE = (256, 256)
 _PLANNER = PlannerConfig(num_plans=2, max_pictures=10, max_steps=5)
 
 
-def robot_part(model: WorldModel, out: Path, *, family: str, split: str, seed: int) -> str:
+def robot_part(model: WorldModel, task: Task, out: Path, *, seed: int) -> str:
     """The section of the page; writes the film into `out`.
 
     The world model plans if its checkpoint was trained for vla. If it was not, the task's own plan is carried
     out instead, and the page says so.
     """
-    task = sample_task(family, split, seed)
     agent_name = "planner" if "vla" in model.manifest.modes else "oracle"
     scene, renderer = TableScene.from_dict(task.scene), shared_renderer()
     place = Workplace(task=task, scene=scene, renderer=renderer, size=_SIZE)
@@ -51,7 +50,12 @@ def robot_part(model: WorldModel, out: Path, *, family: str, split: str, seed: i
     if film.shots:
         write_film(out / FILM_NAME, film.shots, seconds_a_shot=SECONDS_A_SHOT)
     who = _who(model.manifest.modes, agent_name)
-    return _section(task, episode, f"A table of the {split} split. {who}", has_film=bool(film.shots))
+    return _section(
+        task,
+        episode,
+        f"A table of the {task.scene['origin']['split']} split. {who}",
+        has_film=bool(film.shots),
+    )
 
 
 def _section(task: Task, episode: RobotEpisode, about: str, *, has_film: bool) -> str:

@@ -41,7 +41,7 @@ class Dreamer:
 
 
 def made(model: Dreamer, folder: Path) -> str:
-    return robot_part(model, folder, family="drawers", split="validation", seed=0)  # type: ignore[arg-type]
+    return robot_part(model, TASK, folder, seed=0)  # type: ignore[arg-type]
 
 
 def test_a_model_that_cannot_plan_does_not_and_the_page_says_so(tmp_path: Path) -> None:
