@@ -2,8 +2,8 @@
 
 The simulator's own plan is the witness: from any state it is asked whether it could still reach the goal. The
 first step after which it no longer can is the failing one; where it still could at the end, the plan stopped
-short. The step is the plan's fault where it is none of those that were still to be done, or shows another
-place than the goal's; else it is the execution's.
+short. The step is the plan's fault where it is none of those that could be done next, or shows another place
+than the goal's; else it is the execution's.
 """
 
 from __future__ import annotations
@@ -106,8 +106,21 @@ def first_failure(task: Task, scene: TableScene, start: bytes, tried: Sequence[T
         return None
     scene.restore(states[good])
     one = tried[good]
-    right = one.subtask in still_to_do(task, scene) and _shows_goal(task, one)
+    right = one.subtask in _next(still_to_do(task, scene)) and _shows_goal(task, one)
     return Failure(step=good, blame="execution" if right else "plan")
+
+
+def _next(steps: Sequence[Subtask]) -> list[Subtask]:
+    """Those of the steps that need not wait for one before them: none of these moves what they are about, or
+    goes into it."""
+    return [
+        step
+        for index, step in enumerate(steps)
+        if not any(
+            one.target in (step.target, step.destination) or one.destination == step.target
+            for one in steps[:index]
+        )
+    ]
 
 
 def _shows_goal(task: Task, one: Tried) -> bool:

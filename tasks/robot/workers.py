@@ -208,12 +208,18 @@ def _tried(function: Callable[..., Any], *args: Any, **named: Any) -> Any:
 
 
 def serve(pipe: Connection, work: Work[Any, Any, Any], has_model: bool) -> None:
-    """A worker's life: cases come, results go, None ends it."""
+    """A worker's life: cases come, results go; None, or a parent that is gone, ends it."""
     model = DistantModel(pipe) if has_model else None
     tool: Any = None
-    while (case := pipe.recv()) is not None:
-        try:
-            tool = work.open_tool() if tool is None else tool
-            pipe.send(("done", work.do(tool, case, model)))
-        except Exception:  # the other cases are worth having; the parent raises in the end
-            pipe.send(("failed", traceback.format_exc()))
+    try:
+        while (case := pipe.recv()) is not None:
+            try:
+                tool = work.open_tool() if tool is None else tool
+                answer = ("done", work.do(tool, case, model))
+            except (EOFError, BrokenPipeError):
+                raise
+            except Exception:  # the other cases are worth having; the parent raises in the end
+                answer = ("failed", traceback.format_exc())
+            pipe.send(answer)
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        return

@@ -74,6 +74,13 @@ def test_an_execution_that_throws_a_bystander_over() -> None:
     assert first_failure(task, scene, start, [spoiled]) == Failure(step=0, blame="execution")
 
 
+def test_a_plan_in_the_wrong_order() -> None:
+    """The top of a tower put on its middle before that is where it belongs."""
+    task = task_of("stacking", "tower of three")
+    failure = blamed(task, task.oracle[1:])
+    assert failure is not None and failure.blame == "plan"
+
+
 @pytest.mark.parametrize("has_place", [False, True])
 def test_a_picture_that_shows_no_place_or_another(has_place: bool) -> None:
     task = task_of("pick-place", "goal in picture")
