@@ -100,13 +100,16 @@ _VERBS = (
     "push", "slide", "shove", "open", "pull", "close", "shut", "press", "hit",
 )  # fmt: skip
 _VERB = rf"(?:{'|'.join(_VERBS)})"
-# Where one clause ends and the next begins: a full stop, "then", or a comma or "and" before another verb.
+_THEN = "(?:then|afterwards|finally|next|at last)"
+# Where one clause ends and the next begins: a stop, "then", or a comma or "and" before another verb.
 _CUT = re.compile(
-    rf"[.;!]+\s*|,?\s*(?:and\s+)?\b(?:then|afterwards|finally|next)\b,?\s*|,?\s*\band\s+(?={_VERB}\b)|,\s*(?={_VERB}\b)"
+    rf"[.;:!]+\s*|,?\s*(?:and\s+)?\b{_THEN}\b,?\s*|,?\s*\band\s+(?={_VERB}\b)|,\s*(?={_VERB}\b)"
 )
 _POLITE = re.compile(r"^(?:please|first|now|could you|can you|then|,)+\s+")
 _AFTER = re.compile(rf"^(?:after|once)\s+.*?,\s*(?={_VERB}\b)")
-_BOTH = re.compile(r"^(\w+) (the [\w ]+?) and (the [\w ]+?) ((?:on|in|into|onto|to|behind|left|right)\b.*)$")
+_THING, _WHERE = r"the (?:\w+ )?\w+", r"(?:on|in|into|onto|to|behind|left|right)\b"
+_BOTH = re.compile(rf"^(\w+) ({_THING}) and ({_THING}) ({_WHERE}.*)$")
+_EACH = re.compile(rf"^(\w+) ({_THING} {_WHERE}.*?) and ({_THING} {_WHERE}.*)$")
 _IT = re.compile(r"\bit\b")
 _NOUN = re.compile(r"\bthe ((?:\w+ )?(?:cube|ball|cylinder))\b")
 
@@ -138,6 +141,8 @@ def _resolved(clause: str, *, before: Sequence[str]) -> str:
 
 
 def _shared(clause: str) -> list[str]:
-    """One clause for each of two things that share a verb and a place."""
-    match = _BOTH.match(clause)
-    return [clause] if match is None else [f"{match[1]} {one} {match[4]}" for one in (match[2], match[3])]
+    """One clause for each of two things that share a verb and a place, or a verb alone."""
+    if (match := _BOTH.match(clause)) is not None:
+        return [f"{match[1]} {one} {match[4]}" for one in (match[2], match[3])]
+    match = _EACH.match(clause)
+    return [clause] if match is None else [f"{match[1]} {one}" for one in (match[2], match[3])]

@@ -37,7 +37,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        summary="Make a page: pictures from words, a walk in the dream beside MuJoCo's, branches, a film.",
+        summary="Make a page: pictures from words, a walk beside MuJoCo's, branches, a robot at work, films.",
         targets={"": Target(module="emuworld.tasks.demo", settings="Demo")},
         examples=(
             "emuworld demo",
@@ -124,12 +124,19 @@ COMMANDS: dict[str, Command] = {
                 settings="TextToImage",
                 settings_module="emuworld.tasks.suites",
             ),
+            "robot-331": Target(
+                module="emuworld.tasks.evaluate",
+                settings="RobotSuite",
+                settings_module="emuworld.tasks.suites",
+            ),
         },
         examples=(
             "emuworld eval suite=explore-twin",
             "emuworld eval suite=explore-twin num_starts=20 num_walks=2 num_turns=2",
             "emuworld eval suite=t2i device=cuda",
             "emuworld eval suite=explore-twin score_only=true",
+            "emuworld eval suite=robot-331 agent=oracle",
+            "emuworld eval suite=robot-331 against=outputs/eval/robot-331/scripted",
         ),
     ),
     "plan": Command(
@@ -166,17 +173,19 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "bench": Command(
-        summary="Measure speed and memory with random weights; figures as JSON lines, part by part.",
+        summary="Measure parts: the published model's speed and memory, how well keyframes can be read.",
         choice="what",
         targets={
             "published-34b": Target(
                 module="emuworld.tasks.scale",
                 settings="PublishedSpeed",
                 settings_module="emuworld.tasks.published_rig",
-            )
+            ),
+            "keyframes": Target(module="emuworld.tasks.robot.keyframe_bench", settings="KeyframeBench"),
         },
         examples=(
             "emuworld bench what=published-34b device=cuda",
+            "emuworld bench what=keyframes vias=[simulator,small]",
             "emuworld bench what=published-34b device=cpu size=tiny vision=tiny pictures=[8] story_side=8",
         ),
     ),

@@ -19,6 +19,8 @@ from emuworld.envs.render import shared_renderer
 from emuworld.envs.rooms.scenes import SPLITS
 from emuworld.envs.sim_state import not_a_state, pack_state, unpack_state
 from emuworld.envs.spaces import MAX_COMMAND_LENGTH, CommandText, frame_space, is_unicode, picture_sides
+from emuworld.envs.tabletop.franka import checked_arm
+from emuworld.envs.tabletop.layout import ARMS
 from emuworld.envs.tabletop.orders import draw_task, task_of_prompt
 from emuworld.envs.tabletop.plans import Task
 from emuworld.envs.tabletop.predicates import Predicate
@@ -108,8 +110,9 @@ class VLASimEnv(gymnasium.Env[Any, str]):
 
     ## Arguments
     `size` (pixels, a number or (height, width), default 256), `split` ("train", "validation" or "test"),
-    `renderer` ("auto", "gl", "rays"), `max_episode_steps` (None: the limit is `gymnasium.make`'s),
-    `render_mode` ("rgb_array" or "ansi").
+    `renderer` ("auto", "gl", "rays"), `arm` ("primitive", or "franka": the Panda's meshes, where the package
+    gymnasium-robotics is installed; a `state` keeps the arm that it was saved with), `max_episode_steps`
+    (None: the limit is `gymnasium.make`'s), `render_mode` ("rgb_array" or "ansi").
 
     ## Version history
     - v0: first release.
@@ -123,6 +126,7 @@ class VLASimEnv(gymnasium.Env[Any, str]):
         size: int | tuple[int, int] | None = None,
         split: str = "train",
         renderer: str = "auto",
+        arm: str = ARMS[0],
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -139,6 +143,7 @@ class VLASimEnv(gymnasium.Env[Any, str]):
         self.render_mode = render_mode
         self.max_episode_steps = max_episode_steps
         self._backend = renderer
+        self._arm = checked_arm(arm)
         self.action_space = CommandText(example_commands("vla"))
         self.observation_space = frame_space(self.size)
         self._table: TableScene | None = None
@@ -157,10 +162,10 @@ class VLASimEnv(gymnasium.Env[Any, str]):
         if "state" in options:
             self._table, self._work = _restored(options["state"])
         elif "scene" in options:
-            self._table, self._work = TableScene.from_dict(options["scene"]), _Work()
+            self._table, self._work = self._set(options["scene"]), _Work()
         else:
             task = self._task(options, task_seed)
-            self._table = TableScene.from_dict(task.scene)
+            self._table = self._set(task.scene)
             self._work = _Work(
                 prompt=task.instruction, goal=task.goal, oracle=task.oracle, goal_position=task.goal_position
             )
@@ -243,6 +248,10 @@ class VLASimEnv(gymnasium.Env[Any, str]):
         if "prompt" in options:
             return task_of_prompt(options["prompt"], self.split, seed)
         return draw_task(self.split, seed)
+
+    def _set(self, scene: Mapping[str, Any]) -> TableScene:
+        """The table of a description; one that names its arm keeps it."""
+        return TableScene.from_dict({"arm": self._arm, **scene})
 
     def _observation(self) -> Frame:
         assert self._frame is not None

@@ -14,7 +14,7 @@ from emuworld.envs.dream import Dream, Episode
 from emuworld.tasks.detector import Detector
 from emuworld.tasks.metrics import Frame
 from emuworld.tasks.run_folder import Record, append_records, read_records
-from emuworld.tasks.suites import Suite, case_seed
+from emuworld.tasks.suites import RoomSuite, case_seed
 from emuworld.tasks.truth import Request, StartTruth, WalkTruth
 from emuworld.world_model import WorldModel
 
@@ -27,7 +27,7 @@ C = TypeVar("C")
 class Bench:
     """What is measured and with what: the model, the judge, the batch, the workers."""
 
-    suite: Suite
+    suite: RoomSuite
     model: WorldModel
     detector: Detector
     folder: Path

@@ -8,9 +8,11 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
+from emuworld.envs.tabletop.plans import sample_task
 from emuworld.tasks import page
 from emuworld.tasks.film import side_by_side, write_film
 from emuworld.tasks.metrics import Frame, psnr
+from emuworld.tasks.robot.demo_part import robot_part
 from emuworld.tasks.run_folder import PictureRow, Pictures
 from emuworld.world_model import WorldModel, load
 
@@ -27,7 +29,7 @@ BRANCH_AFTER = 5  # commands of the walk
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Paint a caption, walk through a dream beside the simulator, branch it, and put it all on one page."""
+    """Paint a caption, walk through a dream beside the simulator, branch it, let a robot work: one page."""
 
     prompt: str = "a room with a red ball and a blue box"  # of the pictures
     seed: int = 3  # of the pictures and of the room
@@ -38,6 +40,7 @@ class Demo:
     model: str = "small"  # a built-in name or a checkpoint folder
     device: str = "auto"  # auto | cpu | cuda
     size_px: int | None = None  # height and width, a multiple of 16; null = the model's own
+    robot: str | None = "open-put-close"  # family of the robot's task; null = no robot
     out: str = "outputs/demo"  # folder of the page
 
 
@@ -62,6 +65,8 @@ def run(config: Demo, *, on_progress: OnProgress = quiet) -> Path:
     """Make the page; returns its path."""
     start = time.monotonic()
     label, total = "demo", config.num_pictures + len(config.walk) + len(config.branches)
+    total += config.robot is not None
+    task = None if config.robot is None else sample_task(config.robot, config.split, config.seed)
     on_progress(label, 0, total)
     model = load(config.model, device=config.device)
     pictures = _pictures(config, model)
@@ -73,6 +78,9 @@ def run(config: Demo, *, on_progress: OnProgress = quiet) -> Path:
         for true, dreamt, words in zip(walk.true, walk.dreamt, ["start", *config.walk], strict=True)
     ]
     write_film(out / "walk.mp4", film)
+    parts = _parts(config, pictures, walk)
+    if task is not None:
+        parts.append(robot_part(model, task, out, seed=config.seed))
     took_s = time.monotonic() - start
     page.write_page(
         out / "index.html",
@@ -81,8 +89,8 @@ def run(config: Demo, *, on_progress: OnProgress = quiet) -> Path:
             f"A small world model imagined all of this on {model.device.type.upper()} in {took_s:.0f} s, "
             f"{walk.frame_s:.1f} s a frame. MuJoCo shows what would really have been seen."
         ),
-        parts=_parts(config, pictures, walk),
-        footer="Made by emuworld demo. Go on with: emuworld play, emuworld generate, emuworld eval",
+        parts=parts,
+        footer="Made by emuworld demo. Go on with: emuworld play, generate, plan and eval",
     )
     on_progress(label, total, total)
     print(f"Done in {took_s:.0f} s. Look at {out / 'index.html'}")

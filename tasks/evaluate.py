@@ -21,8 +21,9 @@ import torch
 from emuworld.tasks import explore_twin, page, report, text_to_image
 from emuworld.tasks.bench import Bench, OnProgress
 from emuworld.tasks.detector import Detector
+from emuworld.tasks.robot import evaluation
 from emuworld.tasks.run_folder import FORMAT
-from emuworld.tasks.suites import ExploreTwin, Suite
+from emuworld.tasks.suites import ExploreTwin, RobotSuite, RoomSuite, Suite
 from emuworld.tasks.truth import render_pool
 from emuworld.world_model import WorldModel, load
 
@@ -31,7 +32,7 @@ GPU_BATCH, CPU_BATCH = 512, 8
 # cases.
 _NOT_PART_OF_A_CASE = (
     "device", "batch", "workers", "out", "num_pictures", "resume", "score_only", "num_starts", "num_walks",
-    "num_turns", "num_prompts",
+    "num_turns", "num_prompts", "first", "families", "num_judged", "against",
 )  # fmt: skip
 
 
@@ -48,7 +49,9 @@ def run(suite: Suite, *, on_progress: OnProgress = quiet) -> dict[str, Any]:
         _run_cases(suite, folder, on_progress)
     else:
         _check_readable(folder)
-    figures = report.write_report(folder)
+    figures = report.write_report(folder, against=suite.against if isinstance(suite, RobotSuite) else "")
+    if isinstance(suite, RobotSuite):
+        print(report.robot_table(figures))
     for name, bar in figures["bars"].items():
         value = bar["estimate"]["value"]
         shown = "unknown" if value is None else f"{value:.3f}"
@@ -64,11 +67,27 @@ def run(suite: Suite, *, on_progress: OnProgress = quiet) -> dict[str, Any]:
 
 def _run_cases(suite: Suite, folder: Path, on_progress: OnProgress) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    model = load(suite.model, device=suite.device)
+    needs_model = not isinstance(suite, RobotSuite) or suite.agent in evaluation.NEEDS_MODEL
+    model = load(suite.model, device=suite.device) if needs_model else None
+    workers = suite.workers or min(16, os.cpu_count() or 1)
+    batch = suite.batch or (GPU_BATCH if model is not None and model.device.type == "cuda" else CPU_BATCH)
+    start, before_s = time.monotonic(), _open_run(suite, folder, model)
+    try:
+        if isinstance(suite, RobotSuite):
+            evaluation.measure(
+                suite, folder, model=model, num_workers=workers, batch=batch, on_progress=on_progress
+            )
+        elif model is not None:
+            _measure_rooms(suite, folder, model, workers=workers, batch=batch, on_progress=on_progress)
+    finally:
+        _write_run(suite, folder, model, wall_s=before_s + time.monotonic() - start)
+
+
+def _measure_rooms(
+    suite: RoomSuite, folder: Path, model: WorldModel, *, workers: int, batch: int, on_progress: OnProgress
+) -> None:
     judge = Path(suite.detector) if suite.detector else Path(model.folder) / "detector.safetensors"
     detector = Detector.load(judge, device=model.device)
-    workers = suite.workers or min(16, os.cpu_count() or 1)
-    start, before_s = time.monotonic(), _open_run(suite, folder, model)
     with render_pool(workers) as pool, ThreadPoolExecutor(workers) as threads:
         bench = Bench(
             suite=suite,
@@ -77,16 +96,13 @@ def _run_cases(suite: Suite, folder: Path, on_progress: OnProgress) -> None:
             folder=folder,
             pool=pool,
             threads=threads,
-            batch=suite.batch or (GPU_BATCH if model.device.type == "cuda" else CPU_BATCH),
+            batch=batch,
             on_progress=on_progress,
         )
-        try:
-            if isinstance(suite, ExploreTwin):
-                explore_twin.measure(bench, suite)
-            else:
-                text_to_image.measure(bench, suite)
-        finally:
-            _write_run(suite, folder, model, wall_s=before_s + time.monotonic() - start)
+        if isinstance(suite, ExploreTwin):
+            explore_twin.measure(bench, suite)
+        else:
+            text_to_image.measure(bench, suite)
 
 
 # Folders --------------------------------------------------------------------------------------------------
@@ -105,10 +121,15 @@ def _check_readable(folder: Path) -> None:
 
 
 def _case_settings(suite: Suite) -> dict[str, Any]:
-    return {key: value for key, value in asdict(suite).items() if key not in _NOT_PART_OF_A_CASE}
+    settings = {key: value for key, value in asdict(suite).items() if key not in _NOT_PART_OF_A_CASE}
+    return settings | (evaluation.case_settings(suite) if isinstance(suite, RobotSuite) else {})
 
 
-def _open_run(suite: Suite, folder: Path, model: WorldModel) -> float:
+def _fingerprint(model: WorldModel | None) -> str:
+    return "" if model is None else model.fingerprint.hex()
+
+
+def _open_run(suite: Suite, folder: Path, model: WorldModel | None) -> float:
     """Check that stored cases belong to these settings and this model; returns the seconds they took."""
     path, records = folder / "run.json", folder / "records.jsonl"
     if not suite.resume or not path.exists():
@@ -119,7 +140,7 @@ def _open_run(suite: Suite, folder: Path, model: WorldModel) -> float:
         return 0.0
     _check_readable(folder)
     stored = json.loads(path.read_text())
-    mine = {"case_settings": _case_settings(suite), "model_fingerprint": model.fingerprint.hex()}
+    mine = {"case_settings": _case_settings(suite), "model_fingerprint": _fingerprint(model)}
     differ = [key for key, value in mine.items() if json.loads(json.dumps(value)) != stored[key]]
     if differ:
         raise ValueError(
@@ -129,15 +150,16 @@ def _open_run(suite: Suite, folder: Path, model: WorldModel) -> float:
     return float(stored["wall_s"])
 
 
-def _write_run(suite: Suite, folder: Path, model: WorldModel, *, wall_s: float) -> None:
+def _write_run(suite: Suite, folder: Path, model: WorldModel | None, *, wall_s: float) -> None:
     packages = ("emuworld", "torch", "mujoco", "numpy", "gymnasium")
-    gpu = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "no GPU used"
+    on_gpu = model is not None and model.device.type == "cuda"
+    gpu = torch.cuda.get_device_name(model.device) if model is not None and on_gpu else "no GPU used"
     run = {
         "suite": suite.name,
         "format": FORMAT,
         "settings": asdict(suite),
         "case_settings": _case_settings(suite),
-        "model_fingerprint": model.fingerprint.hex(),
+        "model_fingerprint": _fingerprint(model),
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "hardware": f"{_cpu_name()}, {os.cpu_count()} cores, {gpu}",
         "wall_s": round(wall_s, 1),

@@ -5,30 +5,43 @@ Whatever a detector judged stands beside the detector's own error on the simulat
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emuworld.tasks import page
+from emuworld.tasks.cells import bar_table, kept_pictures, words
 from emuworld.tasks.film import side_by_side
 from emuworld.tasks.metrics import Estimate
-from emuworld.tasks.run_folder import load_pictures, read_records
+from emuworld.tasks.robot.suite_page import robot_page, robot_table
+from emuworld.tasks.robot.suite_summary import summarise_robot
+from emuworld.tasks.run_folder import Record, load_pictures, read_records
 from emuworld.tasks.summary import CONTENDERS, JUDGED, REGIONS, Figures, summarise_explore_twin, summarise_t2i
 
-_TITLES = {"explore-twin": "A dream beside its twin", "t2i": "Pictures from words"}
+__all__ = ["robot_table", "write_report"]
+
+_TITLES = {
+    "explore-twin": "A dream beside its twin",
+    "t2i": "Pictures from words",
+    "robot-331": "Plans carried out in physics",
+}
 
 
-def write_report(folder: Path) -> Figures:
+def write_report(folder: Path, *, against: str = "") -> Figures:
     """Summarise a run's records and write `summary.json` and `index.html` into its folder; returns the
     summary.
+
+    `against`: folders of other runs of the robot suite to compare with, commas between them. Raises
+    ValueError for one that is none, or of other scenes.
     """
     run = json.loads((folder / "run.json").read_text())
     records = read_records(folder / "records.jsonl")
-    summarise, render = {
-        "explore-twin": (summarise_explore_twin, _explore_twin_page),
-        "t2i": (summarise_t2i, _t2i_page),
-    }[run["suite"]]
-    figures = summarise(records)
+    if run["suite"] == "robot-331":
+        figures, render = summarise_robot(records, run, _other_runs(run, against)), robot_page
+    elif run["suite"] == "t2i":
+        figures, render = summarise_t2i(records), _t2i_page
+    else:
+        figures, render = summarise_explore_twin(records), _explore_twin_page
     summary = {"run": run, "figures": figures}
     page.replace_file(folder / "summary.json", json.dumps(summary, indent=1).encode())
     page.write_page(
@@ -41,14 +54,32 @@ def write_report(folder: Path) -> Figures:
     return figures
 
 
+def _other_runs(run: Mapping[str, Any], against: str) -> dict[str, list[Record]]:
+    """Records of the runs in these folders, by agent and use."""
+    found: dict[str, list[Record]] = {}
+    for folder in (Path(one.strip()) for one in against.split(",") if one.strip()):
+        if not (folder / "run.json").exists():
+            raise ValueError(f"against={folder} holds no run; give the out= of an earlier one")
+        other = json.loads((folder / "run.json").read_text())
+        same = ("tasks", "phrasing")
+        if other["suite"] != run["suite"] or any(
+            other["case_settings"].get(key) != run["case_settings"].get(key) for key in same
+        ):
+            raise ValueError(f"against={folder} is a run of other scenes or phrasings; they do not pair")
+        settings = other["settings"]
+        name = settings["agent"] if settings["use"] == "both" else f"{settings['agent']}, {settings['use']}"
+        found[name if name not in found else f"{name} ({folder})"] = read_records(folder / "records.jsonl")
+    return found
+
+
 # Pages ----------------------------------------------------------------------------------------------------
 
 
 def _explore_twin_page(figures: Figures, folder: Path) -> list[str]:
-    parts = [page.section("Against the bars", _bar_table(figures["bars"]))]
+    parts = [page.section("Against the bars", bar_table(figures["bars"]))]
     if figures["num_starts"]:
         parts += [
-            page.section("What it looks like", *_pictures(folder, "start")),
+            page.section("What it looks like", *kept_pictures(folder, "start")),
             _fidelity_section(figures),
             _action_section(figures),
             _object_section(figures["objects"], title="Are the right things there?"),
@@ -75,11 +106,7 @@ def _fidelity_section(figures: Figures) -> str:
     rows = [
         [
             name,
-            *(
-                _words(moves[metric][region][one], metric)
-                for metric in ("psnr", "ssim")
-                for region in REGIONS
-            ),
+            *(words(moves[metric][region][one], metric) for metric in ("psnr", "ssim") for region in REGIONS),
         ]
         for one, name in CONTENDERS.items()
     ]
@@ -108,13 +135,13 @@ def _action_section(figures: Figures) -> str:
     rows = [
         [
             command,
-            _words(pair["dream"], "psnr"),
-            _words(pair["tokenizer"], "psnr"),
+            words(pair["dream"], "psnr"),
+            words(pair["tokenizer"], "psnr"),
             str(pair["dream"]["count"]),
         ]
         for command, pair in figures["first_command_psnr_seen"].items()
     ]
-    retrieval = _words(figures["retrieval"], "rate")
+    retrieval = words(figures["retrieval"], "rate")
     return page.section(
         "Does it follow the command?",
         page.text(
@@ -161,7 +188,7 @@ def _walk_section(walks: Figures, *, num_walks: int, folder: Path) -> str:
         "truth": "found in the simulator's frame (judge's own)",
         "chance": "chance: found in the dream of another room",
     }
-    rows = [[name, _words(walks["permanence"][judged], "rate")] for judged, name in names.items()]
+    rows = [[name, words(walks["permanence"][judged], "rate")] for judged, name in names.items()]
     chart = page.curves(
         [_series(CONTENDERS[one], walks["psnr"][one]) for one in ("dream", "tokenizer")],
         title="PSNR along the walk, whole frame",
@@ -176,7 +203,7 @@ def _walk_section(walks: Figures, *, num_walks: int, folder: Path) -> str:
         ),
         page.table(head=["looked back at", "share (95 % interval)"], rows=rows),
         chart,
-        *_pictures(folder, "walk"),
+        *kept_pictures(folder, "walk"),
     )
 
 
@@ -187,7 +214,7 @@ def _turn_section(turns: Figures, *, num_turns: int, folder: Path) -> str:
         "other": "another view of the room",
     }
     rows = [
-        [name, _words(turns["closing_psnr"][one], "psnr"), _words(turns["closing_ssim"][one], "ssim")]
+        [name, words(turns["closing_psnr"][one], "psnr"), words(turns["closing_ssim"][one], "ssim")]
         for one, name in names.items()
     ]
     return page.section(
@@ -195,11 +222,11 @@ def _turn_section(turns: Figures, *, num_turns: int, folder: Path) -> str:
         page.text(
             f"{num_turns} rooms. After the turn the view should be the first one again. Matched against the "
             f"simulator's views around the start, the last dreamt view is off by "
-            f"{_words(turns['closing_abs_deg'], 'deg')}; "
-            f"{_words(turns['closed_within_5_deg'], 'rate')} close within 5 degrees."
+            f"{words(turns['closing_abs_deg'], 'deg')}; "
+            f"{words(turns['closed_within_5_deg'], 'rate')} close within 5 degrees."
         ),
         page.table(head=["last frame against the first", "PSNR, dB", "SSIM"], rows=rows),
-        *_pictures(folder, "turn"),
+        *kept_pictures(folder, "turn"),
     )
 
 
@@ -216,17 +243,17 @@ def _t2i_page(figures: Figures, folder: Path) -> list[str]:
             rows.append(
                 [
                     f"{who}{group}",
-                    *(_words(rates[kind], "rate") for kind in kinds),
+                    *(words(rates[kind], "rate") for kind in kinds),
                     str(rates["all_present"]["count"]),
                 ]
             )
     detector = figures["detector"]
     error = (
         f"The judge is a small detector. On the simulator's own frames behind these prompts its precision is "
-        f"{_words(detector['precision'], 'rate')} and its recall {_words(detector['recall'], 'rate')}."
+        f"{words(detector['precision'], 'rate')} and its recall {words(detector['recall'], 'rate')}."
     )
     return [
-        page.section("Against the bars", _bar_table(figures["bars"])),
+        page.section("Against the bars", bar_table(figures["bars"])),
         page.section(
             "Are the named objects there?",
             page.text(error),
@@ -234,16 +261,6 @@ def _t2i_page(figures: Figures, folder: Path) -> list[str]:
         ),
         page.section("What it looks like", _painted(folder)),
     ]
-
-
-def _pictures(folder: Path, kind: str) -> list[str]:
-    """The pictures kept of a kind of case."""
-    parts = []
-    for path in sorted((folder / "pictures").glob(f"{kind}_*.npz")):
-        pictures = load_pictures(path)
-        parts.append(page.text(pictures.title, soft=True))
-        parts.append(page.picture_rows(pictures))
-    return parts
 
 
 def _painted(folder: Path) -> str:
@@ -258,42 +275,21 @@ def _painted(folder: Path) -> str:
     return lead + page.strip(figures, cell_rem=20)
 
 
-def _bar_table(bars: Figures) -> str:
-    rows = []
-    for name, row in bars.items():
-        metric = "rate" if row["bar"] <= 1 and row["at_least"] else "psnr"
-        limit = f"{row['bar']:.0%}" if metric == "rate" else f"{row['bar']:g} dB"
-        rows.append(
-            [name, _words(row["estimate"], metric), f"{'at least' if row['at_least'] else 'at most'} {limit}",
-             "met" if row["met"] else "missed"]
-        )  # fmt: skip
-    return page.table(head=["", "measured (95 % interval)", "bar", ""], rows=rows)
-
-
 def _series(name: str, stored: Sequence[Mapping[str, Any]], *, first: int = 1) -> page.Series:
     estimates = [Estimate.from_dict(dict(one)) for one in stored]
     return page.Series(name=name, x=list(range(first, first + len(estimates))), y=estimates)
 
 
-def _words(stored: Mapping[str, Any], metric: str) -> str:
-    """'31.2 (30.9 to 31.5)' in the unit of the metric."""
-    value, low, high = stored["value"], stored["low"], stored["high"]
-    if value is None:
-        return "unknown"
-    form: Callable[[float], str] = {
-        "rate": lambda v: f"{v * 100:.1f} %",
-        "ssim": lambda v: f"{v:.3f}",
-        "psnr": lambda v: f"{v:.2f}",
-        "deg": lambda v: f"{v:.1f} degrees",
-    }[metric]
-    return form(value) if low is None else f"{form(value)} ({form(low)} to {form(high)})"
-
-
 def _lead(run: Mapping[str, Any]) -> str:
     settings = run["settings"]
+    model = (
+        f"model {settings['model']} ({run['model_fingerprint']})" if run["model_fingerprint"] else "no model"
+    )
+    if "agent" in settings:
+        model = f"agent {settings['agent']}, use={settings['use']}, {model}"
     return (
-        f"{settings['split']} split, {settings['size_px']} px, model {settings['model']} "
-        f"({run['model_fingerprint']}), {run['date']}, {run['hardware']}, {run['wall_s'] / 60:.1f} minutes"
+        f"{settings.get('split', 'test')} split, {settings['size_px']} px, {model}, {run['date']}, "
+        f"{run['hardware']}, {run['wall_s'] / 60:.1f} minutes"
     )
 
 

@@ -21,6 +21,17 @@ BARS: dict[str, float] = {
     "step_10_seen_db": 24.0,
     "t2i_all_present": 0.80,
 }
+# Those of issue 4, by agent.
+ROBOT_BARS: dict[str, float] = {
+    "oracle": 1.0,
+    "oracle_minutes": 15.0,  # the whole suite, on two cores
+    "none": 0.0,  # at most
+    "random": 0.0,  # at most
+    "planner": 0.60,
+    "valid": 0.98,
+    "executable": 0.95,
+    "significance": 0.05,  # at most: against text-only and scripted, where the goal place is in the picture
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,21 +41,27 @@ class RunSettings:
     model: str = "small"  # a built-in name or a checkpoint folder
     device: str = "auto"  # auto | cpu | cuda
     out: str = "outputs/eval"  # folder of the run
-    detector: str = ""  # file of the judge; "" = detector.safetensors beside the model
-    split: str = "test"  # train | validation | test: which rooms
     seed: int = 0  # of the cases; the same seed asks the same
     size_px: int = 256  # height and width of a frame, a multiple of 16
     batch: int = 0  # rows imagined at once; 0 = 512 on a GPU, 8 on a CPU
-    workers: int = 0  # processes that render the truth; 0 = one a core, at most 16
+    workers: int = 0  # processes of the simulator; 0 = one a core, at most 16
     renderer: str = "auto"  # auto | gl | rays
-    temperature: float | None = 0.0  # 0 = always the likeliest token; null = the model's own sampling
-    num_pictures: int = 6  # cases kept with their pictures for the page
     resume: bool = True  # go on where an earlier run of the same settings stopped
     score_only: bool = False  # run nothing: summarise the stored cases again
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExploreTwin(RunSettings):
+class RoomSettings(RunSettings):
+    """What the suites on rooms need beside that."""
+
+    detector: str = ""  # file of the judge; "" = detector.safetensors beside the model
+    split: str = "test"  # train | validation | test: which rooms
+    temperature: float | None = 0.0  # 0 = always the likeliest token; null = the model's own sampling
+    num_pictures: int = 6  # cases kept with their pictures for the page
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExploreTwin(RoomSettings):
     """The dream beside its twin: the same start, the same commands, compared frame by frame with MuJoCo.
 
     A start is a room of the split, seen by the simulator. Its first frame begins the dream, both get the
@@ -63,7 +80,7 @@ class ExploreTwin(RunSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToImage(RunSettings):
+class TextToImage(RoomSettings):
     """Pictures from words: are the named objects there, in the right colour? A detector judges.
 
     Half of the prompts name one object, half name two; colours and shapes are those of the split, held-out
@@ -75,13 +92,53 @@ class TextToImage(RunSettings):
     temperature: float | None = None  # null = the model's own sampling, as a user gets it
 
 
-Suite = ExploreTwin | TextToImage
-SUITES: dict[str, type[ExploreTwin] | type[TextToImage]] = {
-    one.name: one for one in (ExploreTwin, TextToImage)
-}
+@dataclass(frozen=True, kw_only=True)
+class RobotSuite(RunSettings):
+    """331 frozen table-top tasks: an agent says subtasks, an arm carries them out in physics, and the goal's
+    predicates say how far it got.
+
+    The scenes are the test split's; none of them is ever trained on.
+    """
+
+    name: ClassVar[str] = "robot-331"
+    agent: str = "planner"  # planner | text-only | scripted | oracle | random | none
+    use: str = "both"  # both | text | keyframe: what of a plan is believed when it is carried out
+    phrasing: str = "turns"  # turns: each scene one of its phrasings | plain | held-out
+    families: str = ""  # of the tasks, separated by commas; "" = all
+    first: int = 0  # only so many of the scenes; 0 = all
+    repeats: int = 1  # runs of each scene from a fresh start: do they end in one state?
+    num_plans: int = 4  # imagined side by side by the planner
+    strategy: str = "sample"  # sample | beam
+    max_pictures: int = 64  # imagined for one scene at most
+    max_steps: int = 16  # subtasks of one scene at most
+    num_judged: int = 60  # scenes on which the judges of pictures are judged, for agents with pictures
+    against: str = ""  # folders of other agents' runs to compare with, scene by scene; commas between
+    num_pictures: int = 2  # failures of each family kept with their pictures for the page
+
+    def __post_init__(self) -> None:
+        """ValueError for a choice that does not exist, before anything is run."""
+        choices = {
+            "agent": ("planner", "text-only", "scripted", "oracle", "random", "none"),
+            "use": ("both", "text", "keyframe"),
+            "phrasing": ("turns", "plain", "held-out"),
+        }
+        for key, known in choices.items():
+            value = getattr(self, key)
+            if value not in known:
+                raise ValueError(f"{key}={value!r} is unknown; expected one of {', '.join(known)}")
+        if self.first < 0 or self.num_judged < 0 or self.repeats < 1:
+            raise ValueError(
+                f"first={self.first}, num_judged={self.num_judged} and repeats={self.repeats} came; expected "
+                "first and num_judged of 0 or more, repeats of 1 or more"
+            )
 
 
-def case_seed(suite: Suite, kind: str, index: int) -> int:
+RoomSuite = ExploreTwin | TextToImage
+Suite = RoomSuite | RobotSuite
+SUITES: dict[str, type[RunSettings]] = {one.name: one for one in (ExploreTwin, TextToImage, RobotSuite)}
+
+
+def case_seed(suite: RunSettings, kind: str, index: int) -> int:
     """The seed of one case, below 2^31: depends on the suite's seed, the kind of case and its index alone."""
     words = [suite.seed, zlib.crc32(kind.encode()), index]
     return int(np.random.SeedSequence(words).generate_state(1)[0] >> 1)

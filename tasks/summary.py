@@ -185,29 +185,30 @@ def _bars(figures: Figures) -> Figures:
     rows: Figures = {}
     if figures["num_starts"]:
         seen = figures["psnr"]["seen"]["dream"]
-        rows["tokenizer, whole frame: dB"] = _bar(figures["tokenizer_psnr"], BARS["tokenizer_db"])
+        rows["tokenizer, whole frame: dB"] = bar(figures["tokenizer_psnr"], BARS["tokenizer_db"])
         frames = figures["tokenizer_codes_used"]["count"]
-        rows[f"tokenizer: share of its codes in use over {frames:,} frames"] = _bar(
+        rows[f"tokenizer: share of its codes in use over {frames:,} frames"] = bar(
             figures["tokenizer_codes_used"], BARS["tokenizer_codes_used"]
         )
-        rows["one step ahead, in view before: dB under the tokenizer"] = _bar(
+        rows["one step ahead, in view before: dB under the tokenizer"] = bar(
             figures["one_step_seen_gap_db"], BARS["step_1_seen_gap_db"], at_least=False
         )
-        rows["one step ahead, moves, whole frame: dB over copy"] = _bar(
+        rows["one step ahead, moves, whole frame: dB over copy"] = bar(
             figures["one_step_moves"]["over_copy_db"], BARS["step_1_moves_over_copy_db"]
         )
-        rows["counterfactual retrieval"] = _bar(figures["retrieval"], BARS["retrieval"])
+        rows["counterfactual retrieval"] = bar(figures["retrieval"], BARS["retrieval"])
         if len(seen) >= int(last):
-            rows[f"{last} steps open loop, in view before: dB"] = _bar(
+            rows[f"{last} steps open loop, in view before: dB"] = bar(
                 seen[int(last) - 1], BARS["step_10_seen_db"]
             )
     return rows
 
 
-def _bar(estimate: Mapping[str, Any], bar: float, *, at_least: bool = True) -> dict[str, Any]:
+def bar(estimate: Mapping[str, Any], limit: float, *, at_least: bool = True) -> dict[str, Any]:
+    """A figure beside the bar that it has to reach: at least so much, or at most."""
     value = estimate["value"]
-    met = value is not None and (value >= bar if at_least else value <= bar)
-    return {"estimate": dict(estimate), "bar": bar, "at_least": at_least, "met": met}
+    met = value is not None and (value >= limit if at_least else value <= limit)
+    return {"estimate": dict(estimate), "bar": limit, "at_least": at_least, "met": met}
 
 
 def _minus(case: Record, region: str, one: str, other: str, step: int) -> float | None:
@@ -252,6 +253,6 @@ def summarise_t2i(records: Sequence[Record]) -> Figures:
                 for kind in ("all_present", "shapes_present", "colours_present")
             }
     figures["detector"] = _judge_errors([case["detector"] for case in cases])
-    met = _bar(figures["dream"]["all"]["all_present"], BARS["t2i_all_present"])
+    met = bar(figures["dream"]["all"]["all_present"], BARS["t2i_all_present"])
     figures["bars"] = {"all named objects present, right colour": met}
     return figures

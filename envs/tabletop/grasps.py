@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import mujoco
 import numpy as np
 
+from emuworld.envs.tabletop.arm_body import PAD_HALF_HEIGHT_M
 from emuworld.envs.tabletop.predicates import ThingState
-from emuworld.envs.tabletop.robot import PAD_HALF_HEIGHT_M, Arm, Vector
+from emuworld.envs.tabletop.robot import Arm, Vector
 
 if TYPE_CHECKING:
     from emuworld.envs.tabletop.scene import TableScene

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emuworld.envs.tabletop.arm_body import PAD_HALF_HEIGHT_M
 from emuworld.envs.tabletop.grasps import Grip, Planner, height_of
 from emuworld.envs.tabletop.predicates import Predicate, ThingState
-from emuworld.envs.tabletop.robot import HOME_RAD, PAD_HALF_HEIGHT_M, Arm, Vector
+from emuworld.envs.tabletop.robot import HOME_RAD, Arm, Vector
 
 if TYPE_CHECKING:
     from emuworld.envs.tabletop.scene import TableScene

@@ -17,6 +17,7 @@ from emuworld.envs.palette import OBJECT_COLOURS, RGB
 
 OBJECT_KINDS = ("cube", "ball", "cylinder")
 FURNITURE_KINDS = ("plate", "bin", "drawer", "button", "mark")
+ARMS = ("primitive", "franka")
 NAMED_BY_KIND = ("drawer", "button", "mark")
 BIN_LOOKS: dict[str, RGB] = {"wooden": (0.72, 0.52, 0.33)}  # beside the object colours
 
@@ -111,15 +112,18 @@ class CameraPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class TablePlan:
-    """Everything that defines a table-top."""
+    """Everything that defines a table-top. `arm`: of `ARMS`, how the robot looks (`franka.py`)."""
 
     objects: tuple[ObjectPlan, ...] = ()
     furniture: tuple[FurniturePlan, ...] = ()
     look: Look = field(default_factory=Look)
     camera: CameraPlan = field(default_factory=CameraPlan)
+    arm: str = ARMS[0]
     origin: Mapping[str, Any] = field(default_factory=dict)  # how it was drawn; changes nothing
 
     def __post_init__(self) -> None:
+        if self.arm not in ARMS:
+            raise ValueError(f"arm={self.arm!r} is unknown; expected one of {', '.join(ARMS)}")
         groups: tuple[tuple[str, tuple[str, ...], tuple[ObjectPlan | FurniturePlan, ...]], ...] = (
             ("object", OBJECT_KINDS, self.objects),
             ("furniture", FURNITURE_KINDS, self.furniture),
@@ -143,7 +147,7 @@ class TablePlan:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types; `from_dict` gives an equal plan."""
+        """JSON types; `from_dict` gives an equal plan. The default arm is left out, as in frozen scenes."""
         return _plain(
             {
                 "objects": [{"name": item.name, **dataclasses.asdict(item)} for item in self.objects],
@@ -151,6 +155,7 @@ class TablePlan:
                 "look": dataclasses.asdict(self.look),
                 "camera": dataclasses.asdict(self.camera),
                 "origin": dict(self.origin),
+                **({} if self.arm == ARMS[0] else {"arm": self.arm}),
             }
         )
 
@@ -168,6 +173,7 @@ class TablePlan:
             look=_read(Look, spec.get("look", {})),
             camera=_read(CameraPlan, spec.get("camera", {})),
             origin=dict(spec.get("origin", {})),
+            arm=str(spec.get("arm", ARMS[0])),
         )
 
 

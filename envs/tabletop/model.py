@@ -14,8 +14,9 @@ import numpy as np
 
 from emuworld.envs.palette import OBJECT_COLOURS, RGB, add_assets
 from emuworld.envs.tabletop import layout as sizes
+from emuworld.envs.tabletop.arm_body import TIMESTEP_S, add_robot, primitives
+from emuworld.envs.tabletop.franka import franka_cover
 from emuworld.envs.tabletop.layout import FurniturePlan, Look, ObjectPlan, TablePlan
-from emuworld.envs.tabletop.robot import TIMESTEP_S, add_robot
 
 BOX, SPHERE, CYLINDER, CAPSULE = (
     getattr(mujoco.mjtGeom, f"mjGEOM_{name}") for name in ("BOX", "SPHERE", "CYLINDER", "CAPSULE")
@@ -74,7 +75,7 @@ def compile_table(plan: TablePlan) -> tuple[mujoco.MjModel, tuple[str, ...]]:
         _ADD[piece.kind](builder, piece)
     for item in plan.objects:
         _add_object(builder, item)
-    add_robot(spec)
+    add_robot(spec, cover=franka_cover(spec) if plan.arm == "franka" else primitives)
     _add_lamp(spec, plan.look)
     spec.nuserdata = max(1, len(plan.furniture))  # a latch for every button
     model = spec.compile()

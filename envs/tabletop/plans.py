@@ -1,7 +1,7 @@
 """Tasks on the table-top: a scene, an instruction, what has to hold at the end, and a plan that gets there.
 
 `sample_task` makes one from nothing but its arguments: `emuworld.envs.tabletop.families` says what is asked,
-`emuworld.envs.tabletop.scene` where things stand. The suite `robot-331` (`emuworld.tasks.robot_suite`)
+`emuworld.envs.tabletop.scene` where things stand. The suite `robot-331` (`emuworld.tasks.robot.suite`)
 freezes 331 of them. Nothing here runs physics.
 """
 

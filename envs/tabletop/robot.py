@@ -1,9 +1,6 @@
-"""The arm of the table-top: seven joints with the Panda's dimensions and a parallel gripper, from primitives.
-
-`add_robot` builds it into a spec, `Kinematics` solves poses on a robot-only model (mink), `Arm` drives the
-joints of a scene through Cartesian moves. No skill and no object is known here. Joint frames and limits are
-those of the Franka Panda; the gripper is ours: longer fingers and a wider stroke, so that the hand stays
-clear of bin walls.
+"""How the arm of the table-top moves: `Kinematics` solves poses on a robot-only model (mink), `Arm` drives
+the joints of a scene through Cartesian moves. No skill and no object is known here; what the arm is made of
+is in `arm_body.py`.
 """
 
 from __future__ import annotations
@@ -11,200 +8,28 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import mink
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from emuworld.envs.tabletop.arm_body import DAMPING, FINGER_STROKE_M, STIFFNESS, TIMESTEP_S, add_robot
+
 Vector = NDArray[np.float64]
-Capsule = tuple[tuple[float, ...], tuple[float, ...], float, tuple[float, ...]]  # ends, radius, colour
 
 NUM_JOINTS = 7
-TIMESTEP_S = 0.002
 CONTROL_STEPS = 20  # physics steps a control step
 WAY_ERROR_M = 0.004  # how well a straight way to a pose has to be followed for the pose to count as reached
 LARGEST_STEP_RAD = 0.3  # of one Gauss-Newton step: near a joint's limit a full one flies off
 CONTROL_S = TIMESTEP_S * CONTROL_STEPS
 MAX_CONTROL_STEPS = 1000  # of one request: 40 s; a place takes 170, one with every second try 700
-FINGER_STROKE_M = 0.05  # of each finger: the gripper opens to twice this
-GRIP_FORCE_N = 20.0  # of each finger at most
-TCP_M = 0.13  # from the hand's frame to the middle between the finger pads
-PAD_HALF_HEIGHT_M = 0.014
 # Joint angles at rest: the hand is back and up, out of the way of the camera.
 HOME_RAD = (0.0, -0.95, 0.0, -2.62, 0.0, 1.67, 0.785)
-
-_STIFFNESS = (4500.0, 4500.0, 3500.0, 3500.0, 2000.0, 2000.0, 2000.0)  # N m / rad
-_DAMPING = tuple(value / 12 for value in _STIFFNESS)  # N m s / rad
-_TORQUE_NM = (87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0)  # the Panda's
-_FINGER_STIFFNESS, _FINGER_DAMPING = 2000.0, 60.0
-_WHITE, _GREY, _DARK = (0.90, 0.91, 0.92, 1.0), (0.45, 0.47, 0.50, 1.0), (0.16, 0.17, 0.19, 1.0)
-_ROLL = {-1: (1.0, -1.0, 0.0, 0.0), 0: (1.0, 0.0, 0.0, 0.0), 1: (1.0, 1.0, 0.0, 0.0)}  # about x, times 90 deg
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Link:
-    """One moving link: its frame in the one before, its joint's limits, its capsules by end points."""
-
-    position: tuple[float, float, float]
-    quarter_turns: int  # about x
-    limits: tuple[float, float]
-    capsules: tuple[Capsule, ...]
-
-
-_LINKS = (
-    _Link(
-        position=(0.0, 0.0, 0.333),
-        quarter_turns=0,
-        limits=(-2.8973, 2.8973),
-        capsules=(((0, 0, -0.19), (0, 0, -0.03), 0.062, _WHITE),),
-    ),
-    _Link(
-        position=(0.0, 0.0, 0.0),
-        quarter_turns=-1,
-        limits=(-1.7628, 1.7628),
-        capsules=(((0, 0, -0.05), (0, 0, 0.05), 0.064, _GREY), ((0, -0.06, 0), (0, -0.19, 0), 0.058, _WHITE)),
-    ),
-    _Link(
-        position=(0.0, -0.316, 0.0),
-        quarter_turns=1,
-        limits=(-2.8973, 2.8973),
-        capsules=(
-            ((0, 0, -0.11), (0, 0, -0.04), 0.056, _WHITE),
-            ((0, 0, -0.03), (0.0825, 0, 0), 0.05, _WHITE),
-        ),
-    ),
-    _Link(
-        position=(0.0825, 0.0, 0.0),
-        quarter_turns=1,
-        limits=(-3.0718, -0.0698),
-        capsules=(
-            ((0, 0, -0.05), (0, 0, 0.05), 0.058, _GREY),
-            ((-0.03, 0.04, 0), (-0.0825, 0.11, 0), 0.052, _WHITE),
-        ),
-    ),
-    _Link(
-        position=(-0.0825, 0.384, 0.0),
-        quarter_turns=-1,
-        limits=(-2.8973, 2.8973),
-        capsules=(((0, 0, -0.26), (0, 0.02, -0.05), 0.052, _WHITE),),
-    ),
-    _Link(
-        position=(0.0, 0.0, 0.0),
-        quarter_turns=1,
-        limits=(-0.0175, 3.7525),
-        capsules=(((0, 0, -0.04), (0, 0, 0.04), 0.052, _GREY), ((0.03, 0, 0), (0.088, 0, 0), 0.045, _WHITE)),
-    ),
-    _Link(
-        position=(0.088, 0.0, 0.0),
-        quarter_turns=1,
-        limits=(-2.8973, 2.8973),
-        capsules=(((0, 0, 0.0), (0, 0, 0.07), 0.042, _GREY),),
-    ),
-)
 
 
 class OutOfStepsError(Exception):
     """A request used up its control steps."""
-
-
-def add_robot(spec: mujoco.MjSpec, *, fingers: bool = True, drawn: bool = True) -> None:
-    """Add the arm with its base on the world's origin, its joints, actuators and (`fingers`) gripper."""
-    body = spec.worldbody
-    if drawn:
-        _capsule(body, "base", ((0, 0, 0.03), (0, 0, 0.13), 0.07, _WHITE))
-        box = mujoco.mjtGeom.mjGEOM_BOX
-        foot = body.add_geom(name="robot/foot", type=box, pos=(-0.02, 0, 0.012), size=(0.1, 0.09, 0.012))
-        foot.rgba = _DARK
-        _robot_geom(foot)
-    for number, link in enumerate(_LINKS, 1):
-        quat = np.array(_ROLL[link.quarter_turns]) / np.linalg.norm(_ROLL[link.quarter_turns])
-        body = body.add_body(name=f"robot/link{number}", pos=link.position, quat=quat, gravcomp=1)
-        joint = body.add_joint(name=f"robot/joint{number}", type=mujoco.mjtJoint.mjJNT_HINGE, axis=(0, 0, 1))
-        joint.range, joint.limited, joint.armature = link.limits, True, 0.1
-        if drawn:
-            for index, capsule in enumerate(link.capsules):
-                _capsule(body, f"link{number}_{index}", capsule)
-        else:
-            body.mass, body.inertia, body.explicitinertial = 1.0, (0.01, 0.01, 0.01), True
-        _servo(spec, number)
-    turn = (math.cos(math.pi / 8), 0.0, 0.0, -math.sin(math.pi / 8))
-    hand = body.add_body(name="robot/hand", pos=(0, 0, 0.107), quat=turn, gravcomp=1)
-    hand.add_site(name="robot/tcp", pos=(0, 0, TCP_M), group=5, rgba=(0, 0, 0, 0))
-    if drawn:
-        _box(hand, "hand", (0, 0, 0.03), (0.024, 0.078, 0.032), _WHITE)
-    else:
-        hand.mass, hand.inertia, hand.explicitinertial = 0.5, (0.01, 0.01, 0.01), True
-    if fingers:
-        _add_fingers(spec, hand)
-
-
-def _servo(spec: mujoco.MjSpec, number: int) -> None:
-    index = number - 1
-    servo = spec.add_actuator(name=f"robot/servo{number}", target=f"robot/joint{number}")
-    servo.trntype = mujoco.mjtTrn.mjTRN_JOINT
-    servo.gaintype, servo.biastype = mujoco.mjtGain.mjGAIN_FIXED, mujoco.mjtBias.mjBIAS_AFFINE
-    servo.gainprm[0] = _STIFFNESS[index]
-    servo.biasprm[1], servo.biasprm[2] = -_STIFFNESS[index], -_DAMPING[index]
-    servo.forcelimited, servo.forcerange = True, (-_TORQUE_NM[index], _TORQUE_NM[index])
-
-
-def _add_fingers(spec: mujoco.MjSpec, hand: mujoco.MjsBody) -> None:
-    for side, sign in (("left", 1.0), ("right", -1.0)):
-        finger = hand.add_body(name=f"robot/finger_{side}", pos=(0, 0, 0), gravcomp=1)
-        joint = finger.add_joint(
-            name=f"robot/slide_{side}", type=mujoco.mjtJoint.mjJNT_SLIDE, axis=(0, sign, 0)
-        )
-        joint.range, joint.limited, joint.armature = (0.0, FINGER_STROKE_M), True, 0.2
-        _box(finger, f"stem_{side}", (0, sign * 0.008, 0.092), (0.009, 0.006, 0.034), _GREY)
-        # 30 mm wide: a cylinder creeps out between pads of 20 mm.
-        _box(
-            finger, f"pad_{side}", (0, sign * 0.005, TCP_M), (0.015, 0.005, PAD_HALF_HEIGHT_M), _DARK,
-            friction=(1.5, 0.02, 0.001), condim=4,
-        )  # fmt: skip
-        servo = spec.add_actuator(name=f"robot/grip_{side}", target=f"robot/slide_{side}")
-        servo.trntype = mujoco.mjtTrn.mjTRN_JOINT
-        servo.gaintype, servo.biastype = mujoco.mjtGain.mjGAIN_FIXED, mujoco.mjtBias.mjBIAS_AFFINE
-        servo.gainprm[0] = _FINGER_STIFFNESS
-        servo.biasprm[1], servo.biasprm[2] = -_FINGER_STIFFNESS, -_FINGER_DAMPING
-        servo.forcelimited, servo.forcerange = True, (-GRIP_FORCE_N, GRIP_FORCE_N)
-    gear = spec.add_equality(
-        name="robot/gear", type=mujoco.mjtEq.mjEQ_JOINT, name1="robot/slide_left", name2="robot/slide_right"
-    )
-    gear.objtype = mujoco.mjtObj.mjOBJ_JOINT
-    gear.data[:2] = (0.0, 1.0)
-    gear.solref = (0.004, 1.0)
-
-
-def _capsule(body: mujoco.MjsBody, name: str, shape: Capsule) -> None:
-    start, end, radius, rgba = shape
-    geom = body.add_geom(
-        name=f"robot/{name}", type=mujoco.mjtGeom.mjGEOM_CAPSULE, size=(radius, 0, 0), rgba=rgba
-    )
-    geom.fromto = (*start, *end)
-    _robot_geom(geom)
-
-
-def _box(
-    body: mujoco.MjsBody,
-    name: str,
-    position: tuple[float, float, float],
-    size: tuple[float, float, float],
-    rgba: tuple[float, ...],
-    *,
-    friction: tuple[float, float, float] = (0.6, 0.005, 0.0001),
-    condim: int = 3,
-) -> None:
-    geom = body.add_geom(name=f"robot/{name}", type=mujoco.mjtGeom.mjGEOM_BOX, pos=position, size=size)
-    geom.rgba, geom.friction, geom.condim = rgba, friction, condim
-    _robot_geom(geom)
-
-
-def _robot_geom(geom: mujoco.MjsGeom) -> None:
-    geom.contype, geom.conaffinity = 1, 0  # touches everything but itself
-    geom.group = 1  # so that rays can look past the robot; still drawn
-    geom.density = 600.0
 
 
 def down(yaw_rad: float) -> mink.SO3:
@@ -216,7 +41,7 @@ def down(yaw_rad: float) -> mink.SO3:
 def _arm_model() -> mujoco.MjModel:
     spec = mujoco.MjSpec()
     spec.compiler.degree = False
-    add_robot(spec, fingers=False, drawn=False)
+    add_robot(spec, fingers=False, cover=None)
     return spec.compile()
 
 
@@ -294,7 +119,7 @@ class Arm:
         self.fingers = np.array([model.joint(f"robot/slide_{side}").qposadr[0] for side in ("left", "right")])
         self._servos = np.array([model.actuator(f"robot/servo{n}").id for n in range(1, NUM_JOINTS + 1)])
         self._grips = np.array([model.actuator(f"robot/grip_{side}").id for side in ("left", "right")])
-        self._lead_s = np.array(_DAMPING) / np.array(_STIFFNESS)
+        self._lead_s = np.array(DAMPING) / np.array(STIFFNESS)
         self.control_steps = 0
 
     @property

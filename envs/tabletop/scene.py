@@ -307,8 +307,9 @@ class TableScene:
     ) -> SkillResult:
         """Execute a subtask (`skill`, `target`, `destination`, `relation`) by contact physics.
 
-        `goal_position` [3], metres, overrides where the target's middle is put (place, stack) or pushed to;
-        its height comes from what is below. `on_step` is called after every control step (40 ms): for films.
+        `goal_position` [3], metres: where the target's middle is to be put (place, stack) or pushed to; its
+        height comes from what is below. Where the words name the place too, it is kept as far as it agrees.
+        `on_step` is called after every control step (40 ms): for films.
         A subtask that cannot be done from this state changes nothing: `done` is False and `reason` says why.
         """
 

@@ -7,6 +7,7 @@ motion what cannot be done from the state it finds. Deterministic: equal states 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ import numpy as np
 
 from emuworld.envs.tabletop import layout as sizes
 from emuworld.envs.tabletop import spots
+from emuworld.envs.tabletop.arm_body import PAD_HALF_HEIGHT_M
 from emuworld.envs.tabletop.grasps import MARGIN_M, Carried, Grip, ahead, upright_yaw
 from emuworld.envs.tabletop.hand import ATTEMPTS, FAST_M_S, SLOW_M_S, Failed, Hand, Refused
-from emuworld.envs.tabletop.predicates import DIRECTIONS, Predicate
-from emuworld.envs.tabletop.robot import PAD_HALF_HEIGHT_M, Arm, OutOfStepsError, Vector
+from emuworld.envs.tabletop.predicates import DIRECTIONS, MOVED_M, Predicate
+from emuworld.envs.tabletop.robot import Arm, OutOfStepsError, Vector
 from emuworld.envs.tabletop.spots import Spot
 
 if TYPE_CHECKING:
@@ -149,8 +151,17 @@ class _Run:
         raise Refused(f"there is no free place for the {request.target} {where}")
 
     def _spots(self, request: Request) -> Iterator[Spot]:
-        if self.goal is not None:
+        if self.goal is None:
+            return self._named_spots(request)
+        if request.destination is None:
             return spots.near(self.goal)
+        # A picture is read to a centimetre or so: where words name the place too, they have the last word.
+        named = list(self._named_spots(request))
+        state = self.scene.state(request.destination)
+        shown = spots.agreeing(self.goal, named, state, request.relation or "on")
+        return itertools.chain(shown, named)
+
+    def _named_spots(self, request: Request) -> Iterator[Spot]:
         name, relation = str(request.destination), request.relation or "on"
         if name not in self.hand.names:
             raise Refused(f"there is no {name} on this table")
@@ -173,7 +184,8 @@ class _Run:
         name = request.target
         if self.scene.held() == name:
             raise Failed(f"the {name} stuck to the gripper")
-        if self.goal is not None:
+        if request.destination is None:
+            assert self.goal is not None
             gap = float(np.linalg.norm(self.scene.state(name).position[:2] - self.goal[:2]))
             if gap > 0.04:
                 raise Failed(f"the {name} came to rest {100 * gap:.0f} cm from its place")
@@ -204,15 +216,17 @@ class _Run:
         return "done"
 
     def _ways(self, request: Request) -> list[Vector]:
-        """Vectors [3] to push along, best first."""
-        if self.goal is not None:
-            way = np.array([*(self.goal[:2] - self.scene.state(request.target).position[:2]), 0.0])
-            if np.linalg.norm(way) < 0.01:
-                raise Refused(f"the {request.target} is there already")
-            return [way]
+        """Vectors [3] to push along, best first: where a goal lies, if that is the way that was said."""
         if request.relation not in DIRECTIONS:
             raise Refused(f"it is not said where to push the {request.target}")
-        return [distance * np.array([*DIRECTIONS[request.relation], 0.0]) for distance in PUSH_M]
+        said = np.array([*DIRECTIONS[request.relation], 0.0])
+        ways = [distance * said for distance in PUSH_M]
+        if self.goal is None:
+            return ways
+        shown = np.array([*(self.goal[:2] - self.scene.state(request.target).position[:2]), 0.0])
+        along = float(shown @ said)
+        agrees = along >= MOVED_M and along > float(np.linalg.norm(shown - along * said))
+        return [shown, *ways] if agrees else ways
 
     def _plan_push(self, request: Request) -> tuple[Vector, Grip]:
         state = self.scene.state(request.target)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from emuworld.envs.tabletop import layout as sizes
 from emuworld.envs.tabletop.grasps import height_of
-from emuworld.envs.tabletop.predicates import DIRECTIONS, ThingState
+from emuworld.envs.tabletop.predicates import DIRECTIONS, NEIGHBOUR_M, ThingState
 from emuworld.envs.tabletop.robot import Vector
 
 # Where loose things may be put: within the arm's reach and the camera's view.
 TABLE_X_M, TABLE_Y_M, REACH_M = (0.28, 0.74), (-0.42, 0.42), (0.34, 0.75)
+STEADY_SHARE = 0.3  # of a cube's half width: what is put so far off its middle stands
+BESIDE_M = (
+    0.03,
+    NEIGHBOUR_M - 0.01,
+)  # along the way: what a relation's predicate asks for, and a little room
 _WAYS = {"left of": "left", "right of": "right", "behind": "away", "in front of": "closer"}
 
 
@@ -43,6 +48,24 @@ def near(point: Vector) -> Iterator[Spot]:
     for radius in (0.0, 0.008, 0.016):
         for turn in range(8 if radius else 1):
             yield Spot(point=point[:2] + radius * _direction(turn))
+
+
+def agreeing(point: Vector, named: Sequence[Spot], state: ThingState, relation: str) -> Iterator[Spot]:
+    """Spots at and around a point that a picture gave, held to what words say of the same place.
+
+    `named`: the spots of the words, best first; `state`: the thing that they name. Beside a thing a point on
+    another side of it gives none; on top of a small thing it comes in to where what is put there stands.
+    """
+    reach = STEADY_SHARE * state.half_m[0] if state.kind in ("cube", "cylinder") else math.inf
+    for spot in near(point):
+        off = spot.point - state.position[:2]
+        if relation in _WAYS:
+            along = float(off @ np.array(DIRECTIONS[_WAYS[relation]]))
+            if not BESIDE_M[0] < along < BESIDE_M[1] or along < float(np.linalg.norm(off)) * math.sqrt(0.5):
+                continue
+        elif np.linalg.norm(off) > reach:
+            off *= reach / np.linalg.norm(off)
+        yield replace(named[0], point=state.position[:2] + off)
 
 
 def beside(target: ThingState, other: ThingState, relation: str) -> Iterator[Spot]:

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from emuworld.agents.agent import Agent, Step
-from emuworld.agents.baselines import KnownPlan, LanguageRules, NoPlan, Random, TextOnly
+from emuworld.agents.baselines import KnownPlan, LanguageRules, NoPlan, TextOnly
 from emuworld.agents.planner import Imagines, Planner, PlannerConfig
 from emuworld.envs.render import Renderer
-from emuworld.envs.spaces import CommandText
-from emuworld.envs.tabletop.plans import Task, possible_subtasks
+from emuworld.envs.tabletop.plans import Task, random_plan
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.envs.tabletop.subtasks import Subtask, canonical, parse
 from emuworld.tasks.robot.plan_scores import PlanScores
@@ -37,6 +36,7 @@ def make_agent(
     model: Imagines | None = None,
     config: PlannerConfig | None = None,
     question: Callable[[str], str] = str,
+    seed: int = 0,
 ) -> Agent:
     """The agent called `name`, one of `AGENTS`.
 
@@ -45,6 +45,7 @@ def make_agent(
         config: of the planner.
         question: what the world model is asked for an instruction: the small model has learnt the bare
             instruction, the published one `emuworld.questions.vla_question`.
+        seed: of the random agent; with 0, 1 and 2 it fails at every task of the suite (checked there).
     """
     if name not in AGENTS:
         raise ValueError(f"agent={name!r} is unknown; expected one of {', '.join(AGENTS)}")
@@ -55,9 +56,9 @@ def make_agent(
     if name == "none":
         return NoPlan()
     if name == "random":
-        possible = possible_subtasks(place.task.names).values()
-        commands = CommandText([canonical(step) for steps in possible for step in steps])
-        return Random(commands, num_steps=max(1, len(place.task.oracle)))
+        task = place.task
+        steps = random_plan(task.names, max(1, len(task.oracle)), seed=task.seed + seed)
+        return KnownPlan([canonical(step) for step in steps])
     if model is None:
         raise ValueError(f"agent={name} plans with a world model; give one")
     scores = PlanScores(place.scene, renderer=place.renderer, size=place.size)

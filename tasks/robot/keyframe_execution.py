@@ -17,14 +17,15 @@ from emuworld.envs.render import Renderer
 from emuworld.envs.tabletop.scene import SkillResult, TableScene
 from emuworld.envs.tabletop.subtasks import Subtask, parse
 from emuworld.tasks.robot.calibration import Calibration, Frame, Mask, calibrate, undo
-from emuworld.tasks.robot.keyframe_readout import Position, Reading, read_position
+from emuworld.tasks.robot.keyframe_readout import FOUND, Position, Reading, read_position
 from emuworld.tasks.robot.table_view import TableView
 
 USES = ("both", "text", "keyframe")
 PLACING = ("place", "stack", "push")  # skills that end with the target at a place that a picture can show
 MOVED_M = 0.04  # a picture that shows an object less far from where it stands does not ask to move it
-# Score that is enough where the words name the place too: in a drawer or a bin most of a thing may be hidden.
-FOUND_WHERE_SAID = 0.1
+# Score that is enough where the words name the place too (in a drawer or a bin most of a thing may be hidden)
+# or say that the picture has it, or where nothing else in the picture has moved.
+FAINT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,20 +118,28 @@ def goal_position(subtask: Subtask, reading: Reading | None) -> Position | None:
     """The place to hand to the skill: the picture's, where it shows the target and agrees with the words.
 
     Where the words name what the target is put on or into, a picture that has it elsewhere is not believed.
+    A place beside or a way is held against the words by the skill (`TableScene.execute`).
     """
     if reading is None or reading.moved_m < MOVED_M:
         return None
+    if subtask.from_picture:  # nothing else says where
+        return reading.position if reading.score >= FAINT else None
     if subtask.relation not in ("on", "in"):
         return reading.position if reading.found else None
-    agrees = reading.on == subtask.destination and reading.score >= FOUND_WHERE_SAID
+    agrees = reading.on == subtask.destination and reading.score >= FAINT
     return reading.position if agrees else None
 
 
 def read_subtask(keyframe: Keyframe, view: TableView) -> tuple[Subtask | None, Reading | None]:
-    """The picture alone: the object that it shows farthest from its place is to be put there."""
+    """The picture alone: the object that is most clearly elsewhere, and not at its old place, goes there."""
     readings = read_all(keyframe.picture, view, view.names)
-    moved = {name: one for name, one in readings.items() if one.found and one.moved_m >= MOVED_M}
-    gone = {name: one for name, one in moved.items() if one.at_old_place < one.score} or moved
+    gone = {
+        name: one
+        for name, one in readings.items()
+        if one.moved_m >= MOVED_M and one.at_old_place < min(one.score, FOUND)
+    }
+    faint = {name: one for name, one in gone.items() if one.score >= FAINT and one.at_old_place < 0.0}
+    gone = {name: one for name, one in gone.items() if one.found} or faint
     if not gone:
         return None, None
     name = max(gone, key=lambda one: gone[one].score - gone[one].at_old_place)

@@ -72,7 +72,7 @@ def score_keyframe(
         hidden: objects that need not be seen: held in the hand, or inside a closed drawer.
     """
     keyframe = take_up(picture, view)
-    names = [name for name in view.names if name not in hidden and _in_view(view, name)]
+    names = [name for name in view.names if name not in hidden and in_view(view, name)]
     readings = read_all(keyframe.picture, view, names)
     return scores_of(keyframe, view, readings, moved=moved)
 
@@ -128,6 +128,6 @@ def _drift(keyframe: Keyframe, view: TableView) -> Drift:
     return drift_of(keyframe.calibration, keyframe.picture, view.frame, still_mask(view))
 
 
-def _in_view(view: TableView, name: str) -> bool:
+def in_view(view: TableView, name: str) -> bool:
     """Whether enough of an object is seen now to be missed later."""
     return int(view.mask(name).sum()) >= 40 * view.size[0] * view.size[1] / 256**2

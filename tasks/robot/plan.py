@@ -6,33 +6,32 @@ a film and the verdict. `run=FOLDER` carries out a plan that is there already.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mujoco
-import numpy as np
 from PIL import Image
 
 from emuworld.agents.agent import Agent
 from emuworld.agents.baselines import KnownPlan
-from emuworld.agents.objectives import resized
 from emuworld.agents.planner import PlannerConfig
 from emuworld.agents.plans import Plan, load_plan, save_plan
-from emuworld.envs.render import Renderer, make_renderer
+from emuworld.envs.render import make_renderer
+from emuworld.envs.tabletop.franka import checked_arm
 from emuworld.envs.tabletop.orders import draw_task, task_of_prompt
 from emuworld.envs.tabletop.plans import Task
 from emuworld.envs.tabletop.scene import TableScene
-from emuworld.tasks.film import captioned, side_by_side, write_film
+from emuworld.envs.tabletop.subtasks import parse
+from emuworld.tasks.film import write_film
 from emuworld.tasks.robot.agents import NEEDS_MODEL, Workplace, make_agent
-from emuworld.tasks.robot.calibration import Frame
 from emuworld.tasks.robot.episode import Outcome, RobotEpisode, run_agent
+from emuworld.tasks.robot.plan_pictures import SECONDS_A_SHOT, ArmFilm, strip
 from emuworld.world_model import WorldModel, load
 
 OnProgress = Callable[[str, int, int], None]
-
-_FILM_EVERY = 5  # control steps of 40 ms: five pictures a second of the arm's time, shown twice as fast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +52,7 @@ class MakePlan:
     max_pictures: int = 64  # imagined at most
     max_steps: int = 16  # subtasks carried out at most
     renderer: str = "auto"  # auto | gl | rays
+    arm: str = "primitive"  # primitive | franka (the Panda's meshes, out of gymnasium-robotics)
     film: bool = True  # write film.mp4
     out: str = "outputs/plan"  # folder of plan.json, strip.png and film.mp4
 
@@ -63,15 +63,24 @@ def quiet(label: str, done: int, total: int) -> None:
 
 def run(config: MakePlan, *, on_progress: OnProgress = quiet) -> Path:
     """Plan, carry out, judge, write; returns the path of `plan.json`."""
-    given = None if config.run is None else load_plan(Path(config.run))
+    given = None if config.run is None else _given(Path(config.run), Path(config.out))
     task = _task(config, given)
     model = load(config.model, device=config.device) if _needs_model(config) else None
+    if model is not None and "vla" not in model.manifest.modes:
+        print(untrained(model), file=sys.stderr)
     renderer = make_renderer(config.renderer)
     try:
         scene, size = TableScene.from_dict(task.scene), (config.size_px, config.size_px)
         place = Workplace(task=task, scene=scene, renderer=renderer, size=size)
         agent = _agent(config, place, given, model)
-        film: list[tuple[Frame, str]] = []
+        film = ArmFilm(renderer, size=size)
+
+        def tell(outcome: Outcome) -> None:
+            film.tell(outcome)
+            done.append(outcome)
+            on_progress("subtasks", len(done), config.max_steps)
+
+        done: list[Outcome] = []
         episode = run_agent(
             task,
             agent,
@@ -81,14 +90,23 @@ def run(config: MakePlan, *, on_progress: OnProgress = quiet) -> Path:
             seed=config.seed,
             use=config.use,
             max_steps=config.max_steps,
-            on_step=_told(config, on_progress),
-            on_motion=_filming(config, renderer, film),
+            on_step=tell,
+            on_motion=film.shoot if config.film else None,
         )
     finally:
         renderer.close()
     path = _write(config, task, episode, film, _provenance(config, model, given))
-    _say(episode, path)
+    _say(task, episode, path)
     return path
+
+
+def untrained(model: WorldModel) -> str:
+    """What is said of plans by a model that was never shown a robot's."""
+    modes = ", ".join(model.manifest.modes)
+    return (
+        f"This model was trained for {modes}, not for vla: what it plans for a robot means little. "
+        "agent=oracle and agent=scripted plan without a model"
+    )
 
 
 def plan_of(task: Task, episode: RobotEpisode, *, provenance: dict[str, Any]) -> Plan:
@@ -105,14 +123,13 @@ def plan_of(task: Task, episode: RobotEpisode, *, provenance: dict[str, Any]) ->
     )
 
 
-def strip(episode: RobotEpisode) -> Frame:
-    """Imagined keyframes above what came out, one column a step; grey where nothing was imagined."""
-    blank = np.full_like(episode.first, 128)
-    columns = [captioned(np.concatenate([blank, episode.first]), "start")]
-    for one in episode.outcomes:
-        imagined = blank if one.step.keyframe is None else resized(one.step.keyframe, blank.shape[:2])
-        columns.append(captioned(np.concatenate([imagined, one.frame]), one.step.text))
-    return side_by_side(columns)
+def _given(place: Path, out: Path) -> Plan:
+    plan = load_plan(place)
+    if (place.parent if place.suffix == ".json" else place).resolve() == out.resolve():
+        raise ValueError(
+            f"run and out are both {out}: the plan would be overwritten; give another out=FOLDER"
+        )
+    return plan
 
 
 def _task(config: MakePlan, given: Plan | None) -> Task:
@@ -121,8 +138,22 @@ def _task(config: MakePlan, given: Plan | None) -> Task:
             raise ValueError(f"the plan in {config.run} holds no task, so there is no table to do it on")
         return Task.from_dict(given.task)
     if config.instruction is None:
-        return draw_task(config.split, config.seed)
-    return task_of_prompt(config.instruction, config.split, config.seed)
+        task = draw_task(config.split, config.seed)
+    else:
+        task = _task_of(config.instruction, config)
+    return replace(task, scene={**task.scene, "arm": checked_arm(config.arm)})
+
+
+def _task_of(instruction: str, config: MakePlan) -> Task:
+    step = parse(instruction)
+    if step is None or step.from_picture:
+        raise ValueError(
+            f"instruction={instruction!r} is no subtask that names its place, so no table can be laid for "
+            "it; say, for example, 'put the red cube on the blue plate', 'stack the green cube on the red "
+            "cube', 'push the blue cylinder to the left' or 'open the drawer', or leave it out: then a task "
+            "of the split is drawn"
+        )
+    return task_of_prompt(instruction, config.split, config.seed)
 
 
 def _needs_model(config: MakePlan) -> bool:
@@ -141,34 +172,6 @@ def _agent(config: MakePlan, place: Workplace, given: Plan | None, model: WorldM
     return make_agent(config.agent, place, model=model, config=settings)
 
 
-def _told(config: MakePlan, on_progress: OnProgress) -> Callable[[Outcome], None]:
-    done: list[Outcome] = []
-
-    def tell(outcome: Outcome) -> None:
-        done.append(outcome)
-        on_progress(outcome.step.text, len(done), config.max_steps)
-
-    return tell
-
-
-def _filming(
-    config: MakePlan, renderer: Renderer, film: list[tuple[Frame, str]]
-) -> Callable[[TableScene], None] | None:
-    if not config.film:
-        return None
-    steps = 0
-
-    def shoot(scene: TableScene) -> None:
-        nonlocal steps
-        steps += 1
-        if steps % _FILM_EVERY == 0:
-            side = config.size_px
-            shot = renderer.render(scene.model, scene.data, scene.camera(), height=side, width=side)
-            film.append((shot, ""))
-
-    return shoot
-
-
 def _provenance(config: MakePlan, model: WorldModel | None, given: Plan | None) -> dict[str, Any]:
     made = {
         "agent": config.agent if given is None else "known plan",
@@ -185,20 +188,23 @@ def _write(
     config: MakePlan,
     task: Task,
     episode: RobotEpisode,
-    film: list[tuple[Frame, str]],
+    film: ArmFilm,
     provenance: dict[str, Any],
 ) -> Path:
     out = Path(config.out)
     path = save_plan(out, plan_of(task, episode, provenance=provenance))
     Image.fromarray(strip(episode)).save(out / "strip.png")
-    if film:
-        write_film(out / "film.mp4", [(shot, task.instruction) for shot, _ in film], seconds_a_shot=0.1)
+    if config.film and film.shots:
+        write_film(out / "film.mp4", film.shots, seconds_a_shot=SECONDS_A_SHOT)
     return path
 
 
-def _say(episode: RobotEpisode, path: Path) -> None:
+def _say(task: Task, episode: RobotEpisode, path: Path) -> None:
+    print(f"“{task.instruction}”")
+    if not episode.outcomes:
+        print("   the agent had nothing to do or say")
     for number, one in enumerate(episode.outcomes, start=1):
         print(f"{number}. {one.step.text}: {one.executed.result.reason}")
     for fact, holds in episode.facts.items():
         print(f"   {'yes' if holds else 'no '} {fact}")
-    print(f"{'Success' if episode.success else 'No success'}. The plan is in {path}")
+    print(f"{'Success' if episode.success else 'No success'}. The plan is in {path}, pictures beside it")

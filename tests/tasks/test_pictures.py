@@ -63,6 +63,7 @@ def test_the_demo_makes_its_page(tiny_folder: str, tmp_path: Path) -> None:
         num_pictures=2,
         walk=("turn left", "turn right"),
         branches=("look up", "turn around"),
+        robot=None,  # tests/tasks/robot/test_demo_part.py
         out=str(tmp_path),
     )
     calls: list[tuple[str, int, int]] = []
@@ -82,3 +83,14 @@ def test_a_film_shows_every_shot_for_its_time(tmp_path: Path) -> None:
     assert abs(int(frames[0][10, 10, 0]) - 200) < 12
     with pytest.raises(ValueError, match="at least one frame"):
         film.write_film(tmp_path / "f.mp4", [])
+
+
+@pytest.mark.parametrize("words", ["done", "put the orange cylinder to the left of the yellow cube: blocked"])
+def test_a_caption_stays_inside_its_bar(words: str) -> None:
+    frame = np.full((64, 192, 3), 200, dtype=np.uint8)
+    picture = film.captioned(frame, words)
+    bar = picture[64:]
+    assert np.array_equal(picture[:64], frame) and bar.max() > 150
+    ground = bar[0, 0]
+    for edge in (bar[:, -4:], bar[:, :4], bar[-1:], bar[:1]):  # letters that are cut would touch one
+        assert (edge == ground).all()

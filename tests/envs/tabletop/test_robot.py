@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
+from emuworld.envs.tabletop.arm_body import FINGER_STROKE_M
 from emuworld.envs.tabletop.layout import TablePlan
-from emuworld.envs.tabletop.robot import CONTROL_S, FINGER_STROKE_M, HOME_RAD, Arm, Kinematics, down
+from emuworld.envs.tabletop.robot import CONTROL_S, HOME_RAD, Arm, Kinematics, down
 from emuworld.envs.tabletop.scene import TableScene
 
 REACH_M = 0.333 + 0.316 + 0.384  # of the Panda's data sheet: base to shoulder, upper arm, forearm

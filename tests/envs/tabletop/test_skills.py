@@ -162,6 +162,36 @@ def test_goal_position_says_where() -> None:
         scene.execute(place, goal_position=(0.5, float("nan"), 0.0))
 
 
+def test_a_goal_position_is_held_to_the_words() -> None:
+    """Where words name the place too: kept where both agree, brought in on a cube, passed over elsewhere."""
+    scene = TableScene(
+        TablePlan(
+            objects=(cube("red", 0.5, -0.1), cube("blue", 0.4, 0.1)),
+            furniture=(FurniturePlan(kind="plate", colour="white", position=(0.6, 0.2)),),
+        )
+    )
+    before = scene.save()
+    on_plate = Subtask(skill="place", target="red cube", destination="white plate", relation="on")
+    assert scene.execute(on_plate, goal_position=(0.57, 0.22, 0.0)).done
+    assert np.linalg.norm(scene.state("red cube").position[:2] - (0.57, 0.22)) < 0.01
+    scene.restore(before)
+    stack = Subtask(skill="stack", target="red cube", destination="blue cube")
+    assert scene.execute(stack, goal_position=(0.425, 0.1, 0.0)).done  # it would tip over there
+    off = scene.state("red cube").position[:2] - (0.4, 0.1)
+    assert 0.003 < off[0] < 0.017 and holds(scene, "On", "red cube", "blue cube")
+    scene.restore(before)
+    left = Subtask(skill="place", target="red cube", destination="blue cube", relation="left of")
+    assert scene.execute(left, goal_position=(0.55, 0.0, 0.0)).done  # that is in front of it
+    assert holds(scene, "LeftOf", "red cube", "blue cube")
+    scene.restore(before)
+    push = Subtask(skill="push", target="red cube", relation="right")
+    assert scene.execute(push, goal_position=(0.51, -0.04, 0.0)).done
+    assert np.linalg.norm(scene.state("red cube").position[:2] - (0.51, -0.04)) < 0.02
+    scene.restore(before)
+    assert scene.execute(push, goal_position=(0.6, -0.1, 0.0)).done  # that is closer
+    assert holds(scene, "Moved", "red cube", "right")
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

@@ -15,7 +15,14 @@ from emuworld.envs.render import Renderer, make_renderer
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.envs.tabletop.subtasks import Subtask, canonical, parse
 from emuworld.tasks.robot.calibration import Frame
-from emuworld.tasks.robot.keyframe_execution import execute_step, goal_position, read_goal, see, take_up
+from emuworld.tasks.robot.keyframe_execution import (
+    execute_step,
+    goal_position,
+    read_goal,
+    read_subtask,
+    see,
+    take_up,
+)
 from emuworld.tasks.robot.keyframe_readout import Reading
 from emuworld.tasks.robot.keyframe_scores import score_keyframe
 from emuworld.tasks.robot.table_view import TableView
@@ -167,6 +174,13 @@ def test_the_keyframe_matters(scene: TableScene, renderer: Renderer) -> None:
         missed[use] = float(np.linalg.norm(scene.state("red cube").position - goal))
         assert executed.used_picture == (use != "text")
     assert missed["both"] < 0.02 and missed["keyframe"] < 0.02 and missed["text"] > 0.1
+
+
+def test_a_picture_in_which_nothing_moves_asks_for_nothing(scene: TableScene, renderer: Renderer) -> None:
+    scene.reset()
+    view = see(scene, renderer, size=(192, 192))
+    assert read_subtask(take_up(view.frame, view), view) == (None, None)
+    assert read_subtask(take_up(noisy(view.frame), view), view) == (None, None)
 
 
 def test_words_that_mean_nothing_change_nothing(scene: TableScene, renderer: Renderer) -> None:

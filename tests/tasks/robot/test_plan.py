@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from emuworld.agents.agent import Frame
+from emuworld.agents.baselines import KnownPlan
 from emuworld.agents.plans import load_plan
 from emuworld.envs.render import Renderer, make_renderer
 from emuworld.envs.tabletop.orders import task_of_prompt
@@ -20,6 +21,7 @@ from emuworld.envs.tabletop.subtasks import canonical
 from emuworld.tasks.robot.agents import AGENTS, Workplace, make_agent
 from emuworld.tasks.robot.episode import RobotEpisode, run_agent
 from emuworld.tasks.robot.plan import MakePlan, run
+from emuworld.tasks.robot.plan_pictures import ArmFilm, strip
 from emuworld.tasks.robot.table_view import TableView
 from emuworld.world_model import Sampling, Segment, WorldState
 
@@ -137,3 +139,34 @@ def test_command_writes_a_plan_that_runs_again(tmp_path: Path, capsys: pytest.Ca
     assert one.verdict == other.verdict and one.verdict["success"]
     assert np.array_equal(one.frame, other.frame) and other.provenance["plan"] == one.provenance
     assert one.predicates == (("On", "red cube", "blue plate"),)
+    with pytest.raises(ValueError, match="another out"):  # a shorter run would overwrite the plan
+        run(replace(settings, run=str(path.parent)))
+    assert np.array_equal(load_plan(path).frame, one.frame)
+
+
+@pytest.mark.parametrize("words", ["make tea", "put the red cube where the picture shows"])
+def test_words_for_which_no_table_can_be_laid(words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="put the red cube on the blue plate"):
+        run(MakePlan(instruction=words, agent="oracle", out=str(tmp_path)))
+
+
+def test_a_strip_has_a_row_for_what_was_imagined(place: Workplace) -> None:
+    imagined, known = work(place, "planner"), work(place, "oracle")
+    (planned,) = imagined.outcomes
+    above, below = strip(imagined), strip(known)
+    column = slice(SIDE + 8, 2 * SIDE + 8)  # the second, after a gap
+    assert np.array_equal(above[:SIDE, column], planned.step.keyframe)
+    assert np.array_equal(above[SIDE : 2 * SIDE, column], planned.frame)
+    assert np.array_equal(below[:SIDE, column], known.outcomes[0].frame)
+
+
+def test_a_film_says_what_is_done(place: Workplace) -> None:
+    film = ArmFilm(place.renderer, size=(64, 64))
+    agent = KnownPlan([WORDS, "open the drawer"])
+    run_agent(
+        place.task, agent, renderer=place.renderer, scene=place.scene, size=(64, 64),
+        on_step=film.tell, on_motion=film.shoot,
+    )  # fmt: skip
+    said = [words for _, words in film.shots]
+    assert set(said[:-1]) == {WORDS} and len(said) > 20
+    assert said[-1] == "open the drawer: there is no drawer on this table"
