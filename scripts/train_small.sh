@@ -24,7 +24,7 @@ rooms)
     KINDS="" WORDS="" BUCKETS=""
     ;;
 all)
-    KINDS="num_edits=8 num_tales=1 num_tasks=3 num_tables=2"
+    KINDS="num_edits=6 num_tales=1 num_tasks=1 num_views=4 num_tables=6 num_table_edits=6"
     WORDS="num_tokens=640"
     BUCKETS="buckets=[{kind:walk,frames:12,batch_size:16},{kind:picture,batch_size:48}"
     BUCKETS="$BUCKETS,{kind:walk,frames:42,batch_size:2,every:4},{kind:x2i,frames:2,batch_size:24}"
