@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from emuworld.tasks import page
+from emuworld.tasks.edit_summary import EXPECTED, VERDICTS, summarise_x2i
 from emuworld.tasks.film import side_by_side
 from emuworld.tasks.metrics import Estimate
 from emuworld.tasks.run_folder import load_pictures, read_records
 from emuworld.tasks.summary import CONTENDERS, JUDGED, REGIONS, Figures, summarise_explore_twin, summarise_t2i
 
-_TITLES = {"explore-twin": "A dream beside its twin", "t2i": "Pictures from words"}
+_TITLES = {
+    "explore-twin": "A dream beside its twin",
+    "t2i": "Pictures from words",
+    "x2i": "Pictures edited as told",
+}
 
 
 def write_report(folder: Path) -> Figures:
@@ -27,6 +32,7 @@ def write_report(folder: Path) -> Figures:
     summarise, render = {
         "explore-twin": (summarise_explore_twin, _explore_twin_page),
         "t2i": (summarise_t2i, _t2i_page),
+        "x2i": (summarise_x2i, _x2i_page),
     }[run["suite"]]
     figures = summarise(records)
     summary = {"run": run, "figures": figures}
@@ -233,6 +239,48 @@ def _t2i_page(figures: Figures, folder: Path) -> list[str]:
             page.table(head=["prompts", *kinds.values(), "count"], rows=rows),
         ),
         page.section("What it looks like", _painted(folder)),
+    ]
+
+
+def _x2i_page(figures: Figures, folder: Path) -> list[str]:
+    ways = ("plain", "tokenizer")
+    errors = [f"{error}, {way}" for way in ways for error in ("false successes", "missed successes")]
+    heads = ["done and rest kept", "done", "rest kept", *(f"judge: {error}" for error in errors)]
+    rows = [
+        [
+            group,
+            *(_words(one["dream"][verdict], "rate") for verdict in VERDICTS),
+            *(_words(one["judge"][error], "rate") for error in errors),
+            str(one["dream"]["success"]["count"]),
+        ]
+        for group, one in figures["groups"].items()
+    ]
+    kept_words = {True: ", kept", False: ", not kept", None: ""}
+    known = [
+        [
+            who,
+            *(_words(figures["judged"][who][verdict], "rate") for verdict in VERDICTS),
+            f"{'done' if done else 'not done'}{kept_words[kept]}",
+        ]
+        for who, (done, kept) in EXPECTED.items()
+    ]
+    return [
+        page.section("Against the bars", _bar_table(figures["bars"])),
+        page.section(
+            "Is the edit done, and is the rest kept?",
+            page.text(
+                "The judge compares pixels with the simulator's edit where that is known to the pixel, and "
+                "asks a detector where the words leave a place open. It also judged pictures whose worth is "
+                "known: false successes are pictures left as they were, edited otherwise, or with one edit "
+                "too many, taken for right; missed successes are right pictures not taken for right."
+            ),
+            page.table(head=["edits", *heads, "count"], rows=rows),
+            page.subsection(
+                "The judge on pictures whose worth is known",
+                page.table(head=["picture", "done and kept", "done", "kept", "should be"], rows=known),
+            ),
+        ),
+        page.section("What it looks like", *_pictures(folder, "edit")),
     ]
 
 

@@ -20,6 +20,7 @@ BARS: dict[str, float] = {
     "retrieval": 0.95,
     "step_10_seen_db": 24.0,
     "t2i_all_present": 0.80,
+    "x2i_success": 0.75,  # issue 4: edit done and rest kept
 }
 
 
@@ -75,9 +76,21 @@ class TextToImage(RunSettings):
     temperature: float | None = None  # null = the model's own sampling, as a user gets it
 
 
-Suite = ExploreTwin | TextToImage
-SUITES: dict[str, type[ExploreTwin] | type[TextToImage]] = {
-    one.name: one for one in (ExploreTwin, TextToImage)
+@dataclass(frozen=True, kw_only=True)
+class EditPictures(RunSettings):
+    """Pictures edited as they are told: is the edit done, and is the rest kept?
+
+    Rooms and table-tops in turn, and in each all kinds of edits in turn: 20 edits are one of each.
+    """
+
+    name: ClassVar[str] = "x2i"
+    num_edits: int = 400
+    temperature: float | None = None  # null = the model's own sampling, as a user gets it
+
+
+Suite = ExploreTwin | TextToImage | EditPictures
+SUITES: dict[str, type[ExploreTwin] | type[TextToImage] | type[EditPictures]] = {
+    one.name: one for one in (ExploreTwin, TextToImage, EditPictures)
 }
 
 
