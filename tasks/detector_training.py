@@ -205,8 +205,8 @@ def _begun(config: DetectorStage) -> Detector:
     known = len(old.config.shapes)
     if old.config.shapes != fresh.config.shapes[:known] or old.config.colours != fresh.config.colours:
         raise ValueError(
-            f"{config.start_from} tells {old.config.shapes} in {old.config.colours} apart; expected one whose "
-            f"shapes begin {fresh.config.shapes}; leave start_from out"
+            f"{config.start_from} tells {old.config.shapes} in {old.config.colours} apart; expected some of "
+            f"{fresh.config.shapes} in their order; leave start_from out"
         )
     grown = new(replace(old.config, shapes=fresh.config.shapes), seed=config.training.seed)
     state = old.state_dict()

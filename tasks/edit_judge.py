@@ -25,6 +25,7 @@ BLOCK_PX = 16  # of a visual token
 # Error of the changed region, relative to leaving it as it was: a tokenizer alone leaves up to 0.3 of small
 # objects; another object at the same place has 0.36 and more.
 _AS_TRUE, _AS_TRUE_FREE, _SAME_VIEW = 0.30, 0.33, 0.40
+_THERE = 0.50  # of the cells of what must be there: it is the smaller part where a plate becomes a cube
 # Mean colour of the changed region: distance to the true one, relative to the distance of the old one.
 _COLOUR = {"background": 0.30, "light": 0.45, "recolour": 0.35}
 _COLOUR_GREY = 16.0  # a background's, in grey levels: shades of one name differ by 10
@@ -71,7 +72,8 @@ def _is_done(truth: EditTruth, frame: Frame, seen: Sequence[Sighting]) -> bool:
     if kind in ("add", "combine"):
         side = next((limits for words, limits in _SIDES.items() if words in truth.instruction), (0.0, 1.0))
         return error <= _AS_TRUE_FREE or any(side[0] <= one.column <= side[1] for one in found)
-    as_true = error <= _AS_TRUE_FREE or _any_near(found, truth.place_after)
+    as_true = error <= _AS_TRUE_FREE and _relative_error(truth, frame, truth.occupied) <= _THERE
+    as_true = as_true or _any_near(found, truth.place_after)
     if kind == "move":
         return as_true and _relative_error(truth, frame, truth.vacated) <= _SAME_VIEW
     return as_true and not _any_near(_sighted(truth.target, seen), truth.place_before)

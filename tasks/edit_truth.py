@@ -57,6 +57,7 @@ class EditTruth:
     spoilt: Frame
     changed: Mask  # [H, W], True = the edit shows here
     vacated: Mask  # [H, W], True = showed the target before, and does not afterwards
+    occupied: Mask  # [H, W], True = shows the result (or the moved target) afterwards, and did not before
     place_before: Place | None  # of the target, where it was in view
     place_after: Place | None  # of the result, or of a moved target
 
@@ -160,6 +161,7 @@ def _drawn(request: Request, world: str, edit: AnyEdit, *, wrong: AnyShot, spoil
         spoilt=_frame(spoilt, request),
         changed=differs | about,
         vacated=_enlarged((old == edit.target) & (new != edit.target)),
+        occupied=_enlarged((new == shown) & (old != shown)),
         place_before=_place(old == edit.target),
         place_after=_place(new == shown),
     )

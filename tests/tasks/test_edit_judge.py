@@ -123,6 +123,13 @@ def test_a_thing_that_is_moved_has_left_its_place(truths: list[EditTruth]) -> No
     assert isinstance(truth.place_before, Place) and isinstance(truth.place_after, Place)
 
 
+def test_what_is_replaced_is_not_only_gone(truths: list[EditTruth]) -> None:
+    truth = next(one for one in truths if one.kind == "replace")
+    gone = truth.after.copy()
+    gone[truth.occupied] = np.median(truth.after[~truth.changed], axis=0).astype(np.uint8)
+    assert not judge(truth, gone, seen=[], rebuilt=truth.after).done
+
+
 def _record(index: int, *, world: str, group: str, dream: tuple[bool, bool], fooled: bool = False) -> dict:
     verdict = {who: {"done": done, "kept": kept is not False} for who, (done, kept) in EXPECTED.items()}
     if fooled:
