@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emuworld.envs.episodes import TRUTH
+from emuworld.envs.episodes import PUBLISHED_SHARE, TRUTH
 from emuworld.envs.palette import with_article
 from emuworld.envs.render import Renderer
 from emuworld.envs.rooms.scenes import generator
@@ -33,11 +33,13 @@ from emuworld.envs.tabletop.sampling import sample_plan
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.envs.tabletop.shots import QUIET_STEPS
 from emuworld.envs.tabletop.subtasks import Subtask, phrase
+from emuworld.questions import ROBOTS, howto_question, vla_question
 from emuworld.story import Story, StoryImage, StorySegment
 
 KINDS = ("vla", "play", "howto", "pictures")
 SEGMENTATION_PX = 128
 PLAY_STEPS = 3
+_ROBOTS = (*ROBOTS, "Franka Panda")  # one arm is drawn, whatever a question calls it
 _SPLIT_SHARE = 0.4  # of "put the … on …" steps that are told as two: pick up, then put
 _TRIES = 12  # draws of a subtask that the arm can begin
 _VLA_STREAM, _PLAY_STREAM, _PICTURES_STREAM = 50, 51, 52
@@ -199,8 +201,14 @@ def vla_story(
 ) -> Story:
     """Instruction and first frame, then subtasks with their keyframes."""
     question = _instruction(task, rng)
+    if rng.random() < PUBLISHED_SHARE:
+        robot = _ROBOTS[int(rng.integers(len(_ROBOTS)))]
+        steps = len(frames) - 1 if rng.random() < 0.5 else None
+        question = vla_question(_sentence(question), robot=robot, num_steps=steps)
+    elif rng.random() >= 0.2:
+        question = _sentence(question)
     return Story(
-        question=question if rng.random() < 0.2 else _sentence(question),
+        question=question,
         reference_images=(frames[0].image(format),),
         segments=tuple(_segment(frame, rng, split=split, format=format) for frame in frames[1:]),
         story_id=story_id,
@@ -232,8 +240,11 @@ def howto_story(
     from_picture = len(steps) > 1 and rng.random() < 0.5
     if not from_picture:
         steps.insert(0, StorySegment(text=_needed(frames), images=(first,)))
+    question = f"How to {_instruction(task, rng)}."
+    if rng.random() < PUBLISHED_SHARE:
+        question = howto_question(question, num_steps=len(steps))
     return Story(
-        question=f"How to {_instruction(task, rng)}.",
+        question=question,
         reference_images=(first,) if from_picture else (),
         segments=tuple(steps),
         story_id=story_id,
