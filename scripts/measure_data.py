@@ -71,7 +71,7 @@ def main() -> None:
             for story in stories
         )
         print(
-            f"{name:20s} {len(stories):4d} stories {frames:5d} frames: {1000 * cpu / frames:6.1f} ms CPU a frame,"
+            f"{name:20s} {len(stories):4d} stories {frames:5d} frames: {1000 * cpu / frames:6.1f} ms a frame,"
             f" {frames / cpu:6.1f} frames/s, {len(stories) / cpu:5.1f} stories/s of CPU; {wall:.0f} s passed",
             flush=True,
         )
