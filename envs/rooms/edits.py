@@ -31,7 +31,6 @@ from emuworld.envs.rooms.furniture import shade
 from emuworld.envs.rooms.placement import NUM_OBJECTS, new_object
 from emuworld.envs.rooms.scenes import FOVY_RAD
 from emuworld.envs.rooms.shots import (
-    CLEAR_PX,
     Shot,
     exchanged,
     free_spot,
@@ -314,9 +313,7 @@ EDIT_KINDS = tuple(_MAKERS)
 
 def appeared(name: str, *, instead_of: str = "") -> Callable[[Shot, Shot], bool]:
     """Whether the object is large in the second view, and hides half of no other."""
-    return lambda before, after: (
-        after.pixels().get(name, 0) >= CLEAR_PX and rest_kept(before, after, {name, instead_of})
-    )
+    return lambda before, after: name in after.clear() and rest_kept(before, after, {name, instead_of})
 
 
 def _moved(name: str, relation: str) -> Callable[[Shot, Shot], bool]:
@@ -326,7 +323,7 @@ def _moved(name: str, relation: str) -> Callable[[Shot, Shot], bool]:
 
     def seen(before: Shot, after: Shot) -> bool:
         old, new = before.pixels().get(name, 0), after.pixels().get(name, 0)
-        if new < CLEAR_PX or not rest_kept(before, after, {name}):
+        if name not in after.clear() or not rest_kept(before, after, {name}):
             return False
         shift = after.column(name) - before.column(name)
         return {
@@ -341,14 +338,12 @@ def _moved(name: str, relation: str) -> Callable[[Shot, Shot], bool]:
 
 def _floor_objects(shot: Shot) -> list[str]:
     """Objects that are large in view and stand on the floor."""
-    clear = [name for name, pixels in shot.pixels().items() if pixels >= CLEAR_PX]
-    return [name for name in clear if item_of(shot, name).base_m < _LOW_OBJECT_M]
+    return [name for name in shot.clear() if item_of(shot, name).base_m < _LOW_OBJECT_M]
 
 
 def _clear_object(shot: Shot, rng: np.random.Generator, *, on_floor: bool = False) -> str | None:
     """An object that is large in view."""
-    clear = [name for name, pixels in shot.pixels().items() if pixels >= CLEAR_PX]
-    names = _floor_objects(shot) if on_floor else clear
+    names = _floor_objects(shot) if on_floor else shot.clear()
     return choice(rng, tuple(names)) if names else None
 
 
