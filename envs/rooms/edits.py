@@ -47,7 +47,8 @@ _LOW_OBJECT_M = 0.3  # a base below this is on the floor
 # Darker and brighter multiply all light; a room is never made dark twice.
 _DIM, _BRIGHT, _AMBIENT = 0.55, 1.4, (0.36, 0.54)
 _TINTS: dict[str, RGB] = {"warm": (1.0, 0.78, 0.50), "cold": (0.62, 0.82, 1.0)}
-_FLOORS = ("wooden", *FLOOR_COLOURS)
+_FLOORS = (("wooden", "planks_wide", WOOD[0]), *((name, "matte", rgb) for name, rgb in FLOOR_COLOURS.items()))
+_FLOORS_APART = 0.2  # distance of their colours: a brown chequered floor and a brown one look alike
 _COLUMNS = {"on the left": (0.0, 0.36), "in the middle": (0.40, 0.60), "on the right": (0.64, 1.0)}
 
 
@@ -234,8 +235,12 @@ def _floor(shot: Shot, rng: np.random.Generator) -> _Change | None:
     name, share = shot.view.floor
     if share < _CLEAR_FLOOR:
         return None
-    new = choice(rng, tuple(floor for floor in _FLOORS if floor != name))
-    floor = ("wooden", "planks_wide", WOOD[0]) if new == "wooden" else (new, "matte", FLOOR_COLOURS[new])
+    old = np.array(shot.scene.plan.floor[2])
+    floors = [
+        floor for floor in _FLOORS if floor[0] != name and np.linalg.norm(old - floor[2]) > _FLOORS_APART
+    ]
+    floor = choice(rng, tuple(floors))
+    new = floor[0]
     words = {"floor": new, "a_floor": with_article(new)}
     return _Change(
         phrasing="floor",
