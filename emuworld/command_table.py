@@ -124,6 +124,11 @@ COMMANDS: dict[str, Command] = {
                 settings="TextToImage",
                 settings_module="emuworld.tasks.suites",
             ),
+            "x2i": Target(
+                module="emuworld.tasks.evaluate",
+                settings="EditPictures",
+                settings_module="emuworld.tasks.suites",
+            ),
             "robot-331": Target(
                 module="emuworld.tasks.evaluate",
                 settings="RobotSuite",
@@ -134,6 +139,7 @@ COMMANDS: dict[str, Command] = {
             "emuworld eval suite=explore-twin",
             "emuworld eval suite=explore-twin num_starts=20 num_walks=2 num_turns=2",
             "emuworld eval suite=t2i device=cuda",
+            "emuworld eval suite=x2i num_edits=40",
             "emuworld eval suite=explore-twin score_only=true",
             "emuworld eval suite=robot-331 agent=oracle",
             "emuworld eval suite=robot-331 against=outputs/eval/robot-331/scripted",

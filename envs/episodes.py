@@ -20,10 +20,12 @@ from emuworld.envs.rooms.captions import View, caption, walk_prompt
 from emuworld.envs.rooms.commands import PITCH_STEP_RAD, Outcome, Pose, phrase
 from emuworld.envs.rooms.scenes import RoomScene, generator
 from emuworld.envs.rooms.walks import walk
+from emuworld.questions import explore_question
 from emuworld.story import Story, StoryImage, StorySegment
 
 TRUTH = "truth"  # name of the feature that holds a frame's truth as JSON
-_WALK_STREAM, _PICTURE_STREAM = 10, 11
+PUBLISHED_SHARE = 0.12  # of questions in the form of the published model (`emuworld.questions`)
+_WALK_STREAM, _PICTURE_STREAM, _QUESTION_STREAM = 10, 11, 13
 
 
 def generate_episode(
@@ -45,6 +47,8 @@ def generate_episode(
     rng = generator(split, seed, _WALK_STREAM)
     steps = walk(scene, scene.start_pose(0), rng, num_frames=num_frames)
     question = walk_prompt(steps[0].view, rng, split=split)
+    if generator(split, seed, _QUESTION_STREAM).random() < PUBLISHED_SHARE:
+        question = explore_question(caption(steps[0].view))
     segments = []
     for step in steps:
         text = "" if step.command is None else phrase(step.command, rng, split)

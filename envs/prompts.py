@@ -47,6 +47,11 @@ _COMMANDS = {
         "add {an_a}",
         "replace the {a} with {an_b}",
         "paint the wall {wall}",
+        "move the {a} to the left",
+        "put the {a} in front of the {b}",
+        "make the light warm",
+        "make it darker",
+        "show it from further left",
     ),
     "story": (
         "The {a} rolls towards the {b}.",

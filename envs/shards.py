@@ -29,12 +29,15 @@ from emuworld.envs.render import Renderer, make_renderer
 from emuworld.envs.rooms.edit_episodes import edit_stories
 from emuworld.envs.rooms.scenes import SPLITS, RoomScene
 from emuworld.envs.rooms.tale_episodes import tale_story
+from emuworld.envs.tabletop.edit_episodes import table_edit_stories
 from emuworld.envs.tabletop.episodes import table_stories
 from emuworld.story import Shard, ShardError, Story, write_shard
 
 # How much of each kind a seed gives; with what else decides what a shard holds.
-_AMOUNTS = ("num_frames", "num_pictures", "num_edits", "num_tales", "num_tasks", "num_tables")
-_DECIDING = (*_AMOUNTS, "episodes_per_shard", "size", "format")
+_AMOUNTS = (
+    "num_frames", "num_pictures", "num_edits", "num_tales", "num_tasks", "num_tables", "num_table_edits",
+)  # fmt: skip
+_DECIDING = (*_AMOUNTS, "num_views", "episodes_per_shard", "size", "format")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,9 @@ class ShardsConfig:
     num_edits: int = 0  # edits of views of each room (x2i), in chains of up to three
     num_tales: int = 0  # stories of two characters in each room (story), four to six panels each
     num_tasks: int = 0  # tasks on a table-top for each room (vla, howto), carried out by the arm
+    num_views: int = 1  # how often each of these is told, in other colours and another look after the first
     num_tables: int = 0  # pictures of other table-tops for each of these tasks (t2i)
+    num_table_edits: int = 0  # edits of table-tops for each room (x2i), in chains of up to three
     first_seed: int = 0  # seed of the first room
     episodes_per_shard: int = 32  # rooms in one file
     size: int = 256  # picture side in pixels
@@ -60,7 +65,7 @@ class ShardsConfig:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"split={self.split!r} is unknown; expected one of {', '.join(SPLITS)}")
-        for name in ("num_episodes", "episodes_per_shard", "size"):
+        for name in ("num_episodes", "num_views", "episodes_per_shard", "size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; expected at least 1")
         for name in (*_AMOUNTS, "first_seed", "workers"):
@@ -186,4 +191,8 @@ def _room_stories(config: ShardsConfig, seed: int, renderer: Renderer) -> Iterat
             size=size,
             format=format,
             num_pictures=config.num_tables,
+            num_views=config.num_views,
         )
+    yield from table_edit_stories(
+        split, seed, num_edits=config.num_table_edits, renderer=renderer, size=size, format=format
+    )

@@ -24,13 +24,14 @@ rooms)
     KINDS="" WORDS="" BUCKETS=""
     ;;
 all)
-    KINDS="num_edits=8 num_tales=1 num_tasks=3 num_tables=2"
+    KINDS="num_edits=6 num_tales=1 num_tasks=1 num_views=4 num_tables=6 num_table_edits=6"
     WORDS="num_tokens=640"
     BUCKETS="buckets=[{kind:walk,frames:12,batch_size:16},{kind:picture,batch_size:48}"
     BUCKETS="$BUCKETS,{kind:walk,frames:42,batch_size:2,every:4},{kind:x2i,frames:2,batch_size:24}"
     BUCKETS="$BUCKETS,{kind:x2i,frames:3,batch_size:8,every:4},{kind:story,frames:6,batch_size:8,every:2}"
-    BUCKETS="$BUCKETS,{kind:table,batch_size:32},{kind:vla,frames:4,batch_size:16}"
-    BUCKETS="$BUCKETS,{kind:vla,frames:7,batch_size:8,every:2},{kind:howto,frames:6,batch_size:8,every:2}]"
+    BUCKETS="$BUCKETS,{kind:table,batch_size:32},{kind:vla,frames:4,batch_size:20}"
+    BUCKETS="$BUCKETS,{kind:vla,frames:7,at_least:5,batch_size:8,every:4},{kind:howto,frames:3,batch_size:8}"
+    BUCKETS="$BUCKETS,{kind:howto,frames:6,at_least:4,batch_size:8,every:4}]"
     ;;
 *)
     echo "MODES=$MODES; expected rooms or all" >&2

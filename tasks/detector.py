@@ -20,9 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emuworld.envs.palette import SHAPES
 from emuworld.tasks.metrics import Estimate, Frame, bootstrap
-from emuworld.tasks.truth import COLOUR_NAMES, LABEL_STRIDE, Labels
+from emuworld.tasks.truth import COLOUR_NAMES, DETECTED_SHAPES, LABEL_STRIDE, Labels
 
 STRIDE = LABEL_STRIDE  # one label for each 4 x 4 pixels
 # An object counts as visible from one token up (16 x 16 of 256 x 256 pixels); a smaller sighting counts
@@ -38,7 +37,7 @@ class DetectorConfig:
     """What the detector tells apart, and how large it is; `min_share` is set by calibration."""
 
     colours: tuple[str, ...] = COLOUR_NAMES
-    shapes: tuple[str, ...] = SHAPES
+    shapes: tuple[str, ...] = DETECTED_SHAPES
     width: int = 64
     dilations: tuple[int, ...] = (1, 2, 4, 8, 4, 1)  # each cell sees about 100 px around it
     min_share: float = VISIBLE_SHARE / 2  # of the frame that a pair's labels must cover to count as found
@@ -51,6 +50,22 @@ class Found:
     colour: str
     shape: str
     share: float
+
+    @property
+    def pair(self) -> Pair:
+        return self.colour, self.shape
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sighting:
+    """One object found in a frame and where: its middle (0 to 1) and its cells."""
+
+    colour: str
+    shape: str
+    share: float
+    column: float
+    row: float
+    cells: NDArray[np.bool_]  # [H/4, W/4], True = this object
 
     @property
     def pair(self) -> Pair:
@@ -129,6 +144,40 @@ class Detector(nn.Module):
             shape_logits, colour_logits = self(part)
             tables.append(_object_table(shape_logits.float(), colour_logits.float()).cpu().numpy())
         return np.concatenate(tables)
+
+    @torch.inference_mode()
+    def sightings(self, frames: NDArray[np.uint8], *, batch: int = 64) -> list[tuple[Sighting, ...]]:
+        """Every object of at least `min_share` of each frame, largest first; one pair may be there twice."""
+        found: list[tuple[Sighting, ...]] = []
+        for start in range(0, len(frames), batch):
+            part = torch.from_numpy(np.ascontiguousarray(frames[start : start + batch])).to(self.device)
+            shape_logits, colour_logits = self(part)
+            log_p, colour = shape_logits.float().log_softmax(1), colour_logits.argmax(1)
+            patches = _patches(torch.where(log_p.argmax(1) == BACKGROUND, -1, colour))
+            arrays = (one.cpu().numpy() for one in (patches, log_p[:, 1:], colour))
+            found += [self._sighted(*frame) for frame in zip(*arrays, strict=True)]
+        return found
+
+    def _sighted(
+        self, patches: NDArray[np.int64], log_p: NDArray[np.float32], colours: NDArray[np.int64]
+    ) -> tuple[Sighting, ...]:
+        """Objects of one frame: patch numbers [h, w], shape scores [S, h, w], colours [h, w]."""
+        numbers, counts = np.unique(patches[patches > 0], return_counts=True)
+        found = []
+        for number in numbers[counts >= self.config.min_share * patches.size]:
+            cells = patches == number
+            row, column = (np.argwhere(cells).mean(0) + 0.5) / patches.shape
+            found.append(
+                Sighting(
+                    colour=self.config.colours[int(colours[cells][0])],
+                    shape=self.config.shapes[int(log_p[:, cells].sum(1).argmax())],
+                    share=float(cells.mean()),
+                    column=float(column),
+                    row=float(row),
+                    cells=cells,
+                )
+            )
+        return tuple(sorted(found, key=lambda one: -one.share))
 
     def detect(
         self, frames: Sequence[Frame] | NDArray[np.uint8], *, batch: int = 64

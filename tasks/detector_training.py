@@ -1,12 +1,14 @@
 """Stage `detector`: the judge learns from the simulator's frames and their segmentation, rendered on the fly.
 
 Half of the training frames pass through the vision tokenizer first, because the judge will look at frames
-that a tokenizer decoded. The judge is an instrument and not what is measured: half of its rooms are drawn as
-the test split draws them, held-out pairs included (a judge that never met a green ball calls it a green egg),
-with seeds that no suite asks for. The threshold is set on validation rooms; errors are measured on validation
-and test rooms, on plain and on tokenized frames, and stored in the file's header.
+that a tokenizer decoded. The judge is an instrument and not what is measured: half of its rooms and tables
+are drawn as the test split draws them, held-out pairs included (a judge that never met a green ball calls it
+a green egg), with seeds that no suite asks for. The threshold is set on the validation split; errors are
+measured on validation and test, rooms and tables apart, on plain and on tokenized frames, and stored in the
+file's header.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
@@ -30,6 +32,7 @@ from emuworld.tasks.detector import (
     errors,
     true_shares,
 )
+from emuworld.tasks.table_views import make_table_views
 from emuworld.tasks.truth import Labels, Request, make_views, render_pool
 from emuworld.tokens.vision import VisionTokenizer
 
@@ -68,7 +71,8 @@ class DetectorStage:
     tokenized_share: float = (
         0.5  # of the frames, passed through the tokenizer; half of every batch is of them
     )
-    num_test_rooms: int = 125  # of the validation split, and again of the test split
+    num_tables: int = 1000  # the same of table-tops, each the first of several edited views
+    num_test_rooms: int = 125  # of the validation split, and again of the test split; so many tables too
     size_px: int = 256
     workers: int = 0  # processes that render; 0 = one a core, at most 16
     renderer: str = "auto"  # auto | gl | rays
@@ -101,21 +105,24 @@ def train(config: DetectorStage, *, on_progress: OnProgress = quiet) -> dict[str
     def on_step(step: int, loss: float, progress: float) -> None:
         on_progress("training", round(100 * progress), 100)
 
-    begin = Detector.load(Path(config.start_from)) if config.start_from else new(seed=config.training.seed)
+    begin = _begun(config)
     detector = fit(begin.to(device), examples, training=config.training, on_step=on_step)
     on_progress("training", 100, 100)
     found: dict[str, dict[str, NDArray[np.float32]]] = {}
     true: dict[str, NDArray[np.float32]] = {}
-    for split in ("validation", "test"):
-        seeds = range(MEASURED_ROOMS, MEASURED_ROOMS + config.num_test_rooms)
-        frames, labels = _render(config, {split: seeds}, on_progress)
+    seeds = range(MEASURED_ROOMS, MEASURED_ROOMS + config.num_test_rooms)
+    for split, world in itertools.product(("validation", "test"), _worlds(config)):
+        frames, labels = _render(config, world, {split: seeds}, on_progress)
         kinds = (
             {"plain": frames} if vision is None else {"tokenized": tokenize(frames, vision), "plain": frames}
         )
-        true[split] = true_shares(labels, config=detector.config)
-        found[split] = {kind: detector.shares(some) for kind, some in kinds.items()}
+        name = split if world == "rooms" else f"{split} tables"
+        true[name] = true_shares(labels, config=detector.config)
+        found[name] = {kind: detector.shares(some) for kind, some in kinds.items()}
     # Set where it will be used: on tokenized frames, where there are any.
-    min_share = calibrate(next(iter(found["validation"].values())), true["validation"])
+    on = [name for name in true if name.startswith("validation")]
+    seen = np.concatenate([next(iter(found[name].values())) for name in on])
+    min_share = calibrate(seen, np.concatenate([true[name] for name in on]))
     measured = {
         split: {kind: errors(t, true[split], min_share=min_share).as_dict() for kind, t in tables.items()}
         for split, tables in found.items()
@@ -137,7 +144,16 @@ def _training_set(
     """
     half, first = config.num_rooms // 2, TRAINING_ROOMS + (config.seed << 24)
     rooms = {"train": range(first, first + config.num_rooms - half), "test": range(first, first + half)}
-    frames, labels = _render(config, rooms, on_progress)
+    frames, labels = _render(config, "rooms", rooms, on_progress)
+    if "tables" in _worlds(config):
+        half = config.num_tables // 2
+        tables = {"train": range(first, first + config.num_tables - half), "test": range(first, first + half)}
+        more, more_labels = _render(config, "tables", tables, on_progress)
+        frames = np.concatenate([frames, more])
+        labels = Labels(
+            shapes=np.concatenate([labels.shapes, more_labels.shapes]),
+            colours=np.concatenate([labels.colours, more_labels.colours]),
+        )
     if vision is None or config.tokenized_share <= 0.0:
         return Examples(frames=frames, labels=labels)
     chosen = np.zeros(len(frames), np.bool_)
@@ -174,10 +190,38 @@ def tokenize(frames: NDArray[np.uint8], vision: VisionTokenizer) -> NDArray[np.u
         return torch.cat([vision.decode(vision.encode(part.to(device))).cpu() for part in parts]).numpy()
 
 
+def _worlds(config: DetectorStage) -> tuple[str, ...]:
+    return ("rooms", "tables") if config.num_tables else ("rooms",)
+
+
+def _begun(config: DetectorStage) -> Detector:
+    """New weights, or those of another detector; shapes that it does not know begin anew."""
+    fresh = new(seed=config.training.seed)
+    if not config.start_from:
+        return fresh
+    old = Detector.load(Path(config.start_from))
+    if old.config.shapes == fresh.config.shapes:
+        return old
+    known = len(old.config.shapes)
+    if old.config.shapes != fresh.config.shapes[:known] or old.config.colours != fresh.config.colours:
+        raise ValueError(
+            f"{config.start_from} tells {old.config.shapes} in {old.config.colours} apart; expected some of "
+            f"{fresh.config.shapes} in their order; leave start_from out"
+        )
+    grown = new(replace(old.config, shapes=fresh.config.shapes), seed=config.training.seed)
+    state = old.state_dict()
+    for name, tensor in grown.state_dict().items():
+        if name.startswith("shape_head."):
+            state[name] = torch.cat([state[name], tensor[len(state[name]) :]])
+    grown.load_state_dict(state)
+    return grown
+
+
 def _render(
-    config: DetectorStage, rooms: dict[str, range], on_progress: OnProgress
+    config: DetectorStage, world: str, rooms: dict[str, range], on_progress: OnProgress
 ) -> tuple[NDArray[np.uint8], Labels]:
-    """Views of rooms (seeds by split) with their labels, in the order of the rooms."""
+    """Views of rooms or tables (seeds by split) with their labels, in the order of the seeds."""
+    make = make_views if world == "rooms" else make_table_views
     requests = [
         Request(
             index=0,
@@ -190,9 +234,9 @@ def _render(
         for split, seeds in rooms.items()
         for seed in seeds
     ]
-    label = f"rendering rooms ({' and '.join(rooms)})"
+    label = f"rendering {world} ({' and '.join(rooms)})"
     with render_pool(config.workers or min(16, cpu_count() or 1)) as pool:
-        futures = [pool.submit(make_views, request) for request in requests]
+        futures = [pool.submit(make, request) for request in requests]
         for done, _ in enumerate(as_completed(futures), start=1):
             on_progress(label, done, len(requests))
         views = [future.result() for future in futures]

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from emuworld.tasks import explore_twin, page, report, text_to_image
+from emuworld.tasks import explore_twin, image_edits, page, report, text_to_image
 from emuworld.tasks.bench import Bench, OnProgress
 from emuworld.tasks.detector import Detector
 from emuworld.tasks.robot import evaluation
 from emuworld.tasks.run_folder import FORMAT
-from emuworld.tasks.suites import ExploreTwin, RobotSuite, RoomSuite, Suite
+from emuworld.tasks.suites import EditPictures, ExploreTwin, RobotSuite, RoomSuite, Suite
 from emuworld.tasks.truth import render_pool
 from emuworld.world_model import WorldModel, load
 
@@ -32,7 +32,7 @@ GPU_BATCH, CPU_BATCH = 512, 8
 # cases.
 _NOT_PART_OF_A_CASE = (
     "device", "batch", "workers", "out", "num_pictures", "resume", "score_only", "num_starts", "num_walks",
-    "num_turns", "num_prompts", "first", "families", "num_judged", "against",
+    "num_turns", "num_prompts", "num_edits", "first", "families", "num_judged", "against",
 )  # fmt: skip
 
 
@@ -101,6 +101,8 @@ def _measure_rooms(
         )
         if isinstance(suite, ExploreTwin):
             explore_twin.measure(bench, suite)
+        elif isinstance(suite, EditPictures):
+            image_edits.measure(bench, suite)
         else:
             text_to_image.measure(bench, suite)
 

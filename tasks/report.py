@@ -11,6 +11,7 @@ from typing import Any
 
 from emuworld.tasks import page
 from emuworld.tasks.cells import bar_table, kept_pictures, words
+from emuworld.tasks.edit_summary import EXPECTED, VERDICTS, summarise_x2i
 from emuworld.tasks.film import side_by_side
 from emuworld.tasks.metrics import Estimate
 from emuworld.tasks.robot.suite_page import robot_page, robot_table
@@ -23,6 +24,7 @@ __all__ = ["robot_table", "write_report"]
 _TITLES = {
     "explore-twin": "A dream beside its twin",
     "t2i": "Pictures from words",
+    "x2i": "Pictures edited as told",
     "robot-331": "Plans carried out in physics",
 }
 
@@ -40,6 +42,8 @@ def write_report(folder: Path, *, against: str = "") -> Figures:
         figures, render = summarise_robot(records, run, _other_runs(run, against)), robot_page
     elif run["suite"] == "t2i":
         figures, render = summarise_t2i(records), _t2i_page
+    elif run["suite"] == "x2i":
+        figures, render = summarise_x2i(records), _x2i_page
     else:
         figures, render = summarise_explore_twin(records), _explore_twin_page
     summary = {"run": run, "figures": figures}
@@ -260,6 +264,48 @@ def _t2i_page(figures: Figures, folder: Path) -> list[str]:
             page.table(head=["prompts", *kinds.values(), "count"], rows=rows),
         ),
         page.section("What it looks like", _painted(folder)),
+    ]
+
+
+def _x2i_page(figures: Figures, folder: Path) -> list[str]:
+    ways = ("plain", "tokenizer")
+    errors = [f"{error}, {way}" for way in ways for error in ("false successes", "missed successes")]
+    heads = ["done and rest kept", "done", "rest kept", *(f"judge: {error}" for error in errors)]
+    rows = [
+        [
+            group,
+            *(words(one["dream"][verdict], "rate") for verdict in VERDICTS),
+            *(words(one["judge"][error], "rate") for error in errors),
+            str(one["dream"]["success"]["count"]),
+        ]
+        for group, one in figures["groups"].items()
+    ]
+    kept_words = {True: ", kept", False: ", not kept", None: ""}
+    known = [
+        [
+            who,
+            *(words(figures["judged"][who][verdict], "rate") for verdict in VERDICTS),
+            f"{'done' if done else 'not done'}{kept_words[kept]}",
+        ]
+        for who, (done, kept) in EXPECTED.items()
+    ]
+    return [
+        page.section("Against the bars", bar_table(figures["bars"])),
+        page.section(
+            "Is the edit done, and is the rest kept?",
+            page.text(
+                "The judge compares pixels with the simulator's edit where that is known to the pixel, and "
+                "asks a detector where the words leave a place open. It also judged pictures whose worth is "
+                "known: false successes are pictures left as they were, edited otherwise, or with one edit "
+                "too many, taken for right; missed successes are right pictures not taken for right."
+            ),
+            page.table(head=["edits", *heads, "count"], rows=rows),
+            page.subsection(
+                "The judge on pictures whose worth is known",
+                page.table(head=["picture", "done and kept", "done", "kept", "should be"], rows=known),
+            ),
+        ),
+        page.section("What it looks like", *kept_pictures(folder, "edit")),
     ]
 
 

@@ -20,6 +20,7 @@ BARS: dict[str, float] = {
     "retrieval": 0.95,
     "step_10_seen_db": 24.0,
     "t2i_all_present": 0.80,
+    "x2i_success": 0.75,  # issue 4: edit done and rest kept
 }
 # Those of issue 4, by agent.
 ROBOT_BARS: dict[str, float] = {
@@ -93,6 +94,18 @@ class TextToImage(RoomSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EditPictures(RoomSettings):
+    """Pictures edited as they are told: is the edit done, and is the rest kept?
+
+    Rooms and table-tops in turn, and in each all kinds of edits in turn: 20 edits are one of each.
+    """
+
+    name: ClassVar[str] = "x2i"
+    num_edits: int = 400
+    temperature: float | None = None  # null = the model's own sampling, as a user gets it
+
+
+@dataclass(frozen=True, kw_only=True)
 class RobotSuite(RunSettings):
     """331 frozen table-top tasks: an agent says subtasks, an arm carries them out in physics, and the goal's
     predicates say how far it got.
@@ -133,9 +146,11 @@ class RobotSuite(RunSettings):
             )
 
 
-RoomSuite = ExploreTwin | TextToImage
+RoomSuite = ExploreTwin | TextToImage | EditPictures
 Suite = RoomSuite | RobotSuite
-SUITES: dict[str, type[RunSettings]] = {one.name: one for one in (ExploreTwin, TextToImage, RobotSuite)}
+SUITES: dict[str, type[RunSettings]] = {
+    one.name: one for one in (ExploreTwin, TextToImage, EditPictures, RobotSuite)
+}
 
 
 def case_seed(suite: RunSettings, kind: str, index: int) -> int:

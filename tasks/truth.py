@@ -23,6 +23,7 @@ from emuworld.envs.rooms.scenes import RoomScene
 from emuworld.tasks.metrics import Frame, seen_before_mask
 
 COLOUR_NAMES = tuple(OBJECT_COLOURS)
+DETECTED_SHAPES = (*SHAPES, "plate", "bin")  # a table-top's cube is a box
 LABEL_STRIDE = 4  # labels are one for each 4 x 4 pixels, as the detector gives them
 TURN_COMMAND, TURN_STEPS = "turn left", 12  # 30 degrees each: a full turn
 CLOSING_RANGE_DEG, CLOSING_STEP_DEG, CLOSING_PX = 45, 3, 64

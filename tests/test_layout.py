@@ -20,6 +20,7 @@ PACKAGES = ("tokens", "model", "decoding", "decoders", "training", "envs", "agen
 # Top-level modules with a rule of their own; every other emuworld/*.py is of the facade below world_model.
 MODULES = {"story": "story", "story_schema": "story", "world_model": "world_model", "parallel": "parallel"}
 MODULES |= {"cli": "cli", "__main__": "cli"}
+MODULES |= {"questions": "story"}  # words that stories are told from
 # Modules and packages of envs that reach no model code.
 SIMULATOR = ("rooms", "tabletop", "rendering", "render", "sim_env", "vla_sim_env", "episodes", "shards")
 NO_MODEL_CODE = ("torch", "transformers", "tiktoken", "safetensors")

@@ -50,21 +50,22 @@ class Bucket:
     `kind` is "walk" (explore, `frames` views), "picture" (t2i of rooms), "table" (t2i of table-tops), "x2i"
     (`frames` 2: a picture and its edit, 3: two pictures combined), "story", "howto" or "vla" (at most
     `frames` pictures, the given one included). `every` thins a bucket out: it takes part in each `every`-th
-    step.
+    step. `at_least`: only stories of so many pictures, so that short ones do not fill long rows with padding.
     """
 
     kind: str
     batch_size: int
     frames: int = 1
     every: int = 1
+    at_least: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in BUCKET_MODES:
             raise ValueError(
                 f"bucket kind {self.kind!r} is not known; expected one of {', '.join(BUCKET_MODES)}"
             )
-        if min(self.batch_size, self.frames, self.every) < 1:
-            raise ValueError(f"batch_size, frames and every must be at least 1, got {self}")
+        if min(self.batch_size, self.frames, self.every, self.at_least) < 1:
+            raise ValueError(f"batch_size, frames, every and at_least must be at least 1, got {self}")
         if self.frames < 2 and self.kind in ("x2i", "vla"):
             raise ValueError(f"a bucket of {self.kind} holds a given picture and an answer: frames=2 or more")
 
@@ -114,7 +115,7 @@ class ExampleSampler:
         self.num_frames = 0
         self._stories: list[TokenStory] = []
         self._by_length: dict[int, np.ndarray] = {}
-        self._by_bucket: dict[tuple[str, int], np.ndarray] = {}
+        self._by_bucket: dict[tuple[str, int, int], np.ndarray] = {}
 
     def add(self, stories: Sequence[TokenStory]) -> None:
         self._stories.extend(stories)
@@ -177,12 +178,13 @@ class ExampleSampler:
 
     def _of_bucket(self, bucket: Bucket) -> np.ndarray:
         """Indices of the stories that a bucket of edits, table-tops or answers draws from."""
-        key = (bucket.kind, bucket.frames if bucket.kind == "x2i" else 0)
+        key = (bucket.kind, bucket.frames if bucket.kind == "x2i" else 0, bucket.at_least)
         if key not in self._by_bucket:
             kinds = {"table": TABLE_KINDS}.get(bucket.kind, (bucket.kind,))
             found = of_kinds(self._stories, kinds)
             if bucket.kind == "x2i":
                 found = [index for index in found if edit_steps(self._stories[index], bucket.frames)]
+            found = [index for index in found if len(self._stories[index].codes) >= bucket.at_least]
             if not found:
                 raise ValueError(
                     f"no story among {len(self._stories)} is for the bucket {bucket}; build shards with such "

@@ -18,7 +18,7 @@ def sample_combination(shot: Shot, rng: np.random.Generator) -> Edit | None:
 
     The second view is of the same room, painted anew and without that object; None where none is found.
     """
-    clear = [name for name, pixels in shot.pixels().items() if pixels >= 2 * CLEAR_PX]
+    clear = shot.clear(least_px=2 * CLEAR_PX)
     if not clear:
         return None
     name = choice(rng, tuple(clear))

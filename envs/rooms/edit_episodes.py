@@ -21,7 +21,7 @@ from emuworld.envs.rooms.shots import Shot, sample_shot
 from emuworld.story import Story, StoryImage, StorySegment
 
 CHAIN_EDITS = 3
-_COMBINATION_SHARE = 0.3  # of chains that are followed by a story with two reference pictures
+COMBINATION_SHARE = 0.3  # of chains that are followed by a story with two reference pictures
 _STREAM = 12
 
 
@@ -68,7 +68,7 @@ def edit_stories(
             f"x2i-{split}-{seed}-{index}", (before,), [(one, image(one.answer, one)) for one in chain]
         )
         left, index = left - len(chain), index + 1
-        both = sample_combination(first, rng) if left > 0 and rng.random() < _COMBINATION_SHARE else None
+        both = sample_combination(first, rng) if left > 0 and rng.random() < COMBINATION_SHARE else None
         if both is not None:
             pictures = (before, image(both.references[1]))
             yield _story(f"x2i-{split}-{seed}-{index}", pictures, [(both, image(both.answer, both))])

@@ -141,7 +141,11 @@ PHRASINGS: dict[str, Phrasing] = {
 
 def edit_phrase(name: str, rng: np.random.Generator, split: str, **words: str) -> str:
     """An instruction: the plainest template every second time, else any that texts of the split may use."""
-    phrasing = PHRASINGS[name]
+    return said(PHRASINGS[name], rng, split, **words)
+
+
+def said(phrasing: Phrasing, rng: np.random.Generator, split: str, **words: str) -> str:
+    """A phrasing in words; see `edit_phrase`."""
     templates = (*phrasing.templates, *(phrasing.held_out if split == "test" else ()))
     template = templates[0] if rng.random() < 0.5 else templates[int(rng.integers(len(templates)))]
     return template.format(**words)

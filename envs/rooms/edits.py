@@ -31,7 +31,6 @@ from emuworld.envs.rooms.furniture import shade
 from emuworld.envs.rooms.placement import NUM_OBJECTS, new_object
 from emuworld.envs.rooms.scenes import FOVY_RAD
 from emuworld.envs.rooms.shots import (
-    CLEAR_PX,
     Shot,
     exchanged,
     free_spot,
@@ -48,7 +47,8 @@ _LOW_OBJECT_M = 0.3  # a base below this is on the floor
 # Darker and brighter multiply all light; a room is never made dark twice.
 _DIM, _BRIGHT, _AMBIENT = 0.55, 1.4, (0.36, 0.54)
 _TINTS: dict[str, RGB] = {"warm": (1.0, 0.78, 0.50), "cold": (0.62, 0.82, 1.0)}
-_FLOORS = ("wooden", *FLOOR_COLOURS)
+_FLOORS = (("wooden", "planks_wide", WOOD[0]), *((name, "matte", rgb) for name, rgb in FLOOR_COLOURS.items()))
+_FLOORS_APART = 0.2  # distance of their colours: a brown chequered floor and a brown one look alike
 _COLUMNS = {"on the left": (0.0, 0.36), "in the middle": (0.40, 0.60), "on the right": (0.64, 1.0)}
 
 
@@ -235,8 +235,12 @@ def _floor(shot: Shot, rng: np.random.Generator) -> _Change | None:
     name, share = shot.view.floor
     if share < _CLEAR_FLOOR:
         return None
-    new = choice(rng, tuple(floor for floor in _FLOORS if floor != name))
-    floor = ("wooden", "planks_wide", WOOD[0]) if new == "wooden" else (new, "matte", FLOOR_COLOURS[new])
+    old = np.array(shot.scene.plan.floor[2])
+    floors = [
+        floor for floor in _FLOORS if floor[0] != name and np.linalg.norm(old - floor[2]) > _FLOORS_APART
+    ]
+    floor = choice(rng, tuple(floors))
+    new = floor[0]
     words = {"floor": new, "a_floor": with_article(new)}
     return _Change(
         phrasing="floor",
@@ -314,9 +318,7 @@ EDIT_KINDS = tuple(_MAKERS)
 
 def appeared(name: str, *, instead_of: str = "") -> Callable[[Shot, Shot], bool]:
     """Whether the object is large in the second view, and hides half of no other."""
-    return lambda before, after: (
-        after.pixels().get(name, 0) >= CLEAR_PX and rest_kept(before, after, {name, instead_of})
-    )
+    return lambda before, after: name in after.clear() and rest_kept(before, after, {name, instead_of})
 
 
 def _moved(name: str, relation: str) -> Callable[[Shot, Shot], bool]:
@@ -326,7 +328,7 @@ def _moved(name: str, relation: str) -> Callable[[Shot, Shot], bool]:
 
     def seen(before: Shot, after: Shot) -> bool:
         old, new = before.pixels().get(name, 0), after.pixels().get(name, 0)
-        if new < CLEAR_PX or not rest_kept(before, after, {name}):
+        if name not in after.clear() or not rest_kept(before, after, {name}):
             return False
         shift = after.column(name) - before.column(name)
         return {
@@ -341,14 +343,12 @@ def _moved(name: str, relation: str) -> Callable[[Shot, Shot], bool]:
 
 def _floor_objects(shot: Shot) -> list[str]:
     """Objects that are large in view and stand on the floor."""
-    clear = [name for name, pixels in shot.pixels().items() if pixels >= CLEAR_PX]
-    return [name for name in clear if item_of(shot, name).base_m < _LOW_OBJECT_M]
+    return [name for name in shot.clear() if item_of(shot, name).base_m < _LOW_OBJECT_M]
 
 
 def _clear_object(shot: Shot, rng: np.random.Generator, *, on_floor: bool = False) -> str | None:
     """An object that is large in view."""
-    clear = [name for name, pixels in shot.pixels().items() if pixels >= CLEAR_PX]
-    names = _floor_objects(shot) if on_floor else clear
+    names = _floor_objects(shot) if on_floor else shot.clear()
     return choice(rng, tuple(names)) if names else None
 
 

@@ -33,6 +33,10 @@ class Shot:
         """Pixels (of 256 x 256) of each object in view."""
         return {item.identity: item.pixels for item in self.view.objects}
 
+    def clear(self, *, least_px: int = CLEAR_PX) -> list[str]:
+        """Objects that an instruction may name: large, and not cut in two by the picture's edge."""
+        return [item.identity for item in self.view.named if item.pixels >= least_px]
+
     def column(self, identity: str) -> float:
         """Column of an object's middle, 0 to 1; ValueError where it is out of view."""
         for item in self.view.objects:
@@ -46,7 +50,7 @@ def sample_shot(scene: RoomScene, rng: np.random.Generator) -> Shot:
     best, best_score = Shot(scene=scene, pose=scene.random_pose(rng)), -math.inf
     for _ in range(10):
         shot = Shot(scene=scene, pose=scene.random_pose(rng))
-        clear = sum(pixels >= CLEAR_PX for pixels in shot.pixels().values())
+        clear = len(shot.clear())
         score = min(clear, 2) - 0.4 * max(0, len(shot.view.objects) - 3) - 8.0 * shot.view.near_share
         if score > best_score:
             best, best_score = shot, score

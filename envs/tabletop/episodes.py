@@ -1,9 +1,9 @@
 """Table-tops -> stories: the training data of `vla`, `howto` and, by its captions, `t2i`.
 
-`roll_out` carries a plan out in physics and draws one keyframe a subtask; the stories are told from its
-frames: the order and its plan (`vla`), illustrated steps (`howto`), subtasks that nobody ordered (`vla`, with
-a blank question, so that the model learns what a subtask does and not only the right ones). A story depends
-on nothing but split and seed.
+`carry_out` carries a plan out in physics; the stories are told from one keyframe a subtask: the order and its
+plan (`vla`), illustrated steps (`howto`), subtasks that nobody ordered (`vla`, with a blank question, so that
+the model learns what a subtask does and not only the right ones). A story depends on nothing but split, seed
+and the number of its telling.
 
 A `vla` story starts mid-way like this: reference picture = the keyframe of segment k, answer = the segments
 after it, the same question. No second story is written for that.
@@ -12,28 +12,34 @@ after it, the same question. No second story is written for that.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emuworld.envs.episodes import TRUTH
+from emuworld.envs.episodes import PUBLISHED_SHARE, TRUTH
 from emuworld.envs.palette import with_article
 from emuworld.envs.render import Renderer
 from emuworld.envs.rooms.scenes import generator
 from emuworld.envs.tabletop.captions import Sight, sights, table_caption
 from emuworld.envs.tabletop.drafts import uses_new_composition
+from emuworld.envs.tabletop.layout import TablePlan
 from emuworld.envs.tabletop.orders import draw_task
 from emuworld.envs.tabletop.plans import Task, possible_subtasks
+from emuworld.envs.tabletop.restyling import Recolouring
+from emuworld.envs.tabletop.sampling import sample_plan
 from emuworld.envs.tabletop.scene import TableScene
+from emuworld.envs.tabletop.shots import QUIET_STEPS
 from emuworld.envs.tabletop.subtasks import Subtask, phrase
+from emuworld.questions import ROBOTS, howto_question, vla_question
 from emuworld.story import Story, StoryImage, StorySegment
 
 KINDS = ("vla", "play", "howto", "pictures")
 SEGMENTATION_PX = 128
 PLAY_STEPS = 3
+_ROBOTS = (*ROBOTS, "Franka Panda")  # one arm is drawn, whatever a question calls it
 _SPLIT_SHARE = 0.4  # of "put the … on …" steps that are told as two: pick up, then put
 _TRIES = 12  # draws of a subtask that the arm can begin
 _VLA_STREAM, _PLAY_STREAM, _PICTURES_STREAM = 50, 51, 52
@@ -54,6 +60,14 @@ class Keyframe:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """A state that physics has led to (`TableScene.save`), and by which subtask (None: the start)."""
+
+    subtask: Subtask | None
+    state: bytes
+
+
 def table_stories(
     split: str,
     seed: int,
@@ -63,13 +77,15 @@ def table_stories(
     format: str = "JPEG",
     kinds: Sequence[str] = KINDS,
     num_pictures: int = 2,
+    num_views: int = 1,
 ) -> Iterator[Story]:
     """The stories of one task of a split; the first word of a `story_id` is its mode ("pictures" for t2i).
 
     "vla": question = instruction, reference picture = the first frame, a segment a subtask. "play": the same
     with a blank question and `PLAY_STEPS` subtasks drawn at random. "howto": "How to …" where something is
     put or built, with the first frame as reference picture or, half of the time, as the first segment.
-    "pictures": `num_pictures` other tables.
+    "pictures": `num_pictures` other tables. `num_views`: so many times the first three are told, each after
+    the first in other colours, with another look and from another camera (`restyling`).
 
     Every picture has a caption and its truth. A plan that physics does not carry out gives no story.
     """
@@ -79,15 +95,54 @@ def table_stories(
     if {"vla", "howto"} & set(kinds):
         rng = generator(split, seed, _VLA_STREAM)
         task = draw_task(split, seed)
-        frames = roll_out(task, varied_plan(task, rng), rng, split=split, renderer=renderer, size=size)
-        if frames is not None and "vla" in kinds:
-            yield vla_story(task, frames, rng, split=split, story_id=f"vla-{split}-{seed}", format=format)
-        if frames is not None and "howto" in kinds and _is_worth_a_guide(frames):
-            yield howto_story(task, frames, rng, split=split, story_id=f"howto-{split}-{seed}", format=format)
+        scene = TableScene.from_dict(task.scene)
+        moments = carry_out(scene, task, varied_plan(task, rng))
+        for view in range(num_views if moments is not None else 0):
+            assert moments is not None
+            seen = _View(scene, rng, task=task, split=split, view=view)
+            frames = seen.frames(moments, renderer=renderer, size=size)
+            name = f"{split}-{seed}" if view == 0 else f"{split}-{seed}-{view}"
+            if "vla" in kinds:
+                yield vla_story(
+                    seen.task, frames, seen.rng, split=split, story_id=f"vla-{name}", format=format
+                )
+            if "howto" in kinds and _is_worth_a_guide(frames):
+                yield howto_story(
+                    seen.task, frames, seen.rng, split=split, story_id=f"howto-{name}", format=format
+                )
     if "play" in kinds:
-        yield play_story(split, seed, renderer=renderer, size=size, format=format)
+        yield from _play_stories(
+            split, seed, renderer=renderer, size=size, format=format, num_views=num_views
+        )
     if "pictures" in kinds and num_pictures:
         yield _pictures(split, seed, num_pictures=num_pictures, renderer=renderer, size=size, format=format)
+
+
+class _View:
+    """How one telling of a roll-out looks and what its things are called: view 0 as it happened."""
+
+    def __init__(
+        self, scene: TableScene, rng: np.random.Generator, *, task: Task, split: str, view: int
+    ) -> None:
+        self.split, self.rng, self.task, self._scene = split, rng, task, scene
+        self._colours: Recolouring | None = None
+        if view:
+            self._colours = Recolouring(scene.plan, rng, split=split)
+            self.task = self._colours.task(task, rng)
+            self._scene = scene.restyled(TablePlan.from_dict(self.task.scene))
+
+    def frames(self, moments: Sequence[Moment], *, renderer: Renderer, size: int) -> list[Keyframe]:
+        """The keyframe of every moment."""
+        frames = []
+        for moment in moments:
+            self._scene.restore(moment.state)
+            step = moment.subtask
+            if step is not None and self._colours is not None:
+                step = self._colours.step(step)
+            frames.append(
+                keyframe(self._scene, step, self.rng, split=self.split, renderer=renderer, size=size)
+            )
+        return frames
 
 
 def varied_plan(task: Task, rng: np.random.Generator) -> tuple[Subtask, ...]:
@@ -100,24 +155,15 @@ def varied_plan(task: Task, rng: np.random.Generator) -> tuple[Subtask, ...]:
     return tuple(steps)
 
 
-def roll_out(
-    task: Task,
-    plan: Sequence[Subtask],
-    rng: np.random.Generator,
-    *,
-    split: str,
-    renderer: Renderer,
-    size: int,
-) -> list[Keyframe] | None:
-    """The task's start and the keyframe of each step; None if a step fails or the goal does not hold."""
-    scene = TableScene.from_dict(task.scene)
-    frames = [keyframe(scene, None, rng, split=split, renderer=renderer, size=size)]
+def carry_out(scene: TableScene, task: Task, plan: Sequence[Subtask]) -> list[Moment] | None:
+    """The task's start and the state after each step; None if a step fails or the goal does not hold."""
+    moments = [Moment(subtask=None, state=scene.save())]
     for step in plan:
         goal = task.goal_position if step.from_picture else None
         if not scene.execute(step, goal_position=goal).done:
             return None
-        frames.append(keyframe(scene, step, rng, split=split, renderer=renderer, size=size))
-    return frames if all(scene.holds(one) for one in task.goal) else None
+        moments.append(Moment(subtask=step, state=scene.save()))
+    return moments if all(scene.holds(one) for one in task.goal) else None
 
 
 def keyframe(
@@ -140,7 +186,7 @@ def keyframe(
         subtask=subtask,
         pixels=pixels,
         caption=table_caption(scene, seen, rng, split=split),
-        truth=_truth(scene, subtask, seen),
+        truth=frame_truth(scene, subtask, seen),
     )
 
 
@@ -155,8 +201,14 @@ def vla_story(
 ) -> Story:
     """Instruction and first frame, then subtasks with their keyframes."""
     question = _instruction(task, rng)
+    if rng.random() < PUBLISHED_SHARE:
+        robot = _ROBOTS[int(rng.integers(len(_ROBOTS)))]
+        steps = len(frames) - 1 if rng.random() < 0.5 else None
+        question = vla_question(_sentence(question), robot=robot, num_steps=steps)
+    elif rng.random() >= 0.2:
+        question = _sentence(question)
     return Story(
-        question=question if rng.random() < 0.2 else _sentence(question),
+        question=question,
         reference_images=(frames[0].image(format),),
         segments=tuple(_segment(frame, rng, split=split, format=format) for frame in frames[1:]),
         story_id=story_id,
@@ -188,32 +240,35 @@ def howto_story(
     from_picture = len(steps) > 1 and rng.random() < 0.5
     if not from_picture:
         steps.insert(0, StorySegment(text=_needed(frames), images=(first,)))
+    question = f"How to {_instruction(task, rng)}."
+    if rng.random() < PUBLISHED_SHARE:
+        question = howto_question(question, num_steps=len(steps))
     return Story(
-        question=f"How to {_instruction(task, rng)}.",
+        question=question,
         reference_images=(first,) if from_picture else (),
         segments=tuple(steps),
         story_id=story_id,
     )
 
 
-def play_story(split: str, seed: int, *, renderer: Renderer, size: int = 256, format: str = "JPEG") -> Story:
+def _play_stories(
+    split: str, seed: int, *, renderer: Renderer, size: int, format: str, num_views: int
+) -> Iterator[Story]:
     """Subtasks that nobody ordered, on the table of another task: what each of them does to the world."""
     rng = generator(split, seed, _PLAY_STREAM)
     task = draw_task(split, int(rng.integers(2**62)))
     scene = TableScene.from_dict(task.scene)
-    first = keyframe(scene, None, rng, split=split, renderer=renderer, size=size)
-    segments = []
-    for _ in range(PLAY_STEPS):
-        step = _played(scene, task.names, rng, split=split)
-        if step is None:
-            break
-        frame = keyframe(scene, step, rng, split=split, renderer=renderer, size=size)
-        segments.append(_segment(frame, rng, split=split, format=format))
-    return Story(
-        reference_images=(first.image(format),),
-        segments=tuple(segments),
-        story_id=f"vla-play-{split}-{seed}",
-    )
+    moments = [Moment(subtask=None, state=scene.save())]
+    while len(moments) <= PLAY_STEPS and (step := _played(scene, task.names, rng, split=split)) is not None:
+        moments.append(Moment(subtask=step, state=scene.save()))
+    for view in range(num_views):
+        seen = _View(scene, rng, task=task, split=split, view=view)
+        first, *frames = seen.frames(moments, renderer=renderer, size=size)
+        yield Story(
+            reference_images=(first.image(format),),
+            segments=tuple(_segment(frame, rng, split=split, format=format) for frame in frames),
+            story_id=f"vla-play-{split}-{seed}" if view == 0 else f"vla-play-{split}-{seed}-{view}",
+        )
 
 
 def _played(
@@ -241,7 +296,8 @@ def _pictures(
     rng = generator(split, seed, _PICTURES_STREAM)
     segments = []
     for _ in range(num_pictures):
-        scene = TableScene.sample(split, int(rng.integers(2**62)))
+        plan = sample_plan(split, int(rng.integers(2**62)))
+        scene = TableScene(plan, settle_steps=QUIET_STEPS)
         frame = keyframe(scene, None, rng, split=split, renderer=renderer, size=size)
         segments.append(StorySegment(images=(frame.image(format),)))
     return Story(segments=tuple(segments), story_id=f"pictures-table-{split}-{seed}")
@@ -275,11 +331,19 @@ def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
 
-def _truth(scene: TableScene, subtask: Subtask | None, seen: Sequence[Sight]) -> bytes:
-    """A frame's truth as compact JSON: `TableScene.measure`, what is seen, and the subtask that led here."""
+def frame_truth(
+    scene: TableScene,
+    subtask: Subtask | None,
+    seen: Sequence[Sight],
+    more: Mapping[str, Any] | None = None,
+) -> bytes:
+    """A frame's truth as compact JSON: `TableScene.measure`, what is seen, the subtask that led here; `more`
+    adds values of JSON types.
+    """
     truth: dict[str, Any] = {
         **scene.measure(),
         "seen": [[item.name, item.pixels, item.column] for item in seen],
         "subtask": None if subtask is None else subtask.to_dict(),
+        **(more or {}),
     }
     return json.dumps(truth, separators=(",", ":")).encode()

@@ -54,7 +54,8 @@ class TableScene:
     `predicates.Truth`.
     """
 
-    def __init__(self, plan: TablePlan) -> None:
+    def __init__(self, plan: TablePlan, *, settle_steps: int = _SETTLE_STEPS) -> None:
+        """`settle_steps`: of physics at each reset; few are enough where nothing is to be moved."""
         # As its JSON form has it, so that a stored scene is the same to the bit.
         self.plan = plan = TablePlan.from_dict(plan.to_dict())
         self.model, self._identities = compile_table(plan)
@@ -67,6 +68,7 @@ class TableScene:
         pads = (("left", "pad_left", "stem_left"), ("right", "pad_right", "stem_right"))
         self._fingers = [{self.model.geom(f"robot/{name}").id for name in names} for _, *names in pads]
         self._buttons = [item.name for item in plan.furniture if item.kind == "button"]
+        self._settle_steps = settle_steps
         self.reset()
 
     @classmethod
@@ -110,7 +112,7 @@ class TableScene:
         for piece in self.plan.furniture:
             if piece.kind == "drawer":
                 self.data.qpos[self._joint(piece.name)] = piece.open_m
-        mujoco.mj_step(self.model, self.data, nstep=_SETTLE_STEPS)
+        mujoco.mj_step(self.model, self.data, nstep=self._settle_steps)
         self.data.time = 0.0
         self._refresh()
         self._start = {name: self.state(name).position for name in self._plans}
@@ -151,6 +153,15 @@ class TableScene:
         self.data.qpos[address + 3 : address + 7] = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
         self.data.qvel[velocity : velocity + 6] = 0.0
         self._refresh()
+
+    def restyled(self, plan: TablePlan) -> TableScene:
+        """The scene of a plan that differs in colours, look and camera alone, in this one's state and with
+        this one's start.
+        """
+        twin = TableScene(plan, settle_steps=1)
+        twin._start = dict(zip(twin._plans, self._start.values(), strict=True))
+        twin.restore(self.save())
+        return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TableScene:
         """A scene of its own in the same state."""

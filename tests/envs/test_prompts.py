@@ -5,9 +5,13 @@ import re
 import numpy as np
 import pytest
 
+from emuworld.envs.episodes import generate_episode
 from emuworld.envs.palette import OBJECT_COLOURS, SHAPES, object_pairs
 from emuworld.envs.prompts import NUM_EXAMPLES, draw_prompt, example_commands
+from emuworld.envs.render import make_renderer
 from emuworld.envs.rooms.captions import parse_caption
+from emuworld.envs.rooms.edit_words import PHRASINGS
+from emuworld.envs.tabletop.edit_words import TABLE_PHRASINGS
 from emuworld.envs.tabletop.subtasks import MOVABLE_KINDS, SKILLS, parse
 
 
@@ -55,3 +59,29 @@ def test_examples_are_different_and_fixed(mode: str) -> None:
     assert len(set(example_commands(mode))) == NUM_EXAMPLES
     assert example_commands(mode) == example_commands(mode)
     assert all(command.strip() for command in example_commands(mode))
+
+
+def test_instructions_to_edit_are_worded_as_in_training() -> None:
+    """In rooms and, but for the walls, on table-tops."""
+    templates = {
+        template for one in (*PHRASINGS.values(), *TABLE_PHRASINGS.values()) for template in one.templates
+    }
+    known = [re.compile(re.sub(r"\\{\w+\\}", "[a-z ]+", re.escape(template))) for template in templates]
+    held_out = {
+        template for one in (*PHRASINGS.values(), *TABLE_PHRASINGS.values()) for template in one.held_out
+    }
+    assert not templates & held_out
+    for command in example_commands("x2i"):
+        assert any(pattern.fullmatch(command) for pattern in known), command
+
+
+def test_published_questions_are_part_of_training() -> None:
+    """In the words that `emuworld.questions` gives them, about as often as PUBLISHED_SHARE says."""
+    renderer = make_renderer("rays")
+    asked = [
+        generate_episode("train", seed, num_frames=1, renderer=renderer, size=16).question
+        for seed in range(24)
+    ]
+    published = [one for one in asked if one.startswith("Under my instructions to explore a")]
+    assert 1 <= len(published) <= 8 and all(one.endswith("in first-person view.") for one in published)
+    assert not any("xplore explore" in one for one in published)

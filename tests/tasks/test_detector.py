@@ -1,14 +1,17 @@
 """The judge: its bookkeeping by hand-made tables, its learning on drawn squares and discs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from emuworld.envs.palette import SHAPES
 from emuworld.tasks import detector as judge
 from emuworld.tasks import detector_training as training
-from emuworld.tasks.truth import Labels
+from emuworld.tasks.table_views import make_table_views
+from emuworld.tasks.truth import COLOUR_NAMES, DETECTED_SHAPES, Labels, Request
 
 CONFIG = judge.DetectorConfig(colours=("red", "blue"), shapes=("ball", "box"), width=16, dilations=(1, 2))
 RGB = {0: (220, 30, 30), 1: (30, 30, 220)}
@@ -133,6 +136,7 @@ def test_the_stage_writes_a_detector_with_its_own_errors(tmp_path: Path) -> None
         out=str(tmp_path),
         device="cpu",
         num_rooms=2,
+        num_tables=2,
         views_per_room=2,
         num_test_rooms=1,
         size_px=32,
@@ -142,6 +146,49 @@ def test_the_stage_writes_a_detector_with_its_own_errors(tmp_path: Path) -> None
     )
     seen: list[str] = []
     errors = training.train(stage, on_progress=lambda label, done, total: seen.append(label))
-    assert set(errors) == {"validation", "test"} and "recall" in errors["test"]["plain"]
+    assert set(errors) == {"validation", "test", "validation tables", "test tables"}
+    assert "recall" in errors["test"]["plain"]
     assert judge.Detector.load(tmp_path / "detector.safetensors").config.shapes
     assert "training" in seen
+
+
+def test_a_detector_of_rooms_goes_on_with_what_it_knows(tmp_path: Path) -> None:
+    old = judge.Detector(judge.DetectorConfig(shapes=SHAPES, width=16, dilations=(1,)))
+    old.save(tmp_path / "old.safetensors")
+    grown = training._begun(training.DetectorStage(start_from=str(tmp_path / "old.safetensors")))
+    assert grown.config.shapes == DETECTED_SHAPES
+    frame = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8))
+    for mine, theirs in zip(grown(frame), old(frame), strict=True):
+        np.testing.assert_allclose(
+            mine[:, : theirs.shape[1]].detach(), theirs.detach(), atol=2e-2
+        )  # half precision
+    other = judge.Detector(judge.DetectorConfig(shapes=("cone",), width=16, dilations=(1,)))
+    other.save(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="leave start_from out"):
+        training._begun(training.DetectorStage(start_from=str(tmp_path / "other.safetensors")))
+
+
+def test_sightings_say_where_an_object_is() -> None:
+    detector = judge.Detector(replace(CONFIG, min_share=2 / 64))
+    shape_logits, colour_logits = torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 8, 8)
+    shape_logits[:, 0] = 5.0  # background
+    shape_logits[0, 2, 1:3, 5:8] = 9.0  # a blue box of six cells
+    shape_logits[0, 1, 7, 0] = 9.0  # one cell is too small
+    colour_logits[0, 1] = 3.0
+    detector.forward = lambda frames: (shape_logits, colour_logits)  # type: ignore[method-assign]
+    ((found,),) = detector.sightings(np.zeros((1, 32, 32, 3), np.uint8))
+    assert found.pair == ("blue", "box") and found.share == 6 / 64
+    assert (found.column, found.row) == (6.5 / 8, 2 / 8) and found.cells.sum() == 6
+
+
+def test_tables_are_labelled_as_the_simulator_knows_them() -> None:
+    request = Request(index=0, seed=3, split="test", size_px=128, renderer="rays", num_steps=6)
+    frames, labels = make_table_views(request)
+    assert frames.shape == (6, 128, 128, 3) and labels.shapes.shape == (6, 32, 32)
+    names = {DETECTED_SHAPES[label - 1] for label in np.unique(labels.shapes) if label}
+    assert names & {"box", "ball", "cylinder"} and not names & {"cone", "pyramid", "egg", "capsule"}
+    # Where a red thing is, the frame is red.
+    red = (labels.shapes > 0) & (labels.colours == COLOUR_NAMES.index("red"))
+    pixels = frames[:, 1::4, 1::4][red].astype(int)
+    assert len(pixels) == 0 or (pixels[:, 0] > pixels[:, 1:].max(1)).mean() > 0.9
+    assert (frames[0] != frames[1]).any()

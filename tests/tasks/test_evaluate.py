@@ -11,7 +11,7 @@ import pytest
 from emuworld.tasks import evaluate
 from emuworld.tasks.detector import Detector, DetectorConfig
 from emuworld.tasks.run_folder import read_records
-from emuworld.tasks.suites import ExploreTwin, TextToImage
+from emuworld.tasks.suites import EditPictures, ExploreTwin, TextToImage
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +94,24 @@ def test_t2i_judges_pictures_and_the_judge(tiny_folder: str, judge: str, tmp_pat
 def test_a_summary_of_nothing_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="without score_only"):
         evaluate.run(ExploreTwin(out=str(tmp_path / "none"), score_only=True))
+
+
+def test_x2i_judges_edits_and_the_judge(tiny_folder: str, judge: str, tmp_path: Path) -> None:
+    suite = EditPictures(
+        model=tiny_folder,
+        detector=judge,
+        out=str(tmp_path),
+        device="cpu",
+        size_px=64,
+        workers=1,
+        renderer="rays",
+        num_edits=2,
+    )
+    figures = evaluate.run(suite)
+    assert figures["num_edits"] == 2 and set(figures["groups"]) == {"all", "rooms", "tables", "add"}
+    assert figures["groups"]["rooms"]["dream"]["success"]["count"] == 1
+    assert figures["judged"]["after"]["kept"]["value"] == 1.0
+    first = read_records(tmp_path / "records.jsonl")
+    assert evaluate.run(replace(suite, score_only=True)) == figures
+    page = (tmp_path / "index.html").read_text()
+    assert "rest kept" in page and first[0]["instruction"] in page

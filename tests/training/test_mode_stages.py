@@ -213,6 +213,24 @@ def test_buckets_draw_their_kinds_and_learn_the_answer_alone(tokenizer: TextToke
         lone.batch(Bucket(kind="vla", frames=4, batch_size=1), rng)
 
 
+def test_long_rows_may_be_kept_for_long_stories(tokenizer: TextTokenizer) -> None:
+    sampler = ExampleSampler(
+        tokenizer=tokenizer,
+        mixture=Mixture(midway=0.0, unconditional=0.0, code_noise=0.0, visual_weight=1.0),
+        size=(32, 32),
+    )
+    sampler.add([_story("vla", references=1, steps=steps) for steps in (1, 1, 1, 5)])
+    rng = np.random.default_rng(0)
+
+    def lengths(at_least: int) -> set[int]:
+        batch = sampler.batch(Bucket(kind="vla", frames=6, batch_size=16, at_least=at_least), rng)
+        return set((batch.weights > 0).sum(1).tolist())
+
+    assert len(lengths(1)) == 2 and len(lengths(5)) == 1
+    with pytest.raises(ValueError, match="build shards"):
+        lengths(8)
+
+
 def test_wrong_buckets_are_named() -> None:
     with pytest.raises(ValueError, match="'film' is not known; expected one of walk"):
         Bucket(kind="film", batch_size=1)

@@ -1,0 +1,74 @@
+"""Records of edited pictures -> figures with Wilson's intervals, the judge's own errors among them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from emuworld.tasks.metrics import wilson
+from emuworld.tasks.run_folder import Record
+from emuworld.tasks.suites import BARS
+
+# Pictures whose worth is known, and what a perfect judge says of them: done, kept (None: either may be said).
+EXPECTED: dict[str, tuple[bool, bool | None]] = {
+    "after": (True, True),
+    "after, tokenizer": (True, True),
+    "copied, tokenizer": (True, True),
+    "before": (False, None),
+    "before, tokenizer": (False, None),
+    "wrong": (False, None),
+    "wrong, tokenizer": (False, None),
+    "spoilt": (True, False),
+    "spoilt, tokenizer": (True, False),
+}
+VERDICTS = ("success", "done", "kept")
+
+
+def summarise_x2i(records: Sequence[Record]) -> dict[str, Any]:
+    """Share of edits that are done and leave the rest as it was, by kind and by world, and how often the
+    judge says so of pictures that are not, or does not of pictures that are.
+    """
+    cases = [record for record in records if record["kind"] == "edit"]
+    figures: dict[str, Any] = {"num_edits": len(cases), "groups": {}}
+    names = [*sorted({case["world"] for case in cases}), *sorted({case["group"] for case in cases})]
+    for name in ("all", *names):
+        chosen = [case["judged"] for case in cases if name in ("all", case["world"], case["group"])]
+        figures["groups"][name] = {
+            "dream": {verdict: _rate([one["dream"] for one in chosen], verdict) for verdict in VERDICTS},
+            "judge": _errors(chosen),
+        }
+    figures["judged"] = {
+        who: {verdict: _rate([case["judged"][who] for case in cases], verdict) for verdict in VERDICTS}
+        for who in EXPECTED
+    }
+    whole = figures["groups"]["all"]
+    figures["detector"] = {
+        "edits taken for done and kept that are not": whole["judge"]["false successes, tokenizer"],
+        "edits not taken for done and kept that are": whole["judge"]["missed successes, tokenizer"],
+    }
+    success = whole["dream"]["success"]
+    bar = BARS["x2i_success"]
+    met = success["value"] is not None and success["value"] >= bar
+    figures["bars"] = {
+        "edit done, rest kept": {"estimate": success, "bar": bar, "at_least": True, "met": met}
+    }
+    return figures
+
+
+def _errors(judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How often the judge errs about success, on plain pictures and on those through the tokenizer."""
+    errors = {}
+    for way, ending in (("plain", ""), ("tokenizer", ", tokenizer")):
+        of_way = {who: want for who, want in EXPECTED.items() if who.endswith(", tokenizer") == bool(ending)}
+        good = [_success(one[who]) for one in judged for who, want in of_way.items() if want == (True, True)]
+        poor = [_success(one[who]) for one in judged for who, want in of_way.items() if want != (True, True)]
+        errors[f"false successes, {way}"] = wilson(sum(poor), len(poor)).as_dict()
+        errors[f"missed successes, {way}"] = wilson(len(good) - sum(good), len(good)).as_dict()
+    return errors
+
+
+def _rate(verdicts: Sequence[Mapping[str, bool]], name: str) -> dict[str, Any]:
+    hits = [_success(one) if name == "success" else one[name] for one in verdicts]
+    return wilson(sum(hits), len(hits)).as_dict()
+
+
+def _success(verdict: Mapping[str, bool]) -> bool:
+    return verdict["done"] and verdict["kept"]

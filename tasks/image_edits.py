@@ -1,0 +1,96 @@
+"""Suite `x2i`: pictures edited as they are told, in rooms and on table-tops, beside the judge's own errors.
+
+A true picture of the split and an instruction go in, through the same rules as `EmuWorld/X2I-v0`; the answer
+is judged (`edit_judge`). The same judge looks at pictures whose worth the simulator knows: the true answer,
+the picture left as it was, another edit, and the asked edit with one too many.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from emuworld.envs.dream import Dream
+from emuworld.tasks.bench import Bench, chunks, step_all
+from emuworld.tasks.detector import Sighting
+from emuworld.tasks.edit_judge import BLOCK_PX, Verdict, judge
+from emuworld.tasks.edit_summary import EXPECTED
+from emuworld.tasks.edit_truth import EditTruth, make_edit
+from emuworld.tasks.metrics import Frame
+from emuworld.tasks.run_folder import PictureRow, Pictures, Record, save_pictures
+from emuworld.tasks.suites import EditPictures, case_seed
+
+
+def measure(bench: Bench, suite: EditPictures) -> None:
+    dream = bench.dream("x2i")
+    for truths in chunks(bench, "edit", suite.num_edits, make_edit, rows=1):
+        frames = _edited(dream, bench, truths)
+        bench.append([_score(bench, truth, frame) for truth, frame in zip(truths, frames, strict=True)])
+
+
+def _edited(dream: Dream, bench: Bench, truths: Sequence[EditTruth]) -> list[Frame]:
+    """The model's answers."""
+    turns = [
+        dream.reset_turn(
+            np.random.default_rng(case_seed(bench.suite, "dream edit", truth.index)),
+            {"images": list(truth.references)},
+        )
+        for truth in truths
+    ]
+    begun = [outcome.episode for outcome in dream.resolve(turns)]
+    return [e.frame for e in step_all(dream, bench, begun, [truth.instruction for truth in truths])]
+
+
+def _score(bench: Bench, truth: EditTruth, dreamt: Frame) -> Record:
+    """What the judge says of the answer and of every picture whose worth is known."""
+    frames = {"dream": dreamt, **_known(bench, truth)}
+    seen = bench.detector.sightings(np.stack(list(frames.values())))
+    verdicts = {
+        who: judge(truth, frame, seen=found, rebuilt=frames["after, tokenizer"])
+        for (who, frame), found in zip(frames.items(), seen, strict=True)
+    }
+    if truth.index < 8 * bench.suite.num_pictures:
+        _keep_pictures(bench, truth, dreamt, verdicts["dream"], seen[0])
+    return {
+        "kind": "edit",
+        "index": truth.index,
+        "seed": case_seed(bench.suite, "edit", truth.index),
+        "world": truth.world,
+        "group": truth.group,
+        "edit": truth.kind,
+        "instruction": truth.instruction,
+        "target": truth.target,
+        "result": truth.result,
+        "judged": {who: {"done": one.done, "kept": one.kept} for who, one in verdicts.items()},
+    }
+
+
+def _known(bench: Bench, truth: EditTruth) -> dict[str, Frame]:
+    """Pictures that a perfect judge would tell apart (`edit_summary.EXPECTED`), plain and through the vision
+    tokenizer; "copied": the codes of the picture before, but for those where the edit shows.
+    """
+    plain = {"after": truth.after, "before": truth.before, "wrong": truth.wrong, "spoilt": truth.spoilt}
+    codes = dict(zip(plain, bench.model.encode(list(plain.values())), strict=True))
+    height, width = truth.changed.shape
+    blocks = truth.changed.reshape(height // BLOCK_PX, BLOCK_PX, width // BLOCK_PX, BLOCK_PX).any((1, 3))
+    codes["copied"] = np.where(blocks, codes["after"], codes["before"])
+    rebuilt = dict(zip(codes, bench.model.decode(list(codes.values())), strict=True))
+    frames = plain | {f"{name}, tokenizer": frame for name, frame in rebuilt.items()}
+    assert frames.keys() == EXPECTED.keys()
+    return frames
+
+
+def _keep_pictures(
+    bench: Bench, truth: EditTruth, dreamt: Frame, verdict: Verdict, seen: Sequence[Sighting]
+) -> None:
+    found = ", ".join(" ".join(one.pair) for one in seen) or "nothing"
+    said = f"{'done' if verdict.done else 'not done'}, rest {'kept' if verdict.kept else 'not kept'}"
+    given = [f"given {place}" for place, _ in enumerate(truth.references, start=1)]
+    row = PictureRow(
+        name=truth.kind,
+        frames=[*truth.references, dreamt, truth.after],
+        notes=[*("" for _ in given), f"{said}; judge sees: {found}", ""],
+    )
+    pictures = Pictures(
+        title=truth.instruction, columns=[*given, "edited by the model", "the simulator's edit"], rows=[row]
+    )
+    save_pictures(bench.folder / "pictures" / f"edit_{truth.index:05d}.npz", pictures)
