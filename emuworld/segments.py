@@ -142,7 +142,8 @@ class SegmentWriter:
 
     def _room(self, plan: Plan) -> int:
         text = len(plan.forced) or min(self._context.manifest.max_text_tokens, _TEXT_ROOM_TOKENS)
-        return max(1, min(text + self._context.block_tokens(plan.state.size), plan.max_tokens))
+        picture = self._context.block_tokens(plan.state.size) + plan.sampling.draft_window
+        return max(1, min(text + picture, plan.max_tokens))
 
     def _request(self, plan: Plan, hidden_D: Tensor) -> Request:
         state = plan.state

@@ -25,10 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emuworld.decoding.drafting import Drafter, drafts
 from emuworld.decoding.grammar import Grammar, Span
 from emuworld.decoding.request import Progress, Request, Stop, Written
 from emuworld.decoding.sampling import Truncation, guide, pick
 from emuworld.model.cache import StaticCache
+from emuworld.tokens.vocabulary import Vocabulary
 
 __all__ = [
     "LanguageModel",
@@ -130,29 +132,54 @@ def write(
         )
     worlds = [Progress(request, grammar, num_images=num_images) for request in requests]
     rows = _Rows(model, cache, layout, [request.hidden_D for request in requests])
+    drafter = _drafter(model, rows, layout, grammar.vocabulary)
     banned: dict[Span, Tensor] = {}
     yield _news(worlds)
     while active := [i for i, world in enumerate(worlds) if not world.done]:
         rows.feed_pending(worlds, active)
-        draws = _draws(worlds, active, grammar=grammar, layout=layout, banned=banned)
-        members = [i for draw in draws for i in draw.members]
-        count = max(1, min(worlds[i].visual_run for i in active))
-        uniforms_WN = [worlds[i].uniforms(count) for i in members]
-        uniforms_NW = torch.tensor(uniforms_WN, dtype=torch.float64).t().to(model.device)
-        drawn_rows, places = rows.rows_of(members)
-        tokens_NW: list[Tensor] = []
-        for uniforms_W in uniforms_NW:
-            if tokens_NW:
-                rows.feed_drawn(drawn_rows, tokens_NW[-1][places])
-            parts = uniforms_W.split([len(draw.members) for draw in draws])
-            drawn = [draw(model, rows.hidden_RD, part) for draw, part in zip(draws, parts, strict=True)]
-            tokens_NW.append(drawn[0] if len(drawn) == 1 else torch.cat(drawn))
-        for i, tokens in zip(members, torch.stack(tokens_NW, dim=1).tolist(), strict=True):
-            worlds[i].write(tokens)
+        drafting = [i for i in active if drafts(worlds[i])]
+        if drafting:
+            drafter.step(worlds, drafting)
+        if len(drafting) < len(active):
+            members = [i for i in active if i not in drafting]
+            draws = _draws(worlds, members, grammar=grammar, layout=layout, banned=banned)
+            _draw_run(model, rows, worlds, draws)
         if on_step is not None:
             on_step(sum(len(w.ids) for w in worlds), sum(w.expected_tokens() for w in worlds))
         yield _news(worlds)
     return [world.written for world in worlds]
+
+
+def _draw_run(model: LanguageModel, rows: _Rows, worlds: Sequence[Progress], draws: Sequence[_Draw]) -> None:
+    """Draw a token for each world, or as many as are visual for all of them, and write them down."""
+    members = [i for draw in draws for i in draw.members]
+    count = max(1, min(worlds[i].visual_run for i in members))
+    uniforms_WN = [worlds[i].uniforms(count) for i in members]
+    uniforms_NW = torch.tensor(uniforms_WN, dtype=torch.float64).t().to(model.device)
+    drawn_rows, places = rows.rows_of(members)
+    tokens_NW: list[Tensor] = []
+    for uniforms_W in uniforms_NW:
+        if tokens_NW:
+            rows.feed_drawn(drawn_rows, tokens_NW[-1][places])
+        parts = uniforms_W.split([len(draw.members) for draw in draws])
+        drawn = [draw(model, rows.hidden_RD, part) for draw, part in zip(draws, parts, strict=True)]
+        tokens_NW.append(drawn[0] if len(drawn) == 1 else torch.cat(drawn))
+    for i, tokens in zip(members, torch.stack(tokens_NW, dim=1).tolist(), strict=True):
+        worlds[i].write(tokens)
+
+
+def _drafter(
+    model: LanguageModel, rows: _Rows, layout: Sequence[Sequence[int]], vocabulary: Vocabulary
+) -> Drafter:
+    start, stop = vocabulary.visual_start, vocabulary.visual_stop
+    return Drafter(
+        rows,
+        lambda hidden_ND: model.logits(hidden_ND, start=start, stop=stop),
+        layout=layout,
+        vocabulary=vocabulary,
+        device=model.device,
+        pads=_rides_along(model.device),
+    )
 
 
 def _news(worlds: Sequence[Progress]) -> News:
@@ -179,14 +206,22 @@ class _Rows:
     def feed_pending(self, worlds: Sequence[Progress], active: Sequence[int]) -> None:
         """Put all pending tokens into the cache; rows without any keep their hidden states.
 
-        How a row's tokens are cut into calls is the row's own affair: always all that are pending at once.
+        How a row's tokens are cut into calls is the row's own affair: always all that are pending at once. A
+        world that drafts reads its last tokens with its guesses, so only what comes before a picture's IMG is
+        read here.
         """
         runs: dict[int, list[int]] = {}
         for i in active:
             conditional, *unguided = self._layout[i]
-            runs[conditional] = worlds[i].pending
-            runs |= dict.fromkeys(unguided, worlds[i].image_pending)
-            worlds[i].pending = worlds[i].image_pending = []
+            pending, image_pending = worlds[i].pending, worlds[i].image_pending
+            kept: list[int] = []
+            if drafts(worlds[i]):
+                if worlds[i].state.position:
+                    continue
+                kept, pending, image_pending = pending[-1:], pending[:-1], image_pending[:-1]
+            runs[conditional] = pending
+            runs |= dict.fromkeys(unguided, image_pending)
+            worlds[i].pending = worlds[i].image_pending = kept
         groups: dict[tuple[int, int], list[int]] = {}
         lengths = self._cache.lengths
         for row in sorted(row for row, run in runs.items() if run):
@@ -207,25 +242,51 @@ class _Rows:
         """Put one drawn visual token into each of these rows; nothing waits for the device."""
         self._feed(rows, tokens_R[:, None])
 
-    def _feed(self, rows: list[int], ids_RT: Tensor) -> None:
+    def read(self, rows: list[int], ids_RT: Tensor) -> Tensor:
+        """See `drafting.WindowRows`."""
+        everyone = range(self._cache.num_rows)
+        rides = _rides_along(self._model.device) and self.has_room(everyone, ids_RT.shape[1])
+        return self._read(rows, ids_RT, rides=rides)
+
+    def _read(self, rows: list[int], ids_RT: Tensor, *, rides: bool) -> Tensor:
+        """Hidden states [rows, T, D]; with `rides`, rows between them may go along without advancing."""
         needed = int(self._cache.lengths.max()) + ids_RT.shape[1]
         if needed > self._cache.capacity:
             self._cache.reserve(max(needed, int(_GROWTH * self._cache.capacity)))
         if len(rows) == self._cache.num_rows:
-            self.hidden_RD = self._model(ids_RT, cache=self._cache)[:, -1]
-            return
+            return self._model(ids_RT, cache=self._cache)
+        neighbours = rows[-1] - rows[0] + 1 == len(rows)
+        if neighbours or not rides:
+            return self._model(ids_RT, cache=self._cache.rows(rows))
+        index = self._index_of(rows)
+        all_RT = ids_RT.new_zeros((self._cache.num_rows, ids_RT.shape[1])).index_copy_(0, index, ids_RT)
+        advance_R = np.isin(np.arange(self._cache.num_rows), rows)
+        return self._model(all_RT, cache=self._cache, advance_B=advance_R)[index]
+
+    def take_back(self, rows: Sequence[int], num_tokens: int) -> None:
+        """See `drafting.WindowRows`."""
+        lengths = self._cache.lengths
+        for row in rows:
+            self._cache.truncate(row, int(lengths[row]) - num_tokens)
+
+    def has_room(self, rows: Sequence[int], num_tokens: int) -> bool:
+        """See `drafting.WindowRows`; the context ends there too."""
+        room = min(self._cache.capacity, self._cache.config.max_position_embeddings)
+        return int(self._cache.lengths[list(rows)].max()) + num_tokens <= room
+
+    def _feed(self, rows: list[int], ids_RT: Tensor) -> None:
+        rides = _rides_along(self._model.device) and ids_RT.shape[1] <= _SHORT
+        hidden_RD = self._read(rows, ids_RT, rides=rides)[:, -1]
+        if len(rows) == self._cache.num_rows:
+            self.hidden_RD = hidden_RD
+        else:
+            self.hidden_RD = self.hidden_RD.index_copy(0, self._index_of(rows), hidden_RD)
+
+    def _index_of(self, rows: Sequence[int]) -> Tensor:
         key = tuple(rows)
         if key not in self._indices:  # kept, because making one waits for the device
             self._indices[key] = _index(rows, self._model.device)
-        index = self._indices[key]
-        neighbours = rows[-1] - rows[0] + 1 == len(rows)
-        if not _rides_along(self._model.device) or neighbours or ids_RT.shape[1] > _SHORT:
-            hidden_RD = self._model(ids_RT, cache=self._cache.rows(rows))[:, -1]
-        else:
-            all_RT = ids_RT.new_zeros((self._cache.num_rows, ids_RT.shape[1])).index_copy_(0, index, ids_RT)
-            advance_R = np.isin(np.arange(self._cache.num_rows), rows)
-            hidden_RD = self._model(all_RT, cache=self._cache, advance_B=advance_R)[index, -1]
-        self.hidden_RD = self.hidden_RD.index_copy(0, index, hidden_RD)
+        return self._indices[key]
 
 
 def _rides_along(device: torch.device) -> bool:

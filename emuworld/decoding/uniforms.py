@@ -38,6 +38,12 @@ class TokenUniforms:
         """The number for the visual token at `position` (separators count) of the step's `index`-th image."""
         return self._at(1 + index, position)
 
+    def image_key(self, index: int, position: int) -> int:
+        """64 random bits for the visual token at `position` of the step's `index`-th image, independent of
+        the uniform number there: from them come numbers for every id (`emuworld.decoding.drafting`)."""
+        counter = np.array([0, position, 1 + index, 1], dtype=np.uint64)
+        return int(np.random.Philox(key=self._key, counter=counter).random_raw())
+
     def _at(self, stream: int, position: int) -> float:
         block, offset = divmod(position, _BLOCK)
         if (stream, block) not in self._blocks:
