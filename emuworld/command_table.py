@@ -173,7 +173,8 @@ COMMANDS: dict[str, Command] = {
                 module="emuworld.tasks.scale",
                 settings="PublishedSpeed",
                 settings_module="emuworld.tasks.published_rig",
-            )
+            ),
+            "drafting": Target(module="emuworld.tasks.speed.drafting", settings="DraftingSpeed"),
         },
         examples=(
             "emuworld bench what=published-34b device=cuda",

@@ -1,4 +1,4 @@
-"""Windows draw what token by token draws: the same tokens for any window, and the distribution by definition."""
+"""Windows draw what token by token draws: the same tokens for any window, the distribution by definition."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_news_tell_every_token_once() -> None:
     assert [told[0], told[1]] == [one.ids for one in expected.values()]
 
 
-# The distribution --------------------------------------------------------------------------------------------
+# The distribution ---------------------------------------------------------------------------------------
 
 PICTURE = (2, 2)
 SETTINGS = [
@@ -341,7 +341,7 @@ def test_a_race_between_similar_distributions_has_mostly_one_winner() -> None:
         assert ((counts[inside] - expected[inside]) ** 2 / expected[inside]).sum() < 27.9  # 99.99 % of 5
 
 
-# Worlds ------------------------------------------------------------------------------------------------------
+# Worlds -------------------------------------------------------------------------------------------------
 
 
 def drawn(model: WorldModel, state: WorldState, window: int) -> tuple[int, ...]:
