@@ -16,9 +16,9 @@ import torch
 
 from emuworld.cache_pool import CachedModel
 from emuworld.manifest import FILE_NAME, Manifest
-from emuworld.model import checkpoint
+from emuworld.model import checkpoint, fp8
 from emuworld.model.exact import exact
-from emuworld.model.fused import fused
+from emuworld.model.fused import WEIGHTS, FusedTransformer, fused
 from emuworld.state import FINGERPRINT_BYTES
 from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vision import VisionTokenizer
@@ -47,7 +47,7 @@ class Located:
 
     names: tuple[str, str | None, str | None]  # model, vision and text, for `locate` to find it again
     files: tuple[Path, ...]
-    open: Callable[[torch.device], Parts] = field(compare=False)
+    open: Callable[[torch.device, str], Parts] = field(compare=False)  # device, and weights as for `load`
 
 
 def locate(
@@ -67,7 +67,7 @@ def locate(
         return Located(
             names=(str(source.model), str(source.vision), str(source.text)),
             files=tuple(path for _, path in source.files),
-            open=lambda device: published.open_parts(source, device=device),
+            open=lambda device, weights: published.open_parts(source, device=device, weights=weights),
         )
     folder = find(model)
     if vision is not None or text is not None:
@@ -77,7 +77,7 @@ def locate(
     return Located(
         names=(name, None, None),
         files=tuple(folder / file for file in FILES),
-        open=lambda device: open_parts(folder, device=device),
+        open=lambda device, weights: open_parts(folder, device=device, weights=weights),
     )
 
 
@@ -98,9 +98,9 @@ def find(name: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def open_parts(folder: Path, *, device: torch.device) -> Parts:
-    """Read a folder that `find` gave. On the CPU the transformer is made exact, on CUDA it is bf16; vision is
-    fp32.
+def open_parts(folder: Path, *, device: torch.device, weights: str = "bf16") -> Parts:
+    """Read a folder that `find` gave. On the CPU the transformer is made exact, on CUDA it is bf16 or fp8;
+    vision is fp32.
 
     Raises:
         ValueError: a file is damaged or does not fit the others.
@@ -111,7 +111,7 @@ def open_parts(folder: Path, *, device: torch.device) -> Parts:
     except ValueError as error:
         raise ValueError(f"{folder / 'text.tiktoken'} does not fit {FILE_NAME}: {error}") from error
     vision = VisionTokenizer.load(folder, device=device)
-    transformer = open_transformer(folder, device=device)
+    transformer = open_transformer(folder, device=device, weights=weights)
     if transformer.config.vocab_size < manifest.vocabulary.size:
         raise ValueError(
             f"{folder}: config.json has {transformer.config.vocab_size} ids, {FILE_NAME} "
@@ -130,9 +130,13 @@ def open_parts(folder: Path, *, device: torch.device) -> Parts:
 
 
 def open_transformer(
-    folder: Path, *, device: torch.device, on_progress: Callable[[int, int], None] | None = None
+    folder: Path,
+    *,
+    device: torch.device,
+    weights: str = "bf16",
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> CachedModel:
-    """The transformer in the form that a device runs fastest: int8 and exact on the CPU, bf16 on CUDA.
+    """The transformer in the form for a device: int8 and exact on the CPU, bf16 or fp8 on CUDA.
 
     On the CPU the int8 form is also the smallest: half the bytes of a 16-bit checkpoint. Its weights come
     from the mapped files tensor by tensor. `on_progress` is called with what is done and what there is.
@@ -140,6 +144,8 @@ def open_transformer(
     if device.type == "cpu":
         limit_threads()
         return exact(checkpoint.load(folder), on_layer=on_progress)
+    if weights == "fp8":  # from the mapped files as well: the device never holds a layer but the one at hand
+        return FusedTransformer(checkpoint.load(folder), weights=weights, device=device, on_layer=on_progress)
     return fused(checkpoint.load(folder, device=device, dtype=torch.bfloat16, on_bytes=on_progress))
 
 
@@ -179,6 +185,17 @@ def find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda") or (device.index or 0) >= here:
         raise ValueError(f"device {name!r} is not on this machine; give auto, cpu, cuda or cuda:N")
     return device
+
+
+def check_weights(weights: str, device: torch.device) -> None:
+    """ValueError for weights that `load` does not know, or that the device does not compute with."""
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be {' or '.join(map(repr, WEIGHTS))}, got {weights!r}")
+    if weights == "fp8" and not fp8.supports(device):
+        raise ValueError(
+            f"weights='fp8' needs a GPU of compute capability 8.9 or more (Ada, Hopper), got {device}; "
+            "leave weights out (the CPU computes with 8-bit integers anyway)"
+        )
 
 
 def limit_threads() -> None:

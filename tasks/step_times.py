@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from emuworld.decoding.sampling import Truncation, guide, pick
 from emuworld.model.cache import StaticCache
+from emuworld.model.fp8 import Weight, linear
 from emuworld.model.fused import FusedTransformer
 from emuworld.model.transformer import Transformer
 from emuworld.tasks.published_way import Branch, PublishedWay
@@ -153,9 +153,9 @@ def products(model: FusedTransformer, *, num_rows: int, times: int = 5) -> Figur
     for name, weights in {**kinds, "head_VD": [model.head_VD]}.items():
         x_RK = torch.randn(num_rows, weights[0].shape[1], device=model.device).to(model.dtype)
 
-        def work(x_RK: torch.Tensor = x_RK, weights: list[torch.Tensor] = weights) -> None:
+        def work(x_RK: torch.Tensor = x_RK, weights: list[Weight] = weights) -> None:
             for weight_NK in weights:
-                F.linear(x_RK, weight_NK)
+                linear(x_RK, weight_NK)
 
         ms = spread(timed(work, times=times, device=model.device))["ms"]
         num_bytes = sum(weight.nbytes for weight in weights)

@@ -1,7 +1,8 @@
 """Command `bench what=drafting`: tokens a pass and seconds a picture, by window, with a trained model.
 
 All windows draw the same pictures from the same states, one after the other, so that a busy neighbour meets
-them alike. Window 0 is token by token. The state's prefix is in the cache; drawing and pixels are on the clock.
+them alike. Window 0 is token by token. The state's prefix is in the cache; drawing and pixels are on the
+clock.
 """
 
 import math
@@ -10,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from emuworld.checkpoint_folder import find_device
-from emuworld.tasks.run_log import Figures, RunLog
 from emuworld.tasks.published_rig import OnProgress
+from emuworld.tasks.run_log import Figures, RunLog
 from emuworld.tasks.scale import machine, quiet
 from emuworld.tasks.speed import opened
 from emuworld.tasks.step_times import spread

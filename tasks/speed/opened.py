@@ -1,5 +1,5 @@
-"""What the rows of `emuworld bench` over an opened checkpoint share: worlds to draw in, pictures on the clock,
-and a token the published way with the same weights.
+"""What the rows of `emuworld bench` over an opened checkpoint share: worlds to draw in, pictures on the
+clock, and a token the published way with the same weights.
 """
 
 import time
