@@ -166,7 +166,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "bench": Command(
-        summary="Measure speed and memory with random weights; figures as JSON lines, part by part.",
+        summary="Measure speed, memory and rounding; figures as JSON lines, part by part.",
         choice="what",
         targets={
             "published-34b": Target(
@@ -174,10 +174,22 @@ COMMANDS: dict[str, Command] = {
                 settings="PublishedSpeed",
                 settings_module="emuworld.tasks.published_rig",
             ),
+            "small-cpu": Target(module="emuworld.tasks.speed.small", settings="SmallSpeed"),
+            "many-worlds": Target(module="emuworld.tasks.speed.worlds", settings="ManyWorldsSpeed"),
             "drafting": Target(module="emuworld.tasks.speed.drafting", settings="DraftingSpeed"),
+            "drafting-34b": Target(
+                module="emuworld.tasks.speed.published", settings="DraftingStepSpeed", run="run_drafting"
+            ),
+            "fp8": Target(module="emuworld.tasks.speed.published", settings="Fp8Speed", run="run_fp8"),
+            "fp8-accuracy": Target(module="emuworld.tasks.speed.accuracy", settings="Fp8Accuracy"),
+            "batch-34b": Target(
+                module="emuworld.tasks.speed.published", settings="BatchSpeed", run="run_batch"
+            ),
         },
         examples=(
             "emuworld bench what=published-34b device=cuda",
+            "emuworld bench what=drafting num_worlds=2",
+            "emuworld bench what=fp8 device=cuda budget_s=240",
             "emuworld bench what=published-34b device=cpu size=tiny vision=tiny pictures=[8] story_side=8",
         ),
     ),

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from emuworld.decoding.sampling import Truncation, guide, pick
+from emuworld.decoding.drafting import exponentials
+from emuworld.decoding.sampling import Truncation, guide, pick, race
 from emuworld.model.cache import StaticCache
 from emuworld.model.fp8 import Weight, linear
 from emuworld.model.fused import FusedTransformer
@@ -132,12 +133,28 @@ def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def step(form: FusedTransformer, *, num_rows: int, context: int, times: int) -> Figures:
-    """One token a row, without logits and draw."""
-    cache = filled_cache(form, num_rows=num_rows, held=[context] * num_rows, room=8)
-    ids_R1 = torch.randint(0, form.config.vocab_size, (num_rows, 1), device=form.device)
+def step(form: FusedTransformer, *, num_rows: int, context: int, times: int, num_tokens: int = 1) -> Figures:
+    """One token a row, or a window of them, without logits and draw."""
+    cache = filled_cache(form, num_rows=num_rows, held=[context] * num_rows, room=8 + num_tokens)
+    ids_RT = torch.randint(0, form.config.vocab_size, (num_rows, num_tokens), device=form.device)
     stay_B = np.zeros(num_rows, dtype=bool)
-    return spread(timed(lambda: form(ids_R1, cache=cache, advance_B=stay_B), times=times, device=form.device))
+    return spread(timed(lambda: form(ids_RT, cache=cache, advance_B=stay_B), times=times, device=form.device))
+
+
+@torch.inference_mode()
+def window_draw(
+    model: FusedTransformer, *, num_tokens: int, visual: slice, guidance: float, top_k: int, times: int
+) -> Figures:
+    """Logits of the visual ids, guidance and the races of one guided world's window, its numbers included."""
+    hidden_ND = torch.randn(2 * num_tokens, model.config.hidden_size, device=model.device, dtype=model.dtype)
+
+    def work() -> torch.Tensor:
+        scores_NV = model.logits(hidden_ND, start=visual.start, stop=visual.stop).float()
+        guided_TV = guide(*scores_NV.chunk(2), guidance=guidance)
+        numbers_TV = exponentials(range(num_tokens), num_ids=guided_TV.shape[1], device=model.device)
+        return race(guided_TV, numbers_TV, truncation=Truncation(top_k=top_k))
+
+    return spread(timed(work, times=times, device=model.device))
 
 
 @torch.inference_mode()
