@@ -27,8 +27,8 @@ class LanguageModel(Protocol):
         causal: bool = True,
     ) -> Tensor:
         """Append the tokens to every row of the cache, or only where `advance_B` is True; hidden states
-        [B, T, D]. Where not `causal`, the tokens see each other both ways. What is returned may be overwritten
-        by the next call."""
+        [B, T, D]. Where not `causal`, the tokens see each other both ways. What is returned may be
+        overwritten by the next call."""
 
     def logits(self, hidden: Tensor, *, start: int = 0, stop: int | None = None) -> Tensor:
         """[..., D] -> [..., stop - start]."""

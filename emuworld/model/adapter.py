@@ -88,9 +88,12 @@ class _Hook:
 
 
 def save_adapter(folder: str | os.PathLike[str], adapter: Adapter) -> None:
-    """Write `dida.safetensors` beside and rename it."""
+    """Write `dida.safetensors`, in bf16, beside and rename it."""
     part = Path(folder) / f".{FILE_NAME}.{os.getpid()}"
-    save_file({name: tensor.float().cpu().contiguous() for name, tensor in adapter.named().items()}, part)
+    tensors = {
+        name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in adapter.named().items()
+    }
+    save_file(tensors, part)
     part.replace(Path(folder) / FILE_NAME)
 
 
