@@ -67,8 +67,8 @@ class Manifest:
             self.check_size(self.default_size)
         if self.max_text_tokens < 1:
             raise ValueError(f"max_text_tokens must be at least 1, got {self.max_text_tokens}")
-        if self.dida is None and any(sampling.passes for sampling in self.sampling.values()):
-            raise ValueError("a sampling has passes, which need dida; leave them 0, or adapt the checkpoint")
+        for sampling in self.sampling.values():
+            self.check_sampling(sampling)
 
     @property
     def bounds(self) -> SizeBounds:
@@ -82,6 +82,14 @@ class Manifest:
             raise ValueError(
                 f"size {size} does not work: height and width must be multiples of {DOWNSAMPLE} "
                 f"in {low}..{high} pixels"
+            )
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """ValueError for settings that this checkpoint has not learnt."""
+        if sampling.passes and self.dida is None:
+            raise ValueError(
+                f"passes={sampling.passes} draws pictures at once, which this checkpoint has not learnt (its "
+                f"{FILE_NAME} has no dida): use passes=0, or adapt it with 'emuworld train stage=dida'"
             )
 
     def sampling_for(self, mode: str) -> Sampling:

@@ -76,11 +76,7 @@ class SegmentWriter:
         if state.ended:
             raise ValueError("this world's answer has ended; begin another, or go back to an earlier state")
         sampling = sampling or manifest.sampling_for(state.mode)
-        if sampling.passes and self._painter is None:
-            raise ValueError(
-                f"passes={sampling.passes} draws pictures at once, which this checkpoint has not learnt (its "
-                "emuworld.json has no dida): use passes=0, or adapt it with 'emuworld train stage=dida'"
-            )
+        manifest.check_sampling(sampling)
         forced: Ids = ()
         if text is not None:
             words = context.tokenizer.encode(text)

@@ -146,7 +146,7 @@ def test_a_checkpoint_that_has_not_learnt_it_says_so(tiny_model: WorldModel) -> 
     state = begin(tiny_model, 0)
     with pytest.raises(ValueError, match=r"passes=3 .* has not learnt .* passes=0, or adapt"):
         tiny_model.imagine(state, "turn left", sampling=FREE)
-    with pytest.raises(ValueError, match="need dida"):
+    with pytest.raises(ValueError, match="has not learnt"):
         dataclasses.replace(tiny_model.manifest, sampling={"explore": FREE})
 
 
