@@ -38,6 +38,8 @@ from emuworld.model.cache import StaticCache
 from emuworld.tokens.vocabulary import Vocabulary
 
 _SCORES_AT_ONCE = 64 << 20  # positions times codes of one row: 256 MiB of fp32
+# Tokens of one forward: more of them are no faster, and what lies between the matrices grows with them.
+_TOKENS_AT_ONCE = {"cpu": 512, "cuda": 32_768}
 _DRAWS_A_PASS = 3  # of uniform numbers for every code: the model's draw, whether it stays, what it becomes
 
 
@@ -223,7 +225,8 @@ class _Canvas:
         for row in sorted(picture_of):
             groups.setdefault(int(lengths[row]), []).append(row)
         hidden_of: dict[int, Tensor] = {}
-        for rows in groups.values():
+        most = max(1, _TOKENS_AT_ONCE.get(ids_PT.device.type, _TOKENS_AT_ONCE["cuda"]) // ids_PT.shape[1])
+        for rows in (group[at : at + most] for group in groups.values() for at in range(0, len(group), most)):
             ids_RT = ids_PT[[picture_of[row] for row in rows]]
             hidden_RTD = self._painter.model(
                 ids_RT, cache=cache.rows(rows), advance_B=[False] * len(rows), causal=False

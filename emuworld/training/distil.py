@@ -44,7 +44,7 @@ from emuworld.training.noisy_blocks import NoisyRows, dense_attention, flex_atte
 from emuworld.training.own_stories import Answerer, OwnStories
 
 _LATEST = 0.999  # of the times that are trained: at 1 nothing is left to learn (URSA)
-_HELD_EVERY = 20  # every so many-th story is kept for validation
+_HELD_EVERY = 20  # every so many-th story of a kind is kept for validation
 _BANDS = 4  # of times, whose validation losses are told apart
 _KEPT_FILES = ("detector.safetensors", "README.md")  # what else a folder may have
 
@@ -308,10 +308,12 @@ def _samplers(config: DidaTraining, parts: Parts, *, out: Path) -> tuple[Example
 def _sampler(
     config: DidaTraining, parts: Parts, stories: Sequence[TokenStory], *, held: bool, side: int
 ) -> ExampleSampler:
-    """Of the stories that are held back, or of the others; of all where they are too few for that."""
+    """Of the stories of each kind that are held back, or of the others; of all where they are too few."""
     sampler = ExampleSampler(tokenizer=parts.tokenizer, mixture=config.mixture, size=(side, side))
-    few = len(stories) < 2 * _HELD_EVERY
-    sampler.add([story for at, story in enumerate(stories) if few or (at % _HELD_EVERY == 0) == held])
+    for kind in sorted({story.kind for story in stories}):
+        alike = [story for story in stories if story.kind == kind]
+        few = len(alike) < 2 * _HELD_EVERY
+        sampler.add([story for at, story in enumerate(alike) if few or (at % _HELD_EVERY == 0) == held])
     return sampler
 
 
