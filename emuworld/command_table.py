@@ -97,6 +97,13 @@ COMMANDS: dict[str, Command] = {
                 reports_progress=False,
                 explained_by_module=True,
             ),
+            "dida": Target(
+                module="emuworld.training.distil",
+                settings="DidaTraining",
+                run="train",
+                reports_progress=False,
+                explained_by_module=True,
+            ),
             "detector": Target(
                 module="emuworld.tasks.detector_training",
                 settings="DetectorStage",

@@ -38,6 +38,7 @@ class RunSettings:
     workers: int = 0  # processes that render the truth; 0 = one a core, at most 16
     renderer: str = "auto"  # auto | gl | rays
     temperature: float | None = 0.0  # 0 = always the likeliest token; null = the model's own sampling
+    passes: tuple[int, ...] = ()  # in which pictures are drawn; [] = the model's own; several: compared
     num_pictures: int = 6  # cases kept with their pictures for the page
     resume: bool = True  # go on where an earlier run of the same settings stopped
     score_only: bool = False  # run nothing: summarise the stored cases again

@@ -29,7 +29,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from emuworld.decoding.grammar import Phase
 from emuworld.decoding.request import Progress
 from emuworld.decoding.sampling import Truncation, guide, race
 from emuworld.tokens.vocabulary import Vocabulary
@@ -53,11 +52,6 @@ class WindowRows(Protocol):
 
     def has_room(self, rows: Sequence[int], num_tokens: int) -> bool:
         """Whether so many more tokens fit as the cache is."""
-
-
-def drafts(world: Progress) -> bool:
-    """Whether a world is inside a picture that is drawn through a window."""
-    return world.request.sampling.draft_window > 0 and world.state.phase is Phase.VISUAL
 
 
 class Drafter:
@@ -206,7 +200,7 @@ class _Picture:
             last += 1
         world.write(drawn_T[begin : last + 1])
         # An EOL behind the last token has been written with it.
-        self._guesses = list(drawn_T[world.state.position - first :]) if drafts(world) else []
+        self._guesses = list(drawn_T[world.state.position - first :]) if world.drafts else []
         return last + 1
 
     def _separates(self, place: int) -> bool:

@@ -6,11 +6,13 @@ import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from emuworld.decoding import autoregressive, cache_rows
 from emuworld.decoding.autoregressive import Request, Written, generate, write
 from emuworld.decoding.drafting import exponentials
 from emuworld.decoding.grammar import Grammar, SizeBounds
@@ -40,6 +42,7 @@ class HeldRows:
     """A cache that holds ids."""
 
     capacity = 1 << 20
+    config = SimpleNamespace(max_position_embeddings=capacity)
 
     def __init__(self, rows: Sequence[list[int]]) -> None:
         self.held = list(rows)
@@ -69,17 +72,21 @@ class HashModel:
 
     def __init__(self) -> None:
         self.num_passes = 0
+        self.num_tokens: list[int] = []
 
     def __call__(
         self, ids: torch.Tensor, *, cache: HeldRows, advance_B: np.ndarray | None = None
     ) -> torch.Tensor:
-        assert advance_B is None, "on the CPU nothing rides along"
         self.num_passes += 1
+        self.num_tokens.append(ids.shape[1])
+        assert max(cache.lengths) + ids.shape[1] <= cache.config.max_position_embeddings
         hidden = torch.zeros(*ids.shape, 1, dtype=torch.float64)
         for row, held in enumerate(cache.held):
             for column, token in enumerate(ids[row].tolist()):
                 held.append(token)
                 hidden[row, column, 0] = zlib.crc32(np.array(held, dtype=np.int64).tobytes())
+            if advance_B is not None and not advance_B[row]:
+                del held[-ids.shape[1] :]
         return hidden
 
     def logits(self, hidden: torch.Tensor, *, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -161,6 +168,25 @@ def test_worlds_in_any_company_write_what_they_write_alone() -> None:
     backwards, _ = run(dict(reversed(requests.items())))
     alone = {world: run({world: one})[0][world] for world, one in requests.items()}
     assert together == backwards == alone
+
+
+@pytest.mark.parametrize("context", [1 << 20, 75])
+def test_rows_that_ride_along_and_windows_of_one_shape_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, context: int
+) -> None:
+    """What a GPU does: rows with nothing to read go through, and windows stay whole at a picture's end,
+    unless the context ends there."""
+    settings = [replace(GUIDED, draft_window=window) for window in (5, 0, 5, 5, 9)]
+    requests = {world: request(world, sampling) for world, sampling in enumerate(settings)}
+    requests = {world: one for world, one in requests.items() if world != 1 or context > 1000}
+    trimmed, model = HashModel(), HashModel()
+    expected, _ = run(requests, trimmed)
+    monkeypatch.setattr(cache_rows, "rides_along", lambda device: True)
+    monkeypatch.setattr(autoregressive, "rides_along", lambda device: True)
+    monkeypatch.setattr(HeldRows, "config", SimpleNamespace(max_position_embeddings=context))
+    assert run(requests, model)[0] == expected
+    if context > 1000:
+        assert model.num_tokens.count(5) > trimmed.num_tokens.count(5)
 
 
 def test_no_wrong_guess_stays_in_the_cache() -> None:
