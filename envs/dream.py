@@ -100,6 +100,7 @@ class DreamArguments(TypedDict, total=False):
     guidance: float | None
     image_guidance: float | None
     passes: int | None
+    draft_window: int | None
     greedy: bool
     reward_fn: RewardFunction | None
     reward_name: str | None
@@ -116,9 +117,8 @@ class Dream:
             `WorldModel.begin`); None = "default", which is the model's own size where it has one.
         max_episode_steps: truncate after so many steps since the reset; None = no limit of its own, because
             `gymnasium.make` puts a `TimeLimit` outside.
-        temperature, guidance, image_guidance, passes: replace the model's own (temperature: for text and
-            pictures; passes: in which a picture is drawn at once, 0 = token by token); greedy: always the
-            likeliest token.
+        temperature, guidance, image_guidance, passes, draft_window: replace the model's own (temperature: for
+            text and pictures; the others as in `Sampling`); greedy: always the likeliest token.
         reward_fn: `Transition -> float`, asked after every executed command; None = 0.0.
         reward_name: what `info["reward_source"]` says; None = the function's `__name__`, or "none" without
         one.
@@ -135,6 +135,7 @@ class Dream:
         guidance: float | None = None,
         image_guidance: float | None = None,
         passes: int | None = None,
+        draft_window: int | None = None,
         greedy: bool = False,
         reward_fn: RewardFunction | None = None,
         reward_name: str | None = None,
@@ -147,14 +148,15 @@ class Dream:
             raise ValueError(f"max_episode_steps is {max_episode_steps}, expected at least 1 or None")
         self.arguments = DreamArguments(
             model=model, mode=mode, size=size, max_episode_steps=max_episode_steps, temperature=temperature,
-            guidance=guidance, image_guidance=image_guidance, passes=passes, greedy=greedy,
-            reward_fn=reward_fn, reward_name=reward_name,
+            guidance=guidance, image_guidance=image_guidance, passes=passes, draft_window=draft_window,
+            greedy=greedy, reward_fn=reward_fn, reward_name=reward_name,
         )  # fmt: skip
         self.mode = mode
         self.model = load(model) if isinstance(model, str | os.PathLike) else model
         self.size = frame_size(self.model, size, mode=mode)
         self._worlds = Worlds(model=self.model, mode=mode, size=self.size)
         changes = {"guidance": guidance, "image_guidance": image_guidance, "passes": passes}
+        changes["draft_window"] = draft_window
         self._sampling = {
             name: _changed(
                 self.model.default_sampling(name), changes, mode=name, temperature=temperature, greedy=greedy

@@ -108,9 +108,8 @@ class Drafter:
         fed_WT = [picture.fed(num_tokens) for picture in pictures]
         rows = [self._layout[i][rank] for rank in range(1 + len(kind.scales)) for i in members]
         ids_RT = torch.tensor(fed_WT, device=self._device).repeat(1 + len(kind.scales), 1)
-        hidden_RTD = self._rows.read(rows, ids_RT)
-        scores_NV = self._scores(hidden_RTD, kind)
-        noise_NV = torch.cat([picture.noise(num_tokens) for picture in pictures])
+        noise_NV = torch.cat([picture.noise(num_tokens) for picture in pictures])  # queued before the pass
+        scores_NV = self._scores(self._rows.read(rows, ids_RT), kind)
         drawn_N = race(scores_NV, noise_NV, truncation=kind.truncation) + self._vocabulary.visual_start
         drawn_WT = drawn_N.view(len(members), num_tokens).tolist()
         for i, picture, fed_T, drawn_T in zip(members, pictures, fed_WT, drawn_WT, strict=True):
