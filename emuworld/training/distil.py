@@ -66,7 +66,7 @@ class DidaTraining:
     size_px: int = 256
     device: str = "auto"
     workers: int = 0  # processes that decode pictures; 0: a thread
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     weight_decay: float = 0.05
     gradient_clip: float = 1.0
     buckets: tuple[Bucket, ...] = (
