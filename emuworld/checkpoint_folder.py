@@ -15,10 +15,13 @@ from pathlib import Path
 import torch
 
 from emuworld.cache_pool import CachedModel
+from emuworld.decoding.dida import Painter
 from emuworld.manifest import FILE_NAME, Manifest
-from emuworld.model import checkpoint
+from emuworld.model import checkpoint, fp8
+from emuworld.model.adapter import FILE_NAME as ADAPTER_FILE
+from emuworld.model.adapter import load_adapter, merge_adapter
 from emuworld.model.exact import exact
-from emuworld.model.fused import fused
+from emuworld.model.fused import WEIGHTS, FusedTransformer, fused
 from emuworld.state import FINGERPRINT_BYTES
 from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vision import VisionTokenizer
@@ -39,6 +42,7 @@ class Parts:
     tokenizer: TextTokenizer
     manifest: Manifest
     fingerprint: bytes
+    painter: Painter | None = None  # of pictures drawn at once; None where that was not learnt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class Located:
 
     names: tuple[str, str | None, str | None]  # model, vision and text, for `locate` to find it again
     files: tuple[Path, ...]
-    open: Callable[[torch.device], Parts] = field(compare=False)
+    open: Callable[[torch.device, str], Parts] = field(compare=False)  # device, and weights as for `load`
 
 
 def locate(
@@ -67,7 +71,7 @@ def locate(
         return Located(
             names=(str(source.model), str(source.vision), str(source.text)),
             files=tuple(path for _, path in source.files),
-            open=lambda device: published.open_parts(source, device=device),
+            open=lambda device, weights: published.open_parts(source, device=device, weights=weights),
         )
     folder = find(model)
     if vision is not None or text is not None:
@@ -76,8 +80,8 @@ def locate(
     name = str(model) if str(model) in BUILTIN else str(folder)
     return Located(
         names=(name, None, None),
-        files=tuple(folder / file for file in FILES),
-        open=lambda device: open_parts(folder, device=device),
+        files=tuple(folder / file for file in present_files(folder)),
+        open=lambda device, weights: open_parts(folder, device=device, weights=weights),
     )
 
 
@@ -98,9 +102,9 @@ def find(name: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def open_parts(folder: Path, *, device: torch.device) -> Parts:
-    """Read a folder that `find` gave. On the CPU the transformer is made exact, on CUDA it is bf16; vision is
-    fp32.
+def open_parts(folder: Path, *, device: torch.device, weights: str = "bf16") -> Parts:
+    """Read a folder that `find` gave. On the CPU the transformer is made exact, on CUDA it is bf16 or fp8;
+    vision is fp32.
 
     Raises:
         ValueError: a file is damaged or does not fit the others.
@@ -111,7 +115,10 @@ def open_parts(folder: Path, *, device: torch.device) -> Parts:
     except ValueError as error:
         raise ValueError(f"{folder / 'text.tiktoken'} does not fit {FILE_NAME}: {error}") from error
     vision = VisionTokenizer.load(folder, device=device)
-    transformer = open_transformer(folder, device=device)
+    transformer = open_transformer(folder, device=device, weights=weights)
+    painter = None
+    if manifest.dida:
+        painter = open_painter(folder, transformer, vision=vision, manifest=manifest, weights=weights)
     if transformer.config.vocab_size < manifest.vocabulary.size:
         raise ValueError(
             f"{folder}: config.json has {transformer.config.vocab_size} ids, {FILE_NAME} "
@@ -124,15 +131,49 @@ def open_parts(folder: Path, *, device: torch.device) -> Parts:
         tokenizer=tokenizer,
         manifest=manifest,
         fingerprint=fingerprint(
-            manifest.vocabulary, [(name, folder / name) for name in FILES if name != FILE_NAME]
+            manifest.vocabulary,
+            [(name, folder / name) for name in present_files(folder) if name != FILE_NAME],
         ),
+        painter=painter,
+    )
+
+
+def present_files(folder: Path) -> list[str]:
+    """The names of the files that a checkpoint in this folder is made of."""
+    return [*FILES, *(name for name in (ADAPTER_FILE,) if (folder / name).is_file())]
+
+
+def open_painter(
+    folder: Path, transformer: CachedModel, *, vision: VisionTokenizer, manifest: Manifest, weights: str
+) -> Painter:
+    """What draws pictures at once: the transformer itself, or its weights with the folder's adapter."""
+    assert manifest.dida is not None
+    painting: CachedModel = transformer
+    if (folder / ADAPTER_FILE).is_file():
+        adapted = checkpoint.load(folder, dtype=torch.float32)
+        merge_adapter(adapted, load_adapter(folder, adapted))
+        if transformer.device.type == "cpu":
+            painting = exact(adapted)
+        elif weights == "fp8":
+            painting = FusedTransformer(adapted, weights=weights, device=transformer.device)
+        else:
+            painting = fused(adapted.to(transformer.device, transformer.dtype))
+    return Painter(
+        painting,
+        vocabulary=manifest.vocabulary,
+        noise=manifest.dida,
+        codebook_KE=vision.quantize.embedding.weight.detach(),
     )
 
 
 def open_transformer(
-    folder: Path, *, device: torch.device, on_progress: Callable[[int, int], None] | None = None
+    folder: Path,
+    *,
+    device: torch.device,
+    weights: str = "bf16",
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> CachedModel:
-    """The transformer in the form that a device runs fastest: int8 and exact on the CPU, bf16 on CUDA.
+    """The transformer in the form for a device: int8 and exact on the CPU, bf16 or fp8 on CUDA.
 
     On the CPU the int8 form is also the smallest: half the bytes of a 16-bit checkpoint. Its weights come
     from the mapped files tensor by tensor. `on_progress` is called with what is done and what there is.
@@ -140,6 +181,8 @@ def open_transformer(
     if device.type == "cpu":
         limit_threads()
         return exact(checkpoint.load(folder), on_layer=on_progress)
+    if weights == "fp8":  # from the mapped files as well: the device never holds a layer but the one at hand
+        return FusedTransformer(checkpoint.load(folder), weights=weights, device=device, on_layer=on_progress)
     return fused(checkpoint.load(folder, device=device, dtype=torch.bfloat16, on_bytes=on_progress))
 
 
@@ -179,6 +222,17 @@ def find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda") or (device.index or 0) >= here:
         raise ValueError(f"device {name!r} is not on this machine; give auto, cpu, cuda or cuda:N")
     return device
+
+
+def check_weights(weights: str, device: torch.device) -> None:
+    """ValueError for weights that `load` does not know, or that the device does not compute with."""
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be {' or '.join(map(repr, WEIGHTS))}, got {weights!r}")
+    if weights == "fp8" and not fp8.supports(device):
+        raise ValueError(
+            f"weights='fp8' needs a GPU of compute capability 8.9 or more (Ada, Hopper), got {device}; "
+            "leave weights out (the CPU computes with 8-bit integers anyway)"
+        )
 
 
 def limit_threads() -> None:

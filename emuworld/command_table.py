@@ -97,6 +97,13 @@ COMMANDS: dict[str, Command] = {
                 reports_progress=False,
                 explained_by_module=True,
             ),
+            "dida": Target(
+                module="emuworld.training.distil",
+                settings="DidaTraining",
+                run="train",
+                reports_progress=False,
+                explained_by_module=True,
+            ),
             "detector": Target(
                 module="emuworld.tasks.detector_training",
                 settings="DetectorStage",
@@ -179,7 +186,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "bench": Command(
-        summary="Measure parts: the published model's speed and memory, how well keyframes can be read.",
+        summary="Measure speed, memory, rounding, and how well keyframes are read; figures as JSON.",
         choice="what",
         targets={
             "published-34b": Target(
@@ -188,9 +195,22 @@ COMMANDS: dict[str, Command] = {
                 settings_module="emuworld.tasks.published_rig",
             ),
             "keyframes": Target(module="emuworld.tasks.robot.keyframe_bench", settings="KeyframeBench"),
+            "small-cpu": Target(module="emuworld.tasks.speed.small", settings="SmallSpeed"),
+            "many-worlds": Target(module="emuworld.tasks.speed.worlds", settings="ManyWorldsSpeed"),
+            "drafting": Target(module="emuworld.tasks.speed.drafting", settings="DraftingSpeed"),
+            "drafting-34b": Target(
+                module="emuworld.tasks.speed.published", settings="DraftingStepSpeed", run="run_drafting"
+            ),
+            "fp8": Target(module="emuworld.tasks.speed.published", settings="Fp8Speed", run="run_fp8"),
+            "fp8-accuracy": Target(module="emuworld.tasks.speed.accuracy", settings="Fp8Accuracy"),
+            "batch-34b": Target(
+                module="emuworld.tasks.speed.published", settings="BatchSpeed", run="run_batch"
+            ),
         },
         examples=(
             "emuworld bench what=published-34b device=cuda",
+            "emuworld bench what=drafting num_worlds=2",
+            "emuworld bench what=fp8 device=cuda budget_s=240",
             "emuworld bench what=keyframes vias=[simulator,small]",
             "emuworld bench what=published-34b device=cpu size=tiny vision=tiny pictures=[8] story_side=8",
         ),

@@ -108,7 +108,7 @@ def find(
     return Source(model=model_folder, vision=vision_folder, text=text_folder)
 
 
-def open_parts(source: Source, *, device: torch.device) -> Parts:
+def open_parts(source: Source, *, device: torch.device, weights: str = "bf16") -> Parts:
     """Read what `find` gave. The small parts come first, so that what does not fit is said before the long
     load; that shows a bar on a terminal.
 
@@ -124,9 +124,11 @@ def open_parts(source: Source, *, device: torch.device) -> Parts:
             f"{source.vision} has {vision.num_codes} codes, the release's ids are for "
             f"{EMU35.num_visual_tokens}; give the vision tokenizer that belongs to the model as vision=..."
         )
-    num_bytes = _require_memory(config, device=device)
+    num_bytes = _require_memory(config, device=device, weights=weights)
     with _bar(f"loading {source.name}", shown=num_bytes > _LONG_BYTES) as on_progress:
-        transformer = checkpoint_folder.open_transformer(source.model, device=device, on_progress=on_progress)
+        transformer = checkpoint_folder.open_transformer(
+            source.model, device=device, weights=weights, on_progress=on_progress
+        )
     return Parts(
         folder=source.model,
         transformer=transformer,
@@ -278,7 +280,7 @@ def _download(name: str) -> Path:
     return folder
 
 
-def _require_memory(config: TransformerConfig, *, device: torch.device) -> int:
+def _require_memory(config: TransformerConfig, *, device: torch.device, weights: str) -> int:
     """Bytes that the weights will take; ValueError where the device has less."""
     embedding = config.vocab_size * config.hidden_size
     num_parameters = checkpoint.num_parameters(config)
@@ -286,7 +288,7 @@ def _require_memory(config: TransformerConfig, *, device: torch.device) -> int:
         needed = num_parameters + embedding
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
-        needed = 2 * num_parameters
+        needed = num_parameters + 2 * embedding if weights == "fp8" else 2 * num_parameters
         there = torch.cuda.mem_get_info(device)[0]
     if needed + _SPARE_BYTES > there:
         raise ValueError(

@@ -20,15 +20,16 @@ import torch
 
 from emuworld import pictures
 from emuworld.cache_pool import CachePool
-from emuworld.checkpoint_folder import Located, Parts, find_device, locate, signature
+from emuworld.checkpoint_folder import Located, Parts, check_weights, find_device, locate, signature
 from emuworld.context import Context
-from emuworld.decoding.autoregressive import News, StepCallback, Written, finish
+from emuworld.decoding.autoregressive import Draft, News, StepCallback, Written, finish
 from emuworld.decoding.request import Stop
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.events import (
     Event,
     EventReader,
     ImageDone,
+    ImageDraft,
     ImageRow,
     SegmentDone,
     TextPiece,
@@ -43,6 +44,7 @@ __all__ = [
     "ContextFull",
     "Event",
     "ImageDone",
+    "ImageDraft",
     "ImageRow",
     "Sampling",
     "Segment",
@@ -96,7 +98,9 @@ class WorldModel:
             max_tokens=parts.transformer.config.max_position_embeddings,
         )
         self._caches = CachePool(parts.transformer, max_bytes=cache_bytes)
-        self._writer = SegmentWriter(parts.transformer, context=self._context, caches=self._caches)
+        self._writer = SegmentWriter(
+            parts.transformer, context=self._context, caches=self._caches, painter=parts.painter
+        )
 
     @property
     def max_tokens(self) -> int:
@@ -234,7 +238,8 @@ class WorldModel:
     def stream(
         self, state: WorldState, text: str | None = None, *, sampling: Sampling | None = None
     ) -> Iterator[Event]:
-        """The next segment, told while it is imagined: text as it is written, a picture row by row.
+        """The next segment, told while it is imagined: text as it is written, a picture row by row, or pass
+        by pass where it is drawn at once (its rows then come together, after the last pass).
 
         The last event is `SegmentDone` with what `imagine` gives for the same arguments, token for token. The
         model is free between two events: other worlds may be imagined meanwhile, and whoever has heard enough
@@ -313,8 +318,11 @@ class WorldModel:
                         news = next(writing)
                     except StopIteration as end:
                         (written,) = end.value
-                for _, ids in news:
-                    yield from reader.read(ids)
+                for one in news:
+                    if isinstance(one, Draft):
+                        yield ImageDraft(codes=one.codes, done=one.done, num_passes=one.num_passes)
+                    else:
+                        yield from reader.read(one[1])
         finally:
             with self._lock:
                 writing.close()
@@ -324,7 +332,7 @@ class WorldModel:
         yield SegmentDone(state=state, segment=segment)
 
 
-_opened: dict[tuple[Located, torch.device], tuple[object, WorldModel]] = {}
+_opened: dict[tuple[Located, torch.device, str], tuple[object, WorldModel]] = {}
 _opening = threading.Lock()
 
 
@@ -351,6 +359,7 @@ def load(
     vision: str | os.PathLike[str] | None = None,
     text: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    weights: str = "bf16",
 ) -> WorldModel:
     """Open a checkpoint: "small", the one in the package, a folder that training wrote, or a published model.
 
@@ -365,20 +374,26 @@ def load(
             inside the model's folder, in the folders in it and in those beside it.
         device: "cpu", "cuda", "cuda:1" ...; "auto" takes CUDA where there is any. On the CPU the transformer
             runs in its exact form with int8 weights, on CUDA in bf16; the vision tokenizer always in fp32.
+        weights: of the transformer on CUDA: "bf16", or "fp8", which takes half the memory and time and is
+            less accurate (docs/fast.md has the figures).
 
     Raises:
         ValueError: there is no such folder or device, a file is missing, damaged or does not fit, or the
             device has too little memory.
     """
     place, checkpoint = find_device(device), locate(model, vision=vision, text=text)
+    check_weights(weights, place)
     with _opening:
         files = signature(checkpoint.files)
-        known = _opened.get((checkpoint, place))
+        known = _opened.get((checkpoint, place, weights))
         if known is None or known[0] != files:
-            again = (_load_positional, (*checkpoint.names, device))
-            known = _opened[checkpoint, place] = (files, WorldModel(checkpoint.open(place), reopen=again))
+            again = (_load_positional, (*checkpoint.names, device, weights))
+            opened = WorldModel(checkpoint.open(place, weights), reopen=again)
+            known = _opened[checkpoint, place, weights] = (files, opened)
         return known[1]
 
 
-def _load_positional(model: str, vision: str | None, text: str | None, device: str) -> WorldModel:
-    return load(model, vision=vision, text=text, device=device)
+def _load_positional(
+    model: str, vision: str | None, text: str | None, device: str, weights: str
+) -> WorldModel:
+    return load(model, vision=vision, text=text, device=device, weights=weights)

@@ -99,6 +99,8 @@ class DreamArguments(TypedDict, total=False):
     temperature: float | None
     guidance: float | None
     image_guidance: float | None
+    passes: int | None
+    draft_window: int | None
     greedy: bool
     reward_fn: RewardFunction | None
     reward_name: str | None
@@ -115,8 +117,8 @@ class Dream:
             `WorldModel.begin`); None = "default", which is the model's own size where it has one.
         max_episode_steps: truncate after so many steps since the reset; None = no limit of its own, because
             `gymnasium.make` puts a `TimeLimit` outside.
-        temperature, guidance, image_guidance: replace the model's own (temperature: for text and pictures);
-            greedy: always the likeliest token.
+        temperature, guidance, image_guidance, passes, draft_window: replace the model's own (temperature: for
+            text and pictures; the others as in `Sampling`); greedy: always the likeliest token.
         reward_fn: `Transition -> float`, asked after every executed command; None = 0.0.
         reward_name: what `info["reward_source"]` says; None = the function's `__name__`, or "none" without
         one.
@@ -132,6 +134,8 @@ class Dream:
         temperature: float | None = None,
         guidance: float | None = None,
         image_guidance: float | None = None,
+        passes: int | None = None,
+        draft_window: int | None = None,
         greedy: bool = False,
         reward_fn: RewardFunction | None = None,
         reward_name: str | None = None,
@@ -144,20 +148,22 @@ class Dream:
             raise ValueError(f"max_episode_steps is {max_episode_steps}, expected at least 1 or None")
         self.arguments = DreamArguments(
             model=model, mode=mode, size=size, max_episode_steps=max_episode_steps, temperature=temperature,
-            guidance=guidance, image_guidance=image_guidance, greedy=greedy, reward_fn=reward_fn,
-            reward_name=reward_name,
+            guidance=guidance, image_guidance=image_guidance, passes=passes, draft_window=draft_window,
+            greedy=greedy, reward_fn=reward_fn, reward_name=reward_name,
         )  # fmt: skip
         self.mode = mode
         self.model = load(model) if isinstance(model, str | os.PathLike) else model
         self.size = frame_size(self.model, size, mode=mode)
         self._worlds = Worlds(model=self.model, mode=mode, size=self.size)
-        changes = {"guidance": guidance, "image_guidance": image_guidance}
+        changes = {"guidance": guidance, "image_guidance": image_guidance, "passes": passes}
+        changes["draft_window"] = draft_window
         self._sampling = {
             name: _changed(
                 self.model.default_sampling(name), changes, mode=name, temperature=temperature, greedy=greedy
             )
             for name in (mode, "t2i")
         }
+        self.model.manifest.check_sampling(self._sampling[mode])
         own = self.model.commands(mode)
         self.commands = movement_commands() if mode == "explore" else own or example_commands(mode)
         self._longest_command = max(self.commands, key=len)

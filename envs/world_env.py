@@ -84,8 +84,8 @@ class WorldModelEnv(gymnasium.Env[Any, str]):
     ## Arguments
     `model` ("small", a checkpoint folder, or a `WorldModel`), `mode`, `size` (pixels, a number or (height,
     width), or a ratio like "16:9"), `max_episode_steps` (None: the limit is `gymnasium.make`'s),
-    `temperature`, `guidance`, `image_guidance`, `greedy`, `reward_fn`, `reward_name`, `render_mode`
-    ("rgb_array" or "ansi"). `emuworld.envs.dream.Dream` explains each.
+    `temperature`, `guidance`, `image_guidance`, `passes`, `draft_window`, `greedy`, `reward_fn`,
+    `reward_name`, `render_mode` ("rgb_array" or "ansi"). `emuworld.envs.dream.Dream` explains each.
 
     ## Same seed, same world
     Each reset draws the world's seed from `np_random`; each picture's random numbers come from that seed and

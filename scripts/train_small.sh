@@ -4,6 +4,7 @@
 #   scripts/train_small.sh text         the byte-pair encoding
 #   scripts/train_small.sh tokenizer    the vision tokenizer        (TOKENIZER_S seconds)
 #   scripts/train_small.sh pretrain     the transformer             (PRETRAIN_S seconds in all, on GPUS GPUs)
+#   scripts/train_small.sh dida         drawing pictures at once    (DIDA_S seconds of training; into dida/)
 #   scripts/train_small.sh detector     the detector of the suites  (DETECTOR_S seconds of training)
 # MODES=all trains all six modes together (data, text and pretrain heed it); by default rooms: explore and t2i.
 # Stages resume after a kill. WORK is the folder for data and runs, EMUWORLD the command, PYTHON the interpreter
@@ -13,6 +14,7 @@ WORK=${WORK:-outputs/small}
 EMUWORLD=${EMUWORLD:-./run emuworld}
 TOKENIZER_S=${TOKENIZER_S:-330}
 PRETRAIN_S=${PRETRAIN_S:-500}
+DIDA_S=${DIDA_S:-240}
 DETECTOR_S=${DETECTOR_S:-100}
 ROOMS=${ROOMS:-40000}
 WORKERS=${WORKERS:-6}
@@ -22,6 +24,7 @@ MODES=${MODES:-rooms}
 case "$MODES" in
 rooms)
     KINDS="" WORDS="" BUCKETS=""
+    DIDA_BUCKETS="buckets=[{kind:walk,frames:6,batch_size:16},{kind:picture,batch_size:32}]"
     ;;
 all)
     KINDS="num_edits=6 num_tales=1 num_tasks=1 num_views=4 num_tables=6 num_table_edits=6"
@@ -32,6 +35,9 @@ all)
     BUCKETS="$BUCKETS,{kind:table,batch_size:32},{kind:vla,frames:4,batch_size:20}"
     BUCKETS="$BUCKETS,{kind:vla,frames:7,at_least:5,batch_size:8,every:4},{kind:howto,frames:3,batch_size:8}"
     BUCKETS="$BUCKETS,{kind:howto,frames:6,at_least:4,batch_size:8,every:4}]"
+    DIDA_BUCKETS="buckets=[{kind:walk,frames:6,batch_size:8},{kind:picture,batch_size:16},{kind:table,batch_size:8}"
+    DIDA_BUCKETS="$DIDA_BUCKETS,{kind:x2i,frames:2,batch_size:8},{kind:story,frames:6,batch_size:4,every:2}"
+    DIDA_BUCKETS="$DIDA_BUCKETS,{kind:vla,frames:7,batch_size:4},{kind:howto,frames:6,batch_size:4,every:2}]"
     ;;
 *)
     echo "MODES=$MODES; expected rooms or all" >&2
@@ -63,12 +69,17 @@ pretrain)
         vision="$WORK/tokenizer" text="$WORK/text/text.tiktoken" out="$WORK/pretrain" device=cuda compile=true \
         workers=6 follow_shards=true loop.max_steps=1000000 loop.max_seconds="$PRETRAIN_S" $BUCKETS "${@:2}"
     ;;
+dida)
+    $EMUWORLD train stage=dida init_from="$WORK/pretrain" shards="$WORK/train" out="$WORK/dida" device=cuda \
+        workers=6 own.num_stories=6000 own.batch=256 loop.max_steps=1000000 loop.max_seconds="$DIDA_S" \
+        $DIDA_BUCKETS "${@:2}"
+    ;;
 detector)
     $EMUWORLD train stage=detector out="$WORK/detector" vision="$WORK/tokenizer" device=cuda \
         training.max_seconds="$DETECTOR_S" "${@:2}"
     ;;
 *)
-    sed -n '2,11s/^# //p' "$0"
+    sed -n '2,12s/^# //p' "$0"
     exit 2
     ;;
 esac

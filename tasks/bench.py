@@ -46,6 +46,7 @@ class Bench:
             size=suite.size_px,
             greedy=greedy,
             temperature=None if greedy else suite.temperature,
+            passes=suite.passes[0] if suite.passes else None,
         )
 
     def request(self, kind: str, index: int, **more: Any) -> Request:

@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 
 from emuworld.tasks import explore_twin, image_edits, page, report, text_to_image
 from emuworld.tasks.bench import Bench, OnProgress
+from emuworld.tasks.comparison import write_comparison
 from emuworld.tasks.detector import Detector
 from emuworld.tasks.robot import evaluation
 from emuworld.tasks.run_folder import FORMAT
@@ -43,8 +44,12 @@ def quiet(label: str, done: int, total: int) -> None:
 def run(suite: Suite, *, on_progress: OnProgress = quiet) -> dict[str, Any]:
     """Run what is not stored yet, then write `summary.json` and `index.html` into `suite.out`; returns the
     figures.
+
+    With several `passes` each is run in a folder of its own, and what is written and returned compares them.
     """
     folder = Path(suite.out)
+    if len(suite.passes) > 1:
+        return _compare(suite, folder, on_progress)
     if not suite.score_only:
         _run_cases(suite, folder, on_progress)
     else:
@@ -63,6 +68,15 @@ def run(suite: Suite, *, on_progress: OnProgress = quiet) -> dict[str, Any]:
         print(f"the judge's own error on the simulator's frames: {judge}")
     print(f"see {folder / 'index.html'} and {folder / 'summary.json'}")
     return figures
+
+
+def _compare(suite: Suite, folder: Path, on_progress: OnProgress) -> dict[str, Any]:
+    """Run the suite with each number of passes; figures with paired differences to the first."""
+    runs = {passes: folder / f"passes-{passes}" for passes in suite.passes}
+    for passes, own in runs.items():
+        print(f"passes={passes}{'' if passes else ' (token by token)'}:")
+        run(replace(suite, passes=(passes,), out=str(own)), on_progress=on_progress)
+    return write_comparison(folder, runs)
 
 
 def _run_cases(suite: Suite, folder: Path, on_progress: OnProgress) -> None:

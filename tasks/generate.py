@@ -52,6 +52,8 @@ class Generate:
     temperature: float | None = None  # 0 = always the likeliest token; null = the model's own
     guidance: float | None = None  # how strongly the words pull; null = the model's own
     image_guidance: float | None = None  # how strongly reference pictures pull; null = the model's own
+    passes: int | None = None  # that draw a picture at once; 0 = token by token; null = the model's own
+    draft_window: int | None = None  # places that go through the model together; null = the model's own
     batch: int = 8  # answers imagined together
     shard: str = "0/1"  # i/n: only every n-th answer, for n processes side by side
     overwrite: bool = False  # with prompts: replace answers of other settings, which stop the run otherwise
@@ -160,6 +162,10 @@ def _sampling(model: WorldModel, mode: str, config: Generate) -> Sampling:
         sampling = replace(sampling, guidance=config.guidance)
     if config.image_guidance is not None:
         sampling = replace(sampling, image_guidance=config.image_guidance)
+    if config.passes is not None:
+        sampling = replace(sampling, passes=config.passes)
+    if config.draft_window is not None:
+        sampling = replace(sampling, draft_window=config.draft_window)
     return sampling
 
 

@@ -51,22 +51,15 @@ _MARGIN = 1.3  # of the time that a part is expected to take, over its steps alo
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedSpeed:
-    """The published 34 B with random weights: milliseconds a token beside the published way, peak memory, and
-    the whole path up to `.pb` files.
-    """
+class PublishedSize:
+    """A transformer of the published size with random weights, and how steps are timed."""
 
-    out: str = "outputs/bench/published-34b"  # folder for figures, pictures and .pb files
     device: str = "auto"  # auto | cpu | cuda
     size: str = "emu3.5"  # tiny | small | emu3.5: the transformer's shape; the vocabulary stays
     num_layers: int | None = None  # null = as many as the size has
     vision: str = "published"  # published | tiny: the vision tokenizer
     text: str = "../shared/data"  # folder of the release's text tokenizer; absent: the built-in one
-    pictures: tuple[int, ...] = (32, 64)  # sides in tokens of the pictures drawn from words
-    story_side: int = 24  # side in tokens of a story's pictures
-    story_pictures: int = 3  # 0 = no story
-    contexts: tuple[int, ...] = (550, 2100)  # tokens held when steps are timed: the middle of each picture
-    rows: tuple[int, ...] = (2, 16)  # cache rows of a step; a guided picture takes two
+    contexts: tuple[int, ...] = (550, 2100)  # tokens held when steps are timed: the middle of a picture
     steps: int = 30  # steps timed of each kind
     published_tokens: int = 12  # tokens timed of the published way
     guidance: float = 5.0
@@ -80,6 +73,22 @@ class PublishedSpeed:
                 f"size must be one of {', '.join(SIZES)} and vision one of {', '.join(_VISIONS)}, got "
                 f"{self.size!r} and {self.vision!r}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedSpeed(PublishedSize):
+    """The published 34 B with random weights: milliseconds a token beside the published way, peak memory, and
+    the whole path up to `.pb` files.
+    """
+
+    out: str = "outputs/bench/published-34b"  # folder for figures, pictures and .pb files
+    pictures: tuple[int, ...] = (32, 64)  # sides in tokens of the pictures drawn from words
+    story_side: int = 24  # side in tokens of a story's pictures
+    story_pictures: int = 3  # 0 = no story
+    rows: tuple[int, ...] = (2, 16)  # cache rows of a step; a guided picture takes two
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.story_pictures <= len(_LINES):
             raise ValueError(f"story_pictures must be 0 to {len(_LINES)}, got {self.story_pictures}")
 
@@ -87,8 +96,11 @@ class PublishedSpeed:
 class Rig:
     """The model with random weights in all its forms, and the parts of the measurement that need it."""
 
-    def __init__(self, config: PublishedSpeed, *, device: torch.device, on_progress: OnProgress) -> None:
+    def __init__(
+        self, config: PublishedSize, *, out: Path, device: torch.device, on_progress: OnProgress
+    ) -> None:
         self.config = config
+        self._out = out
         self._device = device
         self._on_progress = on_progress
         self._tokenizer = text_tokenizer(Path(config.text))
@@ -128,6 +140,15 @@ class Rig:
             **step_times.memory(device),
         }
 
+    def to_8_bits(self) -> Figures:
+        """The layers' matrices in fp8 from here on; the 16-bit ones are given up."""
+        start_s = time.perf_counter()
+        del self.fused
+        self.__dict__.pop("world", None)
+        self.fused = FusedTransformer(self.plain, weights="fp8")
+        self._wait()
+        return {"took_s": round(time.perf_counter() - start_s, 2), **step_times.memory(self._device)}
+
     @cached_property
     def world(self) -> WorldModel:
         """The facade over a checkpoint that exists in memory only."""
@@ -146,7 +167,7 @@ class Rig:
             sampling=dict.fromkeys(("t2i", "story"), sampling),
         )
         parts = Parts(
-            folder=Path(config.out),
+            folder=self._out,
             transformer=self.fused,
             vision=vision,
             tokenizer=self._tokenizer,
@@ -175,9 +196,29 @@ class Rig:
             **step_times.memory(self._device),
         }
 
-    def story(self) -> Figures:
+    def pictures(self, side: int, *, num_worlds: int, sampling: Sampling | None = None) -> Figures:
+        """So many pictures from words at once."""
+        size = (side * DOWNSAMPLE, side * DOWNSAMPLE)
+        self._fresh()
+        pace = Pace(partial(self._on_progress, f"{num_worlds} of {side}x{side}"))
+        start_s = time.perf_counter()
+        states = [
+            self.world.begin(mode="t2i", prompt=_PROMPT, seed=self.config.seed + i, size=size)
+            for i in range(num_worlds)
+        ]
+        done = self.world.imagine_batch(states, [""] * num_worlds, sampling=sampling, on_step=pace)
+        total_s = time.perf_counter() - start_s
+        assert all(segment.image is not None for _, segment in done), "every picture was asked for"
+        return {
+            "pictures_a_minute": round(60 * num_worlds / total_s, 2),
+            "total_s": round(total_s, 2),
+            **pace.figures(),
+            **step_times.memory(self._device),
+        }
+
+    def story(self, side: int, *, num_pictures: int) -> Figures:
         """A reference picture, lines with pictures, and words of the model's own to the end of its answer."""
-        size = (self.config.story_side * DOWNSAMPLE,) * 2
+        size = (side * DOWNSAMPLE,) * 2
         reference = self._last_picture
         if reference is None:
             reference = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -186,7 +227,7 @@ class Rig:
         state = self.world.begin(mode="story", prompt=_QUESTION, images=[reference], size=size)
         figures: Figures = {"begin_s": round(time.perf_counter() - start_s, 2)}
         segments: list[Segment] = []
-        lines: list[str | None] = [*_LINES[: self.config.story_pictures], None]
+        lines: list[str | None] = [*_LINES[:num_pictures], None]
         for number, line in enumerate(lines):
             pace = Pace(partial(self._on_progress, f"story, part {number + 1}"))
             state, segment = self.world.imagine(state, line, on_step=pace)
@@ -212,7 +253,7 @@ class Rig:
     ) -> int:
         """Size of the `.pb` file, which must be read again as it was written."""
         story = to_story(question, references=references or [], segments=segments)
-        path = Path(self.config.out) / f"{name}.pb"
+        path = self._out / f"{name}.pb"
         save_story(path, story)
         assert load_story(path) == story, f"{path} reads otherwise than it was written"
         return path.stat().st_size
@@ -254,7 +295,11 @@ class Pace:
         if not gaps:
             return {"note": "a single step"}
         overall = sum(gap for gap, _ in gaps) / sum(count for _, count in gaps)
-        return {"ms_a_token": round(overall, 3), "steps": step_times.spread([gap / n for gap, n in gaps])}
+        return {
+            "ms_a_token": round(overall, 3),
+            "ms_a_call": round(sum(gap for gap, _ in gaps) / len(gaps), 3),
+            "steps": step_times.spread([gap / n for gap, n in gaps]),
+        }
 
 
 def random_vision(config: VisionConfig, *, device: torch.device, seed: int) -> VisionTokenizer:

@@ -30,15 +30,15 @@ def run(config: PublishedSpeed, *, on_progress: OnProgress = quiet) -> Path:
     device = find_device(config.device)
     path = Path(config.out) / "records.jsonl"
     log = RunLog(path, budget_s=config.budget_s)
-    rig = Rig(config, device=device, on_progress=on_progress)
+    rig = Rig(config, out=path.parent, device=device, on_progress=on_progress)
     log.run("machine", lambda: machine(device))
     if log.run("weights", rig.make) is None:
         raise ValueError(f"the weights of size={config.size} cannot be made here; see {path}")
     log.run("bandwidth", lambda: step_times.bandwidth(device))
     log.run("agreement", lambda: step_times.agreement(rig.fused, visual=rig.visual))
-    measure_steps(rig, log)
+    measure_steps(config, rig, log)
     measure_published(rig, log)
-    measure_whole_path(rig, log)
+    measure_whole_path(config, rig, log)
     log.run("summary", lambda: summary(config, log))
     return path
 
@@ -68,9 +68,8 @@ def machine(device: torch.device) -> Figures:
     return figures
 
 
-def measure_steps(rig: Rig, log: RunLog) -> None:
+def measure_steps(config: PublishedSpeed, rig: Rig, log: RunLog) -> None:
     """Every form of a guided step, then the best one with more rows, and the draw."""
-    config = rig.config
     known = step_times.forms(rig.fused)
     for context in config.contexts:
         for name, form in known.items():
@@ -105,13 +104,13 @@ def measure_steps(rig: Rig, log: RunLog) -> None:
     )
 
 
-def measure_whole_path(rig: Rig, log: RunLog) -> None:
+def measure_whole_path(config: PublishedSpeed, rig: Rig, log: RunLog) -> None:
     """Pictures and the story, the shortest first: a budget that ends loses the fewest."""
-    config = rig.config
     story_tokens = config.story_pictures * image_length((config.story_side,) * 2) + CLOSING_TOKENS
     parts: list[tuple[int, str, Callable[[], Figures]]] = []
     if config.story_pictures:
-        parts.append((story_tokens, "story", rig.story))
+        story = partial(rig.story, config.story_side, num_pictures=config.story_pictures)
+        parts.append((story_tokens, "story", story))
     for side in config.pictures:
         parts.append((image_length((side, side)), f"t2i {side}x{side}", partial(rig.picture, side)))
     for num_tokens, name, work in sorted(parts, key=lambda part: part[0]):

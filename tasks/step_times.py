@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
-from emuworld.decoding.sampling import Truncation, guide, pick
+from emuworld.decoding.drafting import exponentials
+from emuworld.decoding.sampling import Truncation, guide, pick, race
 from emuworld.model.cache import StaticCache
+from emuworld.model.fp8 import Weight, linear
 from emuworld.model.fused import FusedTransformer
 from emuworld.model.transformer import Transformer
 from emuworld.tasks.published_way import Branch, PublishedWay
@@ -132,12 +133,28 @@ def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def step(form: FusedTransformer, *, num_rows: int, context: int, times: int) -> Figures:
-    """One token a row, without logits and draw."""
-    cache = filled_cache(form, num_rows=num_rows, held=[context] * num_rows, room=8)
-    ids_R1 = torch.randint(0, form.config.vocab_size, (num_rows, 1), device=form.device)
+def step(form: FusedTransformer, *, num_rows: int, context: int, times: int, num_tokens: int = 1) -> Figures:
+    """One token a row, or a window of them, without logits and draw."""
+    cache = filled_cache(form, num_rows=num_rows, held=[context] * num_rows, room=8 + num_tokens)
+    ids_RT = torch.randint(0, form.config.vocab_size, (num_rows, num_tokens), device=form.device)
     stay_B = np.zeros(num_rows, dtype=bool)
-    return spread(timed(lambda: form(ids_R1, cache=cache, advance_B=stay_B), times=times, device=form.device))
+    return spread(timed(lambda: form(ids_RT, cache=cache, advance_B=stay_B), times=times, device=form.device))
+
+
+@torch.inference_mode()
+def window_draw(
+    model: FusedTransformer, *, num_tokens: int, visual: slice, guidance: float, top_k: int, times: int
+) -> Figures:
+    """Logits of the visual ids, guidance and the races of one guided world's window, its numbers included."""
+    hidden_ND = torch.randn(2 * num_tokens, model.config.hidden_size, device=model.device, dtype=model.dtype)
+
+    def work() -> torch.Tensor:
+        scores_NV = model.logits(hidden_ND, start=visual.start, stop=visual.stop).float()
+        guided_TV = guide(*scores_NV.chunk(2), guidance=guidance)
+        numbers_TV = exponentials(range(num_tokens), num_ids=guided_TV.shape[1], device=model.device)
+        return race(guided_TV, numbers_TV, truncation=Truncation(top_k=top_k))
+
+    return spread(timed(work, times=times, device=model.device))
 
 
 @torch.inference_mode()
@@ -153,9 +170,9 @@ def products(model: FusedTransformer, *, num_rows: int, times: int = 5) -> Figur
     for name, weights in {**kinds, "head_VD": [model.head_VD]}.items():
         x_RK = torch.randn(num_rows, weights[0].shape[1], device=model.device).to(model.dtype)
 
-        def work(x_RK: torch.Tensor = x_RK, weights: list[torch.Tensor] = weights) -> None:
+        def work(x_RK: torch.Tensor = x_RK, weights: list[Weight] = weights) -> None:
             for weight_NK in weights:
-                F.linear(x_RK, weight_NK)
+                linear(x_RK, weight_NK)
 
         ms = spread(timed(work, times=times, device=model.device))["ms"]
         num_bytes = sum(weight.nbytes for weight in weights)

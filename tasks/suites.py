@@ -47,6 +47,7 @@ class RunSettings:
     batch: int = 0  # rows imagined at once; 0 = 512 on a GPU, 8 on a CPU
     workers: int = 0  # processes of the simulator; 0 = one a core, at most 16
     renderer: str = "auto"  # auto | gl | rays
+    passes: tuple[int, ...] = ()  # in which pictures are drawn; [] = the model's own; several: compared
     resume: bool = True  # go on where an earlier run of the same settings stopped
     score_only: bool = False  # run nothing: summarise the stored cases again
 

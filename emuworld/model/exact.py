@@ -28,6 +28,7 @@ _ACTIVATION_MAX = torch.tensor(127.0 * _LOW_RANGE)
 _TINY = torch.tensor(1e-30)  # keeps the scale of a row of zeros finite
 _WEIGHT_MAX = 127.0
 _QUANTISED_AT_ONCE = 16 << 20  # elements: 64 MiB of fp32
+_ROWS_AT_ONCE = 64
 _SERIAL_ELEMENTS = 32_768  # PyTorch's grain: elementwise operations on fewer elements run on one thread
 
 
@@ -77,8 +78,9 @@ class ExactTransformer:
         *,
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
+        causal: bool = True,
     ) -> torch.Tensor:
-        return self.forward(ids_BT, cache=cache, advance_B=advance_B)
+        return self.forward(ids_BT, cache=cache, advance_B=advance_B, causal=causal)
 
     @torch.inference_mode()
     def forward(
@@ -87,6 +89,7 @@ class ExactTransformer:
         *,
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
+        causal: bool = True,
     ) -> torch.Tensor:
         """Hidden states [B, T, D] after the final norm; see `Transformer.forward`."""
         num_rows, num_tokens = ids_BT.shape
@@ -94,7 +97,7 @@ class ExactTransformer:
             cache = StaticCache(self.config, num_rows=num_rows, capacity=num_tokens)
         if num_rows != cache.num_rows:
             raise ValueError(f"ids has {num_rows} rows, the cache {cache.num_rows}; expected one for each")
-        step = cache.begin(num_tokens)
+        step = cache.begin(num_tokens, causal=causal)
         self._reserve_positions(cache.capacity)
         positions_M = step.positions_RT.flatten()
         rotary = (self._cos_Pd[positions_M][:, None], self._sin_Pd[positions_M][:, None])
@@ -200,14 +203,23 @@ class ExactLinear:
 
     def __call__(self, x_MK: torch.Tensor) -> torch.Tensor:
         """[M, K] fp32 -> [M, N] fp32."""
-        halves, inverse_M1 = _halves(x_MK)
-        return _scaled(integer_product(halves, self.weight_KN), self.scale_N, inverse_M1)
+        return _product(x_MK, self.weight_KN, self.scale_N)
 
     def part(self, x_MK: torch.Tensor, *, start: int, stop: int | None) -> torch.Tensor:
         """The outputs start to stop only."""
+        return _product(x_MK, self.weight_KN[:, start:stop], self.scale_N[start:stop])
+
+
+def _product(x_MK: torch.Tensor, weight_KN: torch.Tensor, scale_N: torch.Tensor) -> torch.Tensor:
+    """Many rows go a few at a time: every row is computed by itself, and what lies between the integers and
+    the result is as large as the result, fresh memory that costs more than the product."""
+    if len(x_MK) <= _ROWS_AT_ONCE:
         halves, inverse_M1 = _halves(x_MK)
-        sums = integer_product(halves, self.weight_KN[:, start:stop])
-        return _scaled(sums, self.scale_N[start:stop], inverse_M1)
+        return _scaled(integer_product(halves, weight_KN), scale_N, inverse_M1)
+    out_MN = torch.empty(len(x_MK), weight_KN.shape[1])
+    for rows_MK, out in zip(x_MK.split(_ROWS_AT_ONCE), out_MN.split(_ROWS_AT_ONCE), strict=True):
+        out.copy_(_product(rows_MK, weight_KN, scale_N))
+    return out_MN
 
 
 def _halves(x_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

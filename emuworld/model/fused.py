@@ -3,7 +3,7 @@
 Projections that read the same input are one product (query-key-value, gate-up), what lies between products
 runs as a few Triton kernels, and a step of few tokens a row is replayed as a CUDA graph. Guided and unguided
 rows are rows of one call. Weights are not copied: the `Transformer` it is made of becomes a set of views of
-the fused ones and computes as before.
+the fused ones and computes as before; with 8-bit weights (`emuworld.model.fp8`) it loses its matrices.
 
 It runs on the CPU too, in plain PyTorch and without graphs, which is how it is tested; for inference there,
 `emuworld.model.exact` is the form that keeps its promises.
@@ -16,6 +16,7 @@ import copy
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from weakref import WeakKeyDictionary
 
@@ -28,6 +29,7 @@ from emuworld.model import operations
 from emuworld.model.attention import cached_attention
 from emuworld.model.cache import CacheStep, Memory, StaticCache
 from emuworld.model.config import TransformerConfig
+from emuworld.model.fp8 import FORMAT, Fp8Weight, Weight, linear, quantise
 from emuworld.model.graphs import StepGraphs
 from emuworld.model.operations import Norms, Place, Rotary
 from emuworld.model.transformer import Layer, Linear, Transformer, rotary_angles
@@ -37,7 +39,9 @@ if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
 else:
     kernels = None  # type: ignore[assignment]
 
-_MOST_QUERIES = 64  # of a key-value head; above it a step is prefill, with PyTorch's own attention
+# Of a key-value head; above it a step is prefill, with PyTorch's own attention. A window of 16 of the 34 B.
+_MOST_QUERIES = 128
+WEIGHTS = ("bf16", "fp8")
 _KEY_STEP = 512  # without the kernels, attention reads the cache up to a multiple of this: one graph for each
 Attend = Callable[[torch.Tensor, int], torch.Tensor]
 """Queries [M, H, d] and the layer's index -> [M, H d]."""
@@ -53,21 +57,42 @@ class FusedTransformer:
 
     Args:
         model: its weights are fused in place, layer by layer: one layer's are there twice for a moment.
+        weights: "bf16", as they are; "fp8", the layers' matrices in 8 bits.
+        device: where 8-bit weights go, layer by layer, so that a model larger than the device in 16 bits can
+            be on the host (its other weights become bf16 on CUDA). Default: the model's.
         use_kernels: Triton kernels, else plain PyTorch. Default: on CUDA where Triton is installed.
         use_graphs: replay steps of few tokens as CUDA graphs. Default: on CUDA.
     """
 
     def __init__(
-        self, model: Transformer, *, use_kernels: bool | None = None, use_graphs: bool | None = None
+        self,
+        model: Transformer,
+        *,
+        weights: str = "bf16",
+        device: torch.device | None = None,
+        use_kernels: bool | None = None,
+        use_graphs: bool | None = None,
+        on_layer: Callable[[int, int], None] | None = None,
     ) -> None:
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights must be {' or '.join(map(repr, WEIGHTS))}, got {weights!r}")
         self.config = model.config
+        self.weights = weights
+        device = model.device if device is None or weights == "bf16" else device
         with torch.no_grad():
             decoder = model.model
-            self.embedding_VD = decoder.embed_tokens.weight.detach()
-            self.layers = [FusedLayer.take(layer) for layer in decoder.layers]  # type: ignore[arg-type]
-            self.norm_D = decoder.norm.weight.detach()
-            self.head_VD = model.lm_head.weight.detach()
-            self._rotary = _rotary_tables(model.config, device=model.device)
+            self.embedding_VD = _placed(decoder.embed_tokens.weight, device)
+            tied = model.lm_head.weight is decoder.embed_tokens.weight
+            self.head_VD = self.embedding_VD if tied else _placed(model.lm_head.weight, device)
+            self.norm_D = _placed(decoder.norm.weight, device)
+            join = _join if weights == "bf16" else partial(_join_in_8_bits, device=device)
+            self.layers: list[FusedLayer] = []
+            for layer in decoder.layers:
+                assert isinstance(layer, Layer)
+                self.layers.append(FusedLayer.take(layer, join=join, device=device))
+                if on_layer:
+                    on_layer(len(self.layers), model.config.num_layers)
+            self._rotary = _rotary_tables(model.config, device=device)
         self._choose(use_kernels=use_kernels, use_graphs=use_graphs)
 
     def variant(
@@ -109,8 +134,9 @@ class FusedTransformer:
         *,
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
+        causal: bool = True,
     ) -> torch.Tensor:
-        return self.forward(ids_BT, cache=cache, advance_B=advance_B)
+        return self.forward(ids_BT, cache=cache, advance_B=advance_B, causal=causal)
 
     @torch.inference_mode()
     def forward(
@@ -119,6 +145,7 @@ class FusedTransformer:
         *,
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
+        causal: bool = True,
     ) -> torch.Tensor:
         """Hidden states [B, T, D] after the final norm; see `Transformer.forward`."""
         num_rows, num_tokens = ids_BT.shape
@@ -128,11 +155,11 @@ class FusedTransformer:
             )
         if num_rows != cache.num_rows:
             raise ValueError(f"ids has {num_rows} rows, the cache {cache.num_rows}; expected one for each")
-        step = cache.begin(num_tokens)
+        step = cache.begin(num_tokens, causal=causal)
         # One small copy, from memory that the driver has read when it returns: nothing waits for the device.
         spots_2R = torch.from_numpy(np.stack((cache.indices, step.starts)).astype(np.int32))
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
-            if num_tokens * (self.config.num_heads // self.config.num_kv_heads) <= _MOST_QUERIES:
+            if causal and num_tokens * (self.config.num_heads // self.config.num_kv_heads) <= _MOST_QUERIES:
                 hidden_BTD = self._step(ids_BT, spots_2R, cache, num_keys=step.longest)
             else:
                 hidden_BTD = self._prefill(ids_BT, spots_2R, cache, step)
@@ -194,15 +221,15 @@ class FusedTransformer:
         for index, layer in enumerate(self.layers):
             h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.attention_norm_D, eps=eps)
             q_MHd = ops.write_heads(
-                F.linear(h_MD, layer.qkv_XD),
+                linear(h_MD, layer.qkv_XD),
                 layers_RKCd[index],
                 place=place,
                 norms=layer.norms,
                 rotary=self._rotary,
             )
-            delta_MD = F.linear(attend(q_MHd, index), layer.out_DX)
+            delta_MD = linear(attend(q_MHd, index), layer.out_DX)
             h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.mlp_norm_D, eps=eps)
-            delta_MD = F.linear(ops.swiglu(F.linear(h_MD, layer.gate_up_XD)), layer.down_DI)
+            delta_MD = linear(ops.swiglu(linear(h_MD, layer.gate_up_XD)), layer.down_DI)
         return ops.add_rms_norm(x_MD, delta_MD, self.norm_D, eps=eps).unflatten(0, ids_RT.shape)
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -214,32 +241,52 @@ class FusedLayer:
     """One layer's weights, those with a common input in one tensor."""
 
     attention_norm_D: torch.Tensor
-    qkv_XD: torch.Tensor
+    qkv_XD: Weight
     norms: Norms
-    out_DX: torch.Tensor
+    out_DX: Weight
     mlp_norm_D: torch.Tensor
-    gate_up_XD: torch.Tensor
-    down_DI: torch.Tensor
+    gate_up_XD: Weight
+    down_DI: Weight
 
     @classmethod
-    def take(cls, layer: Layer) -> "FusedLayer":
-        """The layer's own weights become views of the fused ones."""
+    def take(cls, layer: Layer, *, join: Callable[..., Weight], device: torch.device) -> "FusedLayer":
+        """The layer's weights; `join` makes one matrix of those that read the same."""
         attention, mlp = layer.self_attn, layer.mlp
         return cls(
-            attention_norm_D=layer.input_layernorm.weight.detach(),
-            qkv_XD=_join(attention.q_proj, attention.k_proj, attention.v_proj),
+            attention_norm_D=_placed(layer.input_layernorm.weight, device),
+            qkv_XD=join(attention.q_proj, attention.k_proj, attention.v_proj),
             norms=Norms(
-                attention.q_norm.weight.detach(), attention.k_norm.weight.detach(), attention.q_norm.eps
+                _placed(attention.q_norm.weight, device),
+                _placed(attention.k_norm.weight, device),
+                attention.q_norm.eps,
             ),
-            out_DX=attention.o_proj.weight.detach(),
-            mlp_norm_D=layer.post_attention_layernorm.weight.detach(),
-            gate_up_XD=_join(mlp.gate_proj, mlp.up_proj),
-            down_DI=mlp.down_proj.weight.detach(),
+            out_DX=join(attention.o_proj),
+            mlp_norm_D=_placed(layer.post_attention_layernorm.weight, device),
+            gate_up_XD=join(mlp.gate_proj, mlp.up_proj),
+            down_DI=join(mlp.down_proj),
         )
+
+
+def _placed(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """As it is where it is there already; brought to a GPU it becomes bf16."""
+    weight = weight.detach()
+    return weight if weight.device == device else weight.to(device, torch.bfloat16)
+
+
+def _join_in_8_bits(*projections: Linear, device: torch.device) -> Fp8Weight:
+    """One weight for all; the projections are left without."""
+    parts = []
+    for projection in projections:
+        parts.append(quantise(projection.weight.detach().to(device)))
+        projection.weight = nn.Parameter(projection.weight.new_empty(0), requires_grad=False)
+    values = torch.cat([part.values_NK.view(torch.uint8) for part in parts]).view(FORMAT)
+    return Fp8Weight(values, torch.cat([part.scales_N for part in parts]))
 
 
 def _join(*projections: Linear) -> torch.Tensor:
     """One weight for all; each projection's own becomes a view of it."""
+    if len(projections) == 1:
+        return projections[0].weight.detach()
     joined = torch.cat([projection.weight.detach() for projection in projections])
     stop = 0
     for projection in projections:

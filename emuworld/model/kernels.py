@@ -106,7 +106,7 @@ def attend(q_MHd: torch.Tensor, cache_RKCd: torch.Tensor, *, place: Place) -> to
         queries=queries,
         parts=parts,
         block=_KEYS_A_BLOCK,
-        num_warps=4,
+        num_warps=4 if queries <= 64 else 8,
         num_stages=3 if queries == _FEWEST_QUERIES else 2,
     )
     out_MX = torch.empty_like(q_MHd)

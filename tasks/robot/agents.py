@@ -14,6 +14,7 @@ from emuworld.envs.tabletop.scene import TableScene
 from emuworld.envs.tabletop.subtasks import Subtask, canonical, parse
 from emuworld.tasks.robot.plan_scores import PlanScores
 from emuworld.tasks.robot.table_view import TableView
+from emuworld.world_model import Sampling
 
 AGENTS = ("planner", "text-only", "scripted", "oracle", "random", "none")
 NEEDS_MODEL = ("planner", "text-only")
@@ -36,6 +37,7 @@ def make_agent(
     model: Imagines | None = None,
     config: PlannerConfig | None = None,
     question: Callable[[str], str] = str,
+    sampling: Sampling | None = None,
     seed: int = 0,
 ) -> Agent:
     """The agent called `name`, one of `AGENTS`.
@@ -45,6 +47,7 @@ def make_agent(
         config: of the planner.
         question: what the world model is asked for an instruction: the small model has learnt the bare
             instruction, the published one `emuworld.questions.vla_question`.
+        sampling: how the world model draws; None: as it does for vla.
         seed: of the random agent; with 0, 1 and 2 it fails at every task of the suite (checked there).
     """
     if name not in AGENTS:
@@ -68,6 +71,7 @@ def make_agent(
         config=config,
         objectives=scores.objectives(),
         is_valid=lambda text: parse(text) is not None,
+        sampling=sampling,
     )
     return planner if name == "planner" else TextOnly(planner)
 

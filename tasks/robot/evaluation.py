@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mujoco
 
-from emuworld.agents.planner import Imagines
 from emuworld.envs.tabletop.plans import Task
 from emuworld.tasks.robot.agents import NEEDS_MODEL
 from emuworld.tasks.robot.keyframe_execution import USES
@@ -25,6 +25,7 @@ from emuworld.tasks.robot.suite import load_suite, suite_hash
 from emuworld.tasks.robot.workers import Work, work_off
 from emuworld.tasks.run_folder import PictureRow, Pictures, append_records, read_records, save_pictures
 from emuworld.tasks.suites import RobotSuite
+from emuworld.world_model import WorldModel
 
 __all__ = ["NEEDS_MODEL", "case_settings", "measure"]
 
@@ -41,7 +42,7 @@ def measure(
     suite: RobotSuite,
     folder: Path,
     *,
-    model: Imagines | None,
+    model: WorldModel | None,
     num_workers: int,
     batch: int,
     on_progress: OnProgress,
@@ -49,6 +50,9 @@ def measure(
     """Run the cases that are not stored in `folder` yet. Raises CasesFailed where some raised."""
     records = folder / "records.jsonl"
     cases = all_cases(suite, load_suite())
+    if model is not None and suite.passes:
+        sampling = replace(model.default_sampling("vla"), passes=suite.passes[0])
+        cases = [replace(case, sampling=sampling) for case in cases]
     stored = {(one["kind"], one["index"]) for one in read_records(records)}
     missing = [case for case in cases if (case.kind, case.index) not in stored]
     done = len(cases) - len(missing)

@@ -26,6 +26,7 @@ from emuworld.tasks.robot.keyframe_faults import judge_the_judges, judged_keyfra
 from emuworld.tasks.robot.plan_scores import goal_of
 from emuworld.tasks.run_folder import Record
 from emuworld.tasks.suites import RobotSuite
+from emuworld.world_model import Sampling
 
 SHOWN_PX = 160  # pictures for the page
 
@@ -39,6 +40,7 @@ class SceneCase:
     index: int
     task: dict[str, Any] = field(repr=False)
     suite: RobotSuite = field(repr=False)
+    sampling: Sampling | None = None  # of the world model, where the suite has settings of its own
 
     @property
     def use(self) -> str:
@@ -98,7 +100,9 @@ def _run(renderer: Renderer, case: SceneCase, model: Imagines | None) -> SceneRe
         max_pictures=suite.max_pictures,
         max_steps=suite.max_steps,
     )
-    agent = make_agent(suite.agent, place, model=model, config=settings, seed=suite.seed)
+    agent = make_agent(
+        suite.agent, place, model=model, config=settings, sampling=case.sampling, seed=suite.seed
+    )
     follower = _Follower(task, scene)
     episode = run_agent(
         task,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from emuworld.decoding import autoregressive
+from emuworld.decoding import cache_rows
 from emuworld.decoding.autoregressive import Request, Stop, Written, generate, write
 from emuworld.decoding.grammar import Grammar, SizeBounds
 from emuworld.decoding.sampling import Sampling, Truncation
@@ -330,7 +330,7 @@ def test_rows_that_ride_along_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
     """What a GPU does with rows that have nothing to read: they go through and do not advance."""
     requests = mixed_requests()
     expected, apart = run(requests, MIXED, has_references=True)
-    monkeypatch.setattr(autoregressive, "_rides_along", lambda device: True)
+    monkeypatch.setattr(cache_rows, "rides_along", lambda device: True)
     written, together = run(requests, MIXED, has_references=True)
     assert written == expected
     assert together.held == apart.held

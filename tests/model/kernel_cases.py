@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from emuworld.model import kernels, operations
+from emuworld.model import fp8, fp8_kernels, kernels, operations
 from emuworld.model.operations import Norms, Place, Rotary
 
 # The interpreter's bfloat16 products are wrong (it multiplies the bits), so float16 stands for it.
 LARGEST_ERROR = {torch.float32: 1e-6, torch.float16: 1e-3}
 POINTERS = {"cos_ptr": "*fp32", "sin_ptr": "*fp32", "rows_ptr": "*i32", "starts_ptr": "*i32"}
+POINTERS |= {"values_ptr": "*fp8e4nv", "scales_ptr": "*fp32"}
 POINTERS |= {"sums_ptr": "*fp32", "maxima_ptr": "*fp32", "weights_ptr": "*fp32"}
 
 
@@ -23,6 +24,9 @@ def compare() -> None:
         compare_case(160, 300, 8, 2, 16, 1, (5, 0, 200), 256, dtype=dtype, generator=generator)
         compare_case(96, 1100, 4, 4, 32, 3, (130, 64), 192, dtype=dtype, generator=generator)
         compare_case(64, 64, 8, 1, 64, 8, (70,), 128, dtype=dtype, generator=generator)
+    compare_case(64, 64, 8, 1, 16, 16, (70,), 1024, dtype=torch.float16, generator=generator)
+    for num_rows, num_inputs, num_outputs in ((2, 96, 80), (5, 512, 160), (33, 272, 48)):
+        compare_fp8(num_rows, num_inputs, num_outputs, generator=generator)
 
 
 def compare_case(
@@ -76,6 +80,18 @@ def compare_case(
     agrees(kernels.attend(q_MHd, expected, place=place), operations.attend(q_MHd, expected, place=place))
 
 
+def compare_fp8(num_rows: int, num_inputs: int, num_outputs: int, *, generator: torch.Generator) -> None:
+    """Activations of very unequal sizes, the largest beyond what 16 bits of this kind hold."""
+    weight = fp8.quantise(torch.randn(num_outputs, num_inputs, generator=generator))
+    x_MK = torch.randn(num_rows, num_inputs, generator=generator)
+    x_MK[0] *= 1e5
+    found = fp8_kernels.linear(x_MK, weight.values_NK, weight.scales_N)
+    expected = fp8.by_definition(x_MK, weight)
+    errors_M = (found - expected).norm(dim=-1) / expected.norm(dim=-1)  # row by row: the first is huge
+    assert float(errors_M.max()) < 4e-4, f"relative errors {errors_M}"  # of halves: 2 ** -11
+    print(f"agrees to {float(errors_M.max()):.1e}")
+
+
 def agrees(found: torch.Tensor, expected: torch.Tensor) -> None:
     error = float((found.float() - expected.float()).norm() / expected.float().norm())
     assert error < LARGEST_ERROR[expected.dtype], f"relative error {error}"
@@ -86,9 +102,12 @@ def compile_all() -> None:
     heads = {"num_groups": 8, "head_dim": 128}
     compiled(kernels._add_rms_norm, {"adds": True, "block": 8192}, num_warps=8)
     compiled(kernels._write_heads, {"num_heads": 64, **heads}, num_warps=1)
-    for queries, stages in ((16, 3), (64, 2)):
+    for queries, warps, stages in ((16, 4, 3), (64, 4, 2), (128, 8, 2)):
         sizes = {"repeats": 8, "queries": queries, "parts": 16, "block": 64, **heads}
-        compiled(kernels._attend_part, sizes, num_warps=4, num_stages=stages)
+        compiled(kernels._attend_part, sizes, num_warps=warps, num_stages=stages)
+    for rows, outputs, block in ((16, 16, 256), (64, 64, 128)):
+        sizes = {"shrink": 1 / 16, "rows": rows, "outputs": outputs, "block": block}
+        compiled(fp8_kernels._linear, sizes, num_warps=4, num_stages=4)
     compiled(kernels._join_parts, {"repeats": 8, "queries": 16, "parts": 16, **heads}, num_warps=4)
     compiled(kernels._swiglu, {"block": 1024}, num_warps=4)
 
@@ -113,7 +132,7 @@ def compiled(kernel: Any, constants: dict[str, object], **options: int) -> None:
     print(f"compiled {kernel.__name__}")
 
 
-ALIGNED = ("row_stride", "head_stride", "size")
+ALIGNED = ("row_stride", "head_stride", "size", "num_inputs", "num_outputs")
 
 
 def kind_of(name: str) -> str:

@@ -1,0 +1,129 @@
+"""The cache rows of a batch of worlds, and the hidden state behind each: what puts tokens into the model.
+
+Which tokens go together is decided row by row, so that a row's result does not depend on the rows beside it.
+
+Shapes: R cache rows, T tokens of one feed, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emuworld.decoding.language_model import LanguageModel
+from emuworld.decoding.request import Progress
+from emuworld.model.cache import StaticCache
+
+_SHORT = 2  # tokens of one feed up to which rows of any lengths go together: a token, and the EOL behind it
+_GROWTH = 1.5  # a cache that a long text fills grows by this factor, so that copying it stays rare
+
+
+class CacheRows:
+    """The cache rows of all worlds and the hidden state behind each: what puts tokens into the model."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        cache: StaticCache,
+        layout: Sequence[Sequence[int]],
+        hiddens_D: Sequence[Tensor],
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._layout = layout
+        self._indices: dict[tuple[int, ...], Tensor] = {}
+        world_of = {row: world for world, rows in enumerate(layout) for row in rows}
+        self.hidden_RD = torch.stack([hiddens_D[world_of[row]] for row in range(len(world_of))])
+
+    def feed_pending(self, worlds: Sequence[Progress], active: Sequence[int]) -> None:
+        """Put all pending tokens into the cache; rows without any keep their hidden states.
+
+        How a row's tokens are cut into calls is the row's own affair: always all that are pending at once. A
+        world that drafts reads its last tokens with its guesses, so only what comes before a picture's IMG is
+        read here.
+        """
+        runs: dict[int, list[int]] = {}
+        for i in active:
+            conditional, *unguided = self._layout[i]
+            runs[conditional], image_run = worlds[i].take_pending()
+            runs |= dict.fromkeys(unguided, image_run)
+        groups: dict[tuple[int, int], list[int]] = {}
+        lengths = self._cache.lengths
+        for row in sorted(row for row, run in runs.items() if run):
+            # Short runs: any rows may go together. Longer ones only from equal places, where no mask of the
+            # batch can depend on the company.
+            start = int(lengths[row]) if len(runs[row]) > _SHORT else -1
+            groups.setdefault((start, len(runs[row])), []).append(row)
+        for rows in groups.values():
+            self._feed(rows, torch.tensor([runs[row] for row in rows], device=self._model.device))
+
+    def rows_of(self, members: Sequence[int]) -> tuple[list[int], Tensor]:
+        """All rows of these worlds in ascending order, and where in `members` the world of each stands."""
+        place = {row: at for at, i in enumerate(members) for row in self._layout[i]}
+        rows = sorted(place)
+        return rows, index_tensor([place[row] for row in rows], self._model.device)
+
+    def feed_drawn(self, rows: list[int], tokens_R: Tensor) -> None:
+        """Put one drawn visual token into each of these rows; nothing waits for the device."""
+        self._feed(rows, tokens_R[:, None])
+
+    def read(self, rows: list[int], ids_RT: Tensor) -> Tensor:
+        """See `drafting.WindowRows`."""
+        everyone = range(self._cache.num_rows)
+        rides = rides_along(self._model.device) and self.has_room(everyone, ids_RT.shape[1])
+        return self._read(rows, ids_RT, rides=rides)
+
+    def _read(self, rows: list[int], ids_RT: Tensor, *, rides: bool) -> Tensor:
+        """Hidden states [rows, T, D]; with `rides`, rows between them may go along without advancing."""
+        needed = int(self._cache.lengths.max()) + ids_RT.shape[1]
+        if needed > self._cache.capacity:
+            self._cache.reserve(max(needed, int(_GROWTH * self._cache.capacity)))
+        if len(rows) == self._cache.num_rows:
+            return self._model(ids_RT, cache=self._cache)
+        neighbours = rows[-1] - rows[0] + 1 == len(rows)
+        if neighbours or not rides:
+            return self._model(ids_RT, cache=self._cache.rows(rows))
+        index = self._index_of(rows)
+        all_RT = ids_RT.new_zeros((self._cache.num_rows, ids_RT.shape[1])).index_copy_(0, index, ids_RT)
+        advance_R = np.isin(np.arange(self._cache.num_rows), rows)
+        return self._model(all_RT, cache=self._cache, advance_B=advance_R)[index]
+
+    def take_back(self, rows: Sequence[int], num_tokens: int) -> None:
+        """See `drafting.WindowRows`."""
+        lengths = self._cache.lengths
+        for row in rows:
+            self._cache.truncate(row, int(lengths[row]) - num_tokens)
+
+    def has_room(self, rows: Sequence[int], num_tokens: int) -> bool:
+        """See `drafting.WindowRows`; the context ends there too."""
+        room = min(self._cache.capacity, self._cache.config.max_position_embeddings)
+        return int(self._cache.lengths[list(rows)].max()) + num_tokens <= room
+
+    def _feed(self, rows: list[int], ids_RT: Tensor) -> None:
+        rides = rides_along(self._model.device) and ids_RT.shape[1] <= _SHORT
+        hidden_RD = self._read(rows, ids_RT, rides=rides)[:, -1]
+        if len(rows) == self._cache.num_rows:
+            self.hidden_RD = hidden_RD
+        else:
+            self.hidden_RD = self.hidden_RD.index_copy(0, self._index_of(rows), hidden_RD)
+
+    def _index_of(self, rows: Sequence[int]) -> Tensor:
+        key = tuple(rows)
+        if key not in self._indices:  # kept, because making one waits for the device
+            self._indices[key] = index_tensor(rows, self._model.device)
+        return self._indices[key]
+
+
+def rides_along(device: torch.device) -> bool:
+    """Whether rows that have nothing to read go through the model with the others and do not advance.
+
+    On a GPU leaving out rows from between others copies the cache of all that stay; on a CPU it saves work.
+    """
+    return device.type != "cpu"
+
+
+def index_tensor(numbers: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, device=device)

@@ -1,0 +1,110 @@
+"""Weights in 8-bit floating point (e4m3: 3 bits of mantissa, up to 448): half the bytes that a step reads.
+
+Every output channel has a scale of its own. Where few rows meet a weight, reading it is all that costs, and
+the activations stay as they are; where many do (prefill, refinement of whole pictures), they are brought to
+8 bits too, with a scale for every row, and the product runs at twice the speed of 16 bits. Embedding, norms
+and head stay in 16 bits.
+
+On the CPU it is computed by definition, from the same rounded numbers: for tests and for the accuracy report
+(`emuworld bench what=fp8-accuracy`), not for speed.
+
+Shapes: M rows, K inputs, N outputs.
+"""
+
+import importlib.util
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    from emuworld.model import fp8_kernels
+else:
+    fp8_kernels = None  # type: ignore[assignment]
+
+FORMAT = torch.float8_e4m3fn
+LARGEST = 448.0
+MOST_WIDE_ROWS = 64
+"""Up to so many rows activations keep their 16 bits."""
+_TINY = 1e-12  # keeps the scale of zeros finite
+_ALIGNED = 16  # of both sides of a weight, for `torch._scaled_mm` and for the kernel's loads
+
+
+class Fp8Weight(NamedTuple):
+    """A matrix that products are taken with: weight = values * scales."""
+
+    values_NK: torch.Tensor
+    """float8_e4m3fn."""
+    scales_N: torch.Tensor
+    """fp32."""
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values_NK.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.values_NK.nbytes + self.scales_N.nbytes
+
+    def dequantised(self) -> torch.Tensor:
+        """fp32 [N, K]."""
+        return self.values_NK.float() * self.scales_N[:, None]
+
+
+Weight = torch.Tensor | Fp8Weight
+"""[N, K]."""
+
+
+def supports(device: torch.device) -> bool:
+    """Whether this GPU computes with 8-bit floating point: from compute capability 8.9 on (Ada, Hopper)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def quantise(weight_NK: torch.Tensor) -> Fp8Weight:
+    """The nearest numbers, each row scaled so that its largest is the largest of the format.
+
+    ValueError for sides that are no multiples of 16.
+    """
+    if any(side % _ALIGNED for side in weight_NK.shape):
+        raise ValueError(
+            f"fp8 needs weights whose sides are multiples of {_ALIGNED}, got {tuple(weight_NK.shape)}; "
+            "open this model with weights='bf16'"
+        )
+    values_NK, scales_N1 = _rounded(weight_NK)
+    return Fp8Weight(values_NK, scales_N1[:, 0])
+
+
+def linear(x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
+    """x @ weight.T in the type of x, [M, N]."""
+    if isinstance(weight, torch.Tensor):
+        return F.linear(x_MK, weight)
+    if not x_MK.is_cuda:
+        return by_definition(x_MK, weight)
+    if len(x_MK) <= MOST_WIDE_ROWS and fp8_kernels is not None:
+        return fp8_kernels.linear(x_MK, weight.values_NK, weight.scales_N)
+    values_MK, scales_M1 = _rounded(x_MK)
+    # Scales of rows and columns are taken along by the product itself.
+    return torch._scaled_mm(
+        values_MK,
+        weight.values_NK.t(),
+        scale_a=scales_M1,
+        scale_b=weight.scales_N[None],
+        out_dtype=x_MK.dtype,
+    )
+
+
+def by_definition(x_MK: torch.Tensor, weight: Fp8Weight) -> torch.Tensor:
+    """`linear` in fp32, rounded where it rounds."""
+    x32_MK = x_MK.float()
+    if len(x_MK) > MOST_WIDE_ROWS:
+        values_MK, scales_M1 = _rounded(x_MK)
+        x32_MK = values_MK.float() * scales_M1
+    return F.linear(x32_MK, weight.dequantised()).to(x_MK.dtype)
+
+
+def _rounded(x_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """8-bit values [M, K] and fp32 scales [M, 1]."""
+    x32_MK = x_MK.float()
+    scales_M1 = x32_MK.abs().amax(dim=-1, keepdim=True).clamp_min(_TINY) / LARGEST
+    # The quotient may round to a hair above the largest, which has no 8-bit number.
+    return (x32_MK / scales_M1).clamp(-LARGEST, LARGEST).to(FORMAT), scales_M1

@@ -1,0 +1,92 @@
+"""Products of few rows with 8-bit weights as a Triton kernel: a weight is read once, as 8 bits, and widened
+in registers.
+
+Import it only where Triton is installed. `emuworld.model.fp8` says what it computes.
+
+Shapes: M rows, K inputs, N outputs.
+"""
+
+from functools import cache as memoise
+
+import torch
+import triton
+import triton.language as tl
+
+_FEWEST_ROWS = 16  # what a matrix unit takes
+_INPUTS_A_BLOCK = 256  # for few rows; half as many for more, whose blocks take as much shared memory again
+_MOST_OUTPUTS = 64  # of one program
+# Activations are taken to 16-bit floating point with a sixteenth of their size: three bits of mantissa more
+# than bfloat16, and room up to a million. From 8 bits to there is one instruction for two numbers.
+_SHRINK = 1.0 / 16.0
+
+
+def linear(x_MK: torch.Tensor, values_NK: torch.Tensor, scales_N: torch.Tensor) -> torch.Tensor:
+    """x @ (values * scales).T in the type of x; at most 64 rows."""
+    num_rows, num_inputs = x_MK.shape
+    num_outputs = len(values_NK)
+    out_MN = x_MK.new_empty((num_rows, num_outputs))
+    outputs = _outputs_a_program(num_outputs, device=x_MK.device)
+    rows = max(_FEWEST_ROWS, triton.next_power_of_2(num_rows))
+    _linear[(triton.cdiv(num_outputs, outputs),)](
+        x_MK.contiguous(),
+        values_NK,
+        scales_N,
+        out_MN,
+        num_rows,
+        num_inputs,
+        num_outputs,
+        shrink=_SHRINK,
+        rows=rows,
+        outputs=outputs,
+        block=_INPUTS_A_BLOCK if rows == _FEWEST_ROWS else _INPUTS_A_BLOCK // 2,
+        num_warps=4,
+        num_stages=4,
+    )
+    return out_MN
+
+
+def _outputs_a_program(num_outputs: int, *, device: torch.device) -> int:
+    """A power of two that gives every multiprocessor at least two programs, where there are so many."""
+    wanted = num_outputs // (2 * _num_multiprocessors(device))
+    return min(_MOST_OUTPUTS, max(_FEWEST_ROWS, 1 << max(0, wanted.bit_length() - 1)))
+
+
+@memoise
+def _num_multiprocessors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 4  # Triton's interpreter on the CPU
+
+
+@triton.jit
+def _linear(
+    x_ptr: tl.tensor,
+    values_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    num_inputs: tl.tensor,
+    num_outputs: tl.tensor,
+    shrink: tl.constexpr,
+    rows: tl.constexpr,
+    outputs: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    """One program for a few outputs of all rows."""
+    row = tl.arange(0, rows)
+    output = tl.program_id(0) * outputs + tl.arange(0, outputs)
+    at = tl.arange(0, block)
+    is_row, is_output = row < num_rows, output < num_outputs
+    x_at = row[:, None] * num_inputs + at[None, :]
+    values_at = output.to(tl.int64)[:, None] * num_inputs + at[None, :]
+    total = tl.zeros((outputs, rows), tl.float32)
+    for start in range(0, num_inputs, block):
+        inside = start + at < num_inputs
+        values = tl.load(values_ptr + values_at + start, mask=is_output[:, None] & inside[None, :], other=0.0)
+        x = tl.load(x_ptr + x_at + start, mask=is_row[:, None] & inside[None, :], other=0.0)
+        x16 = (x.to(tl.float32) * shrink).to(tl.float16)
+        total = tl.dot(values.to(tl.float16), tl.trans(x16), total)
+    scales = tl.load(scales_ptr + output, mask=is_output, other=0.0) / shrink
+    result = (total * scales[:, None]).to(out_ptr.dtype.element_ty)
+    out_at = row[None, :] * num_outputs + output[:, None]
+    tl.store(out_ptr + out_at, result, mask=is_output[:, None] & is_row[None, :])

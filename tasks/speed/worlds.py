@@ -1,0 +1,110 @@
+"""Command `bench what=many-worlds`: frames a second of many worlds that walk at once with a trained model."""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from emuworld.checkpoint_folder import find_device
+from emuworld.tasks import step_times
+from emuworld.tasks.published_rig import OnProgress
+from emuworld.tasks.run_log import Figures, RunLog
+from emuworld.tasks.scale import machine, quiet
+from emuworld.tasks.speed import opened
+from emuworld.world_model import WorldModel, load
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManyWorldsSpeed:
+    """Frames a second of many worlds at once, drawing and pixels taken apart."""
+
+    out: str = "outputs/bench/many-worlds"  # folder of the figures
+    model: str = "small"  # built-in name, or folder of a checkpoint
+    device: str = "auto"  # auto | cpu | cuda
+    weights: str = "bf16"  # of the transformer on CUDA: bf16 | fp8
+    mode: str = "explore"
+    num_worlds: int = 256
+    num_steps: int = 4  # frames of each world; the first is not counted: graphs are recorded there
+    draft_window: int | None = None  # null = the checkpoint's own setting
+    seed: int = 0
+    budget_s: float = math.inf  # no part is begun that would end later
+
+    def __post_init__(self) -> None:
+        if self.num_worlds < 1 or self.num_steps < 2:
+            raise ValueError(
+                f"num_worlds must be at least 1 and num_steps at least 2, got {self.num_worlds} and "
+                f"{self.num_steps}"
+            )
+
+
+def run(config: ManyWorldsSpeed, *, on_progress: OnProgress = quiet) -> Path:
+    """Measure; returns the file of figures."""
+    device = find_device(config.device)
+    path = Path(config.out) / "records.jsonl"
+    log = RunLog(path, budget_s=config.budget_s)
+    log.run("machine", lambda: machine(device))
+    model = load(config.model, device=config.device, weights=config.weights)
+    published_ms = opened.published_ms(model, log)
+    walk = _Walk(config, model)
+    expected_s = 0.0
+    for step in range(config.num_steps):
+        on_progress("frames of all worlds", step, config.num_steps)
+        figures = log.run(f"frame {step + 1}", walk.step, expected_s=expected_s)
+        if figures is None:
+            break
+        expected_s = figures["total_s"]
+    on_progress("frames of all worlds", config.num_steps, config.num_steps)
+    log.run("summary", partial(walk.summary, published_ms))
+    return path
+
+
+class _Walk:
+    """All worlds, step by step."""
+
+    def __init__(self, config: ManyWorldsSpeed, model: WorldModel) -> None:
+        self._model = model
+        self._states = opened.worlds(model, config.mode, num_worlds=config.num_worlds, seed=config.seed)
+        self._commands = opened.commands(config.mode, seed=config.seed)
+        default = model.default_sampling(config.mode)
+        window = default.draft_window if config.draft_window is None else config.draft_window
+        self._sampling = replace(default, draft_window=window)
+        self._done: list[Figures] = []
+
+    def step(self) -> Figures:
+        """A frame of every world. The last call of the loop ends where pixels begin."""
+        first = not self._done
+        texts = ["" if first else next(self._commands) for _ in self._states]
+        calls_s: list[float] = []
+        begin_s = time.perf_counter()
+        pairs = self._model.imagine_batch(
+            self._states,
+            texts,
+            sampling=self._sampling,
+            on_step=lambda done, total: calls_s.append(time.perf_counter()),
+        )
+        end_s = time.perf_counter()
+        self._states = [state for state, _ in pairs]
+        figures = {
+            "total_s": round(end_s - begin_s, 3),
+            "drawing_s": round(calls_s[-1] - begin_s, 3),
+            "pixels_s": round(end_s - calls_s[-1], 3),
+            "calls": len(calls_s),
+            "frames_a_second": round(len(pairs) / (end_s - begin_s), 2),
+            **step_times.memory(self._model.device),
+        }
+        self._done.append(figures)
+        return figures
+
+    def summary(self, published_ms: float | None) -> Figures:
+        """Over all steps but the first."""
+        counted = self._done[1:]
+        if not counted:
+            raise ValueError("no step but the first was done in time; give a larger budget_s")
+        times = step_times.spread([1e3 * figures["total_s"] for figures in counted])
+        figures: Figures = {**times, "frames_a_second": round(1e3 * len(self._states) / times["ms"], 2)}
+        if published_ms is not None and self._model.size is not None:
+            height, width = (side // 16 for side in self._model.size)
+            one_by_one_ms = published_ms * height * (width + 1) * len(self._states)
+            figures["times_faster_than_two_passes"] = round(one_by_one_ms / times["ms"], 1)
+        return figures

@@ -1,0 +1,141 @@
+"""8-bit weights: rounding by hand, products by definition, and what is left of a model's accuracy."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import emuworld
+from emuworld.checkpoint_folder import check_weights
+from emuworld.model import fp8
+from emuworld.model.cache import StaticCache
+from emuworld.model.config import sized
+from emuworld.model.fused import FusedTransformer
+from emuworld.model.transformer import Transformer
+
+
+def built(*, seed: int = 0) -> Transformer:
+    model = Transformer(sized("tiny", vocab_size=300, max_position_embeddings=512)).eval()
+    model.init_weights(torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3.0)
+    return model
+
+
+def random_ids(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(0, 300, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_rounding_by_hand() -> None:
+    weight_NK = torch.zeros(16, 16)
+    weight_NK[0, :5] = torch.tensor([448.0, 1.0, 17.0, -0.3, 2.0**-10])  # the scale is 1
+    weight_NK[1, :3] = torch.tensor([-4.48, 0.01, 0.17])  # the scale is 0.01
+    weight = fp8.quantise(weight_NK)
+    assert weight.values_NK.dtype == torch.float8_e4m3fn
+    assert weight.scales_N[:2].tolist() == pytest.approx([1.0, 0.01])
+    # Three bits of mantissa: 17 lies between 16 and 18 (to even), 0.3 between 0.28125 and 0.3125; the
+    # smallest number is 2 ** -9, and half of it goes to even.
+    back_NK = weight.dequantised()
+    assert back_NK[0, :5].tolist() == [448.0, 1.0, 16.0, -0.3125, 0.0]
+    assert back_NK[1, :3].tolist() == pytest.approx([-4.48, 0.01, 0.16])
+    assert not back_NK[2:].any() and back_NK.isfinite().all()
+
+
+def test_every_weight_keeps_three_bits() -> None:
+    weight_NK = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)) * torch.logspace(
+        -6, 6, 64
+    ).unsqueeze(1)
+    error_NK = (fp8.quantise(weight_NK).dequantised() - weight_NK).abs()
+    step_N1 = weight_NK.abs().amax(dim=1, keepdim=True) / 448 * 2.0**-10  # below the normal numbers
+    assert (error_NK <= weight_NK.abs() * 2.0**-4 * 1.001 + step_N1).all()
+
+
+@pytest.mark.parametrize("num_rows", [1, fp8.MOST_WIDE_ROWS, fp8.MOST_WIDE_ROWS + 1])
+def test_products_round_activations_only_where_rows_are_many(num_rows: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x_MK = torch.randn(num_rows, 32, generator=generator)
+    weight = fp8.quantise(torch.randn(48, 32, generator=generator))
+    wide_MN = F.linear(x_MK, weight.dequantised())
+    narrow_MN = F.linear(
+        fp8.quantise(F.pad(x_MK, (0, 0, 0, -num_rows % 16))).dequantised(), weight.dequantised()
+    )
+    expected_MN = wide_MN if num_rows <= fp8.MOST_WIDE_ROWS else narrow_MN[:num_rows]
+    torch.testing.assert_close(fp8.linear(x_MK, weight), expected_MN)
+    assert not torch.allclose(wide_MN, narrow_MN[:num_rows])
+
+
+@torch.no_grad()
+def test_a_model_in_8_bits_is_the_model_with_rounded_weights() -> None:
+    """Token by token nothing else is rounded: the transformer with dequantised matrices is the truth."""
+    model, rounded = built(), built()
+    for layer in rounded.model.layers:
+        for linear in (*_linears(layer.self_attn), *_linears(layer.mlp)):
+            linear.weight.copy_(fp8.quantise(linear.weight).dequantised())
+    form = FusedTransformer(model, weights="fp8")
+    assert form.layers[0].qkv_XD.shape == (8 * 16 + 2 * 2 * 16, 64)
+    assert all(not linear.weight.numel() for linear in _linears(model.model.layers[0].mlp))
+    ids_BT = random_ids(2, 30)
+    cache = StaticCache(form.config, num_rows=2, capacity=64)
+    hidden_BTD = torch.cat([form(ids_BT[:, at : at + 3], cache=cache) for at in range(0, 30, 3)], dim=1)
+    torch.testing.assert_close(hidden_BTD, rounded(ids_BT), atol=3e-5, rtol=0)
+    torch.testing.assert_close(form.logits(hidden_BTD), rounded.logits(rounded(ids_BT)), atol=2e-4, rtol=0)
+
+
+def _linears(module: torch.nn.Module) -> list[torch.nn.Linear]:
+    return [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
+
+
+@torch.no_grad()
+def test_accuracy_of_a_random_model() -> None:
+    """About 3 % of the hidden states: an eighth of rounding a matrix, averaged over its inputs."""
+    model = built()
+    ids_BT = random_ids(2, 100)
+    expected_BTD = model(ids_BT)
+    found_BTD = FusedTransformer(copy.deepcopy(model), weights="fp8")(ids_BT)
+    error = float((found_BTD - expected_BTD).norm() / expected_BTD.norm())
+    assert 0.005 < error < 0.1
+
+
+def test_what_does_not_fit_is_refused(tiny_folder: str) -> None:
+    with pytest.raises(ValueError, match="multiples of 16"):
+        fp8.quantise(torch.zeros(40, 32))
+    with pytest.raises(ValueError, match="'bf16' or 'fp8', got 'int4'"):
+        FusedTransformer(built(), weights="int4")
+    with pytest.raises(ValueError, match="'bf16' or 'fp8', got 'int4'"):
+        emuworld.load(tiny_folder, device="cpu", weights="int4")
+    with pytest.raises(ValueError, match="needs a GPU of compute capability"):
+        check_weights("fp8", torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("num_rows", [1, 2, 16, 17, 64, 65, 300])
+def test_products_on_the_gpu_are_those_by_definition(num_rows: int) -> None:
+    """Proves the kernel for few rows and `torch._scaled_mm` with scales of rows and columns for many."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    generator = torch.Generator().manual_seed(0)
+    for num_inputs, num_outputs in ((512, 768), (5120, 1024), (272, 48)):
+        weight = fp8.quantise(torch.randn(num_outputs, num_inputs, generator=generator))
+        x_MK = torch.randn(num_rows, num_inputs, generator=generator).bfloat16()
+        expected_MN = fp8.by_definition(x_MK, weight)
+        found_MN = fp8.linear(x_MK.cuda(), fp8.Fp8Weight(*(part.cuda() for part in weight))).cpu()
+        error = (found_MN.float() - expected_MN.float()).norm() / expected_MN.float().norm()
+        assert float(error) < 0.005
+
+
+@pytest.mark.gpu
+def test_worlds_open_in_8_bits_on_the_gpu(tiny_folder: str) -> None:
+    """Proves that loading brings the layers to the device one by one and that worlds draw with them."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    model = emuworld.load(Path(tiny_folder), device="cuda", weights="fp8")
+    state = model.begin(mode="t2i", prompt="a room", seed=1)
+    _, segment = model.imagine(state, "")
+    assert segment.image is not None and segment.image.shape == (128, 128, 3)

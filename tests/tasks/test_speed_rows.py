@@ -1,0 +1,107 @@
+"""Every row of `emuworld bench` with sizes that a CPU bears: the same code, every part gives figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emuworld.tasks.speed import accuracy, drafting, published, small, worlds
+
+SIZE: dict[str, Any] = {
+    "device": "cpu",
+    "size": "tiny",
+    "num_layers": 1,
+    "vision": "tiny",
+    "text": "",
+    "contexts": (40,),
+    "steps": 2,
+    "published_tokens": 2,
+}
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Figures by part; none failed or was left out."""
+    parts = {record["part"]: record for record in map(json.loads, path.read_text().splitlines())}
+    assert not [part for part, figures in parts.items() if "error" in figures or "skipped" in figures]
+    return parts
+
+
+def test_fp8_beside_bf16(tmp_path: Path) -> None:
+    parts = read(published.run_fp8(published.Fp8Speed(out=str(tmp_path), rows=(2, 3), sides=(8,), **SIZE)))
+    errors = parts["fp8 against bf16, random weights"]
+    assert 0.001 < errors["one_token"] < 0.2 and 0.001 < errors["many_tokens"] < 0.2
+    faster = parts["summary"]["times_faster"]["1 of 8x8, fp8"]
+    expected = parts["summary"]["two_passes_ms"] / parts["1 of 8x8, fp8"]["ms_a_token"]
+    assert faster == pytest.approx(expected, abs=0.01)
+
+
+def test_steps_by_window(tmp_path: Path) -> None:
+    config = published.DraftingStepSpeed(out=str(tmp_path), windows=(1, 3), side=8, weights="fp8", **SIZE)
+    parts = read(published.run_drafting(config))
+    assert {"draw, window 3", "step, fp8, 2 rows of 3, context 40"} <= parts.keys()
+    # Noise comes true once in a hundred thousand: a call a token, but for the EOLs that a window takes along.
+    assert parts["1 of 8x8, window 3"]["ms_a_call"] < 1.5 * parts["1 of 8x8, window 3"]["ms_a_token"]
+
+
+def test_many_pictures_at_once(tmp_path: Path) -> None:
+    config = published.BatchSpeed(out=str(tmp_path), num_images=2, sides=(8,), **SIZE)
+    figures = read(published.run_batch(config))["2 of 8x8, bf16"]
+    assert figures["pictures_a_minute"] == pytest.approx(120 / figures["total_s"], rel=0.05)
+
+
+def test_a_budget_leaves_out_what_would_not_end_in_time(tmp_path: Path) -> None:
+    config = published.BatchSpeed(out=str(tmp_path), num_images=2, sides=(64,), budget_s=1.0, **SIZE)
+    lines = [json.loads(line) for line in published.run_batch(config).read_text().splitlines()]
+    (left_out,) = [line for line in lines if line["part"] == "2 of 64x64, bf16"]
+    assert left_out["skipped"].startswith("would take")
+
+
+def test_tokens_a_pass_by_window(tmp_path: Path, tiny_folder: str) -> None:
+    config = drafting.DraftingSpeed(
+        out=str(tmp_path), model=tiny_folder, device="cpu", windows=(0, 1, 4), num_worlds=1, num_steps=1
+    )
+    parts = read(drafting.run(config))
+    for mode, pictures in (("t2i", 1), ("explore", 2)):
+        assert parts[f"{mode}, window 0"]["tokens_a_pass"] == 1.0
+        assert parts[f"{mode}, window 4"]["pictures"] == pictures
+        # A pass a place, of which those behind a row's end bring no token of the picture.
+        assert 0.8 < parts[f"{mode}, window 1"]["tokens_a_pass"] <= 1.0
+        assert parts[f"{mode}, window 4"]["tokens_a_pass"] > parts[f"{mode}, window 1"]["tokens_a_pass"]
+
+
+def test_many_worlds(tmp_path: Path, tiny_folder: str) -> None:
+    config = worlds.ManyWorldsSpeed(
+        out=str(tmp_path), model=tiny_folder, device="cpu", num_worlds=3, num_steps=2, draft_window=4
+    )
+    parts = read(worlds.run(config))
+    assert parts["summary"]["frames_a_second"] == pytest.approx(parts["frame 2"]["frames_a_second"], rel=0.02)
+
+
+def test_what_8_bits_cost(tmp_path: Path, tiny_folder: str) -> None:
+    config = accuracy.Fp8Accuracy(
+        out=str(tmp_path), model=tiny_folder, device="cpu", num_worlds=2, num_pictures=2
+    )
+    parts = read(accuracy.run(config))
+    assert parts["t2i: bf16"]["places"] == 2 * 64 and parts["explore: bf16"]["places"] == 4 * 64
+    errors = [
+        parts[f"t2i: {name}"]["logit_error"]
+        for name in (
+            "int8, the exact form",
+            "fp8, few rows (weights alone)",
+            "fp8, many rows (activations too)",
+        )
+    ]
+    assert 0.0 < errors[0] < errors[1] < errors[2] < 0.3
+
+
+def test_the_small_model_on_a_cpu(tmp_path: Path, tiny_folder: str) -> None:
+    config = small.SmallSpeed(
+        out=str(tmp_path), model=tiny_folder, num_processes=1, num_steps=2, num_pictures=1, rows=(1, 2)
+    )
+    parts = read(small.run(config))
+    assert parts["import to first frame"]["ms"] > parts["import emuworld"]["ms"] > 0.0
+    assert parts["frames of a walk"]["n"] == 2
+    assert parts["pictures from words"]["times_faster_than_two_passes"] > 0.0
