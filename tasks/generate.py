@@ -52,9 +52,7 @@ class Generate:
     temperature: float | None = None  # 0 = always the likeliest token; null = the model's own
     guidance: float | None = None  # how strongly the words pull; null = the model's own
     image_guidance: float | None = None  # how strongly reference pictures pull; null = the model's own
-    passes: int | None = (
-        None  # that draw a picture at once; 0 = token by token; null = the model's own
-    )
+    passes: int | None = None  # that draw a picture at once; 0 = token by token; null = the model's own
     batch: int = 8  # answers imagined together
     shard: str = "0/1"  # i/n: only every n-th answer, for n processes side by side
     overwrite: bool = False  # with prompts: replace answers of other settings, which stop the run otherwise
