@@ -50,6 +50,15 @@ SCORES: dict[str, dict[str, tuple[str, Score]]] = {
 }
 
 
+def check_comparable(suite: str) -> None:
+    """ValueError for a suite that has no scores here."""
+    if suite not in SCORES:
+        raise ValueError(
+            f"runs of {suite} cannot be compared yet, those of {' and '.join(SCORES)} can; give one number of "
+            "passes"
+        )
+
+
 def write_comparison(folder: Path, runs: Mapping[int, Path]) -> dict[str, Any]:
     """Compare runs, by their numbers of passes, with the first; writes `summary.json` and `index.html` into
     `folder` and returns the figures.
@@ -58,8 +67,7 @@ def write_comparison(folder: Path, runs: Mapping[int, Path]) -> dict[str, Any]:
     """
     told = {passes: json.loads((own / "run.json").read_text()) for passes, own in runs.items()}
     suite = next(iter(told.values()))["suite"]
-    if suite not in SCORES:
-        raise ValueError(f"runs of {suite} cannot be compared yet; expected one of {', '.join(SCORES)}")
+    check_comparable(suite)
     records = {passes: read_records(own / "records.jsonl") for passes, own in runs.items()}
     first = next(iter(runs))
     figures = {

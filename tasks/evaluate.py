@@ -20,7 +20,7 @@ import torch
 
 from emuworld.tasks import explore_twin, image_edits, page, report, text_to_image
 from emuworld.tasks.bench import Bench, OnProgress
-from emuworld.tasks.comparison import write_comparison
+from emuworld.tasks.comparison import check_comparable, write_comparison
 from emuworld.tasks.detector import Detector
 from emuworld.tasks.robot import evaluation
 from emuworld.tasks.run_folder import FORMAT
@@ -72,6 +72,7 @@ def run(suite: Suite, *, on_progress: OnProgress = quiet) -> dict[str, Any]:
 
 def _compare(suite: Suite, folder: Path, on_progress: OnProgress) -> dict[str, Any]:
     """Run the suite with each number of passes; figures with paired differences to the first."""
+    check_comparable(suite.name)
     runs = {passes: folder / f"passes-{passes}" for passes in suite.passes}
     for passes, own in runs.items():
         print(f"passes={passes}{'' if passes else ' (token by token)'}:")
