@@ -39,6 +39,7 @@ else:
 
 _MOST_QUERIES = 64  # of a key-value head; above it a step is prefill, with PyTorch's own attention
 _KEY_STEP = 512  # without the kernels, attention reads the cache up to a multiple of this: one graph for each
+Reduce = Callable[[torch.Tensor], torch.Tensor]
 Attend = Callable[[torch.Tensor, int], torch.Tensor]
 """Queries [M, H, d] and the layer's index -> [M, H d]."""
 
@@ -55,12 +56,20 @@ class FusedTransformer:
         model: its weights are fused in place, layer by layer: one layer's are there twice for a moment.
         use_kernels: Triton kernels, else plain PyTorch. Default: on CUDA where Triton is installed.
         use_graphs: replay steps of few tokens as CUDA graphs. Default: on CUDA.
+        reduce: sums what a layer's two last products give over the processes that share the layer, where
+            several do; may work in place.
     """
 
     def __init__(
-        self, model: Transformer, *, use_kernels: bool | None = None, use_graphs: bool | None = None
+        self,
+        model: Transformer,
+        *,
+        use_kernels: bool | None = None,
+        use_graphs: bool | None = None,
+        reduce: Reduce | None = None,
     ) -> None:
         self.config = model.config
+        self._reduce = reduce
         with torch.no_grad():
             decoder = model.model
             self.embedding_VD = decoder.embed_tokens.weight.detach()
@@ -200,10 +209,13 @@ class FusedTransformer:
                 norms=layer.norms,
                 rotary=self._rotary,
             )
-            delta_MD = F.linear(attend(q_MHd, index), layer.out_DX)
+            delta_MD = self._summed(F.linear(attend(q_MHd, index), layer.out_DX))
             h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.mlp_norm_D, eps=eps)
-            delta_MD = F.linear(ops.swiglu(F.linear(h_MD, layer.gate_up_XD)), layer.down_DI)
+            delta_MD = self._summed(F.linear(ops.swiglu(F.linear(h_MD, layer.gate_up_XD)), layer.down_DI))
         return ops.add_rms_norm(x_MD, delta_MD, self.norm_D, eps=eps).unflatten(0, ids_RT.shape)
+
+    def _summed(self, delta_MD: torch.Tensor) -> torch.Tensor:
+        return delta_MD if self._reduce is None else self._reduce(delta_MD)
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)

@@ -113,11 +113,14 @@ class ExampleSampler:
         self.size = size
         self.num_frames = 0
         self._stories: list[TokenStory] = []
+        self._shards: dict[str, Sequence[TokenStory]] = {}
         self._by_length: dict[int, np.ndarray] = {}
         self._by_bucket: dict[tuple[str, int], np.ndarray] = {}
 
-    def add(self, stories: Sequence[TokenStory]) -> None:
-        self._stories.extend(stories)
+    def add(self, stories: Sequence[TokenStory], *, shard: str = "") -> None:
+        """Stories of a shard. What is drawn depends on which shards are there, not on which came first."""
+        self._shards[shard] = [*self._shards.get(shard, ()), *stories]
+        self._stories = [story for name in sorted(self._shards) for story in self._shards[name]]
         self.num_frames += sum(len(s.codes) for s in stories)
         self._by_length.clear()
         self._by_bucket.clear()

@@ -189,7 +189,9 @@ def test_robots_are_not_mirrored_and_old_files_are_read(
         mirror=True,
         share=(0, 1),
     )
-    read = feed.wait()
+    shard = feed.wait()
+    assert shard is not None
+    read = shard.stories
     assert read is not None
     assert [(story.kind, story.question) for story in read] == [
         ("vla", "turn left"),
@@ -200,7 +202,7 @@ def test_robots_are_not_mirrored_and_old_files_are_read(
     expected = vision.encode(torch.from_numpy(half[:, ::-1].copy())[None])[0].numpy()
     np.testing.assert_array_equal(read[3].codes[0], expected)
     assert not (read[3].codes == read[1].codes).all()
-    (cached,) = feed.cached()
+    (cached,) = [shard.stories for shard in feed.cached()]
     assert [(s.kind, s.num_references, s.texts) for s in cached] == [
         (s.kind, s.num_references, s.texts) for s in read
     ]
@@ -227,7 +229,8 @@ def test_a_resumed_run_equals_an_unbroken_one(shards: Path, vision_folder: Path,
 
 
 def test_a_damaged_state_says_what_to_do(shards: Path, vision_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "pretrain.state.pt").write_bytes(b"not a training state")
+    (tmp_path / "pretrain.state-3").mkdir()
+    (tmp_path / "pretrain.state-3" / ".metadata").write_bytes(b"not a training state")
     with pytest.raises(ValueError, match=r"loop\.resume=false"):
         supervised.train(_pretrain_config(shards, vision_folder, tmp_path, steps=1))
 
