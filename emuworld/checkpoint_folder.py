@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from emuworld import parallel
 from emuworld.cache_pool import CachedModel
 from emuworld.manifest import FILE_NAME, Manifest
 from emuworld.model import checkpoint
@@ -136,7 +137,12 @@ def open_transformer(
 
     On the CPU the int8 form is also the smallest: half the bytes of a 16-bit checkpoint. Its weights come
     from the mapped files tensor by tensor. `on_progress` is called with what is done and what there is.
+    Where several processes have joined (`emuworld.parallel`), it is this one's part: fp32 on the CPU.
     """
+    group = parallel.tensor_group()
+    if group is not None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        return parallel.SplitTransformer(checkpoint.load(folder), group=group, device=device, dtype=dtype)
     if device.type == "cpu":
         limit_threads()
         return exact(checkpoint.load(folder), on_layer=on_progress)

@@ -15,8 +15,10 @@ Shapes: B batch, T tokens, D hidden size, V ids of all processes, v those of thi
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -171,6 +173,29 @@ class _VocabularyLosses(torch.autograd.Function):
         gradient_Nv = probabilities_Nv.clone()
         gradient_Nv.scatter_add_(1, local_N[:, None], -mine_N[:, None].to(gradient_Nv.dtype))
         return (gradient_Nv * grad_N[:, None]).to(ctx.dtype), None, None, None
+
+
+_joined: list[dist.ProcessGroup] = []
+
+
+def join() -> None:
+    """Enter the group of the processes that torchrun started; models that are opened from now on are cut
+    among them (`tensor_group`). Alone nothing changes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined:
+        return
+    on_cuda = torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Who follows waits for as long as the leader's user thinks.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=timedelta(days=7))
+    assert dist.group.WORLD is not None
+    _joined.append(dist.group.WORLD)
+
+
+def tensor_group() -> dist.ProcessGroup | None:
+    """The processes that cut every model among themselves, where `join` was called in several."""
+    return _joined[0] if _joined else None
 
 
 class SplitTransformer:

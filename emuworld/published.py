@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from emuworld import checkpoint_folder, manifest
+from emuworld import checkpoint_folder, manifest, parallel
 from emuworld.checkpoint_folder import Parts
 from emuworld.model import checkpoint
 from emuworld.model.config import TransformerConfig
@@ -282,6 +282,9 @@ def _require_memory(config: TransformerConfig, *, device: torch.device) -> int:
     """Bytes that the weights will take; ValueError where the device has less."""
     embedding = config.vocab_size * config.hidden_size
     num_parameters = checkpoint.num_parameters(config)
+    group = parallel.tensor_group()
+    if group is not None:  # the embedding is whole in every process
+        num_parameters = embedding + (num_parameters - embedding) // group.size()
     if device.type == "cpu":  # int8, but for the embedding, which is kept as it is stored
         needed = num_parameters + embedding
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -34,8 +34,9 @@ from emuworld.events import (
     TextPiece,
     ThoughtPiece,
 )
+from emuworld.following import follow, writer_and_caches
 from emuworld.pictures import Codes, Pixels
-from emuworld.segments import Plan, SegmentWriter
+from emuworld.segments import Plan
 from emuworld.state import ContextFull, Segment, SnapshotError, WorldState, block_codes, image_blocks
 from emuworld.tokens.sequence import MODES, prompt_ids
 
@@ -95,8 +96,9 @@ class WorldModel:
             fingerprint=parts.fingerprint,
             max_tokens=parts.transformer.config.max_position_embeddings,
         )
-        self._caches = CachePool(parts.transformer, max_bytes=cache_bytes)
-        self._writer = SegmentWriter(parts.transformer, context=self._context, caches=self._caches)
+        self._writer, self._caches = writer_and_caches(
+            parts.transformer, context=self._context, cache_bytes=cache_bytes
+        )
 
     @property
     def max_tokens(self) -> int:
@@ -282,6 +284,11 @@ class WorldModel:
     def commands(self, mode: str) -> tuple[str, ...]:
         """Commands to sample from in a mode; empty where the checkpoint names none."""
         return self.manifest.commands.get(mode, ())
+
+    def follow(self) -> None:
+        """Compute what the leading process asks for, until it ends: for the others of `emuworld.parallel`."""
+        with torch.inference_mode():
+            follow(self._writer, self._caches)
 
     def unlock(self) -> None:
         """Forget who uses the model, and half-written caches: for a forked child, where other threads are
