@@ -223,7 +223,9 @@ def _store(folder: Path, name: str, choice: str, values: Mapping[str, Any]) -> N
 
     folder.mkdir(parents=True, exist_ok=True)
     title = f"emuworld {name} {choice}".strip()
-    path = folder / f"{'-'.join(title.split()[1:])}.config.yaml"  # stages may share a folder
+    path = (
+        folder / f"{'-'.join(title.replace('/', '-').split()[1:])}.config.yaml"
+    )  # stages may share a folder
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")  # shards of one run start together
     beside.write_text(f"# {title}: the resolved settings of the last run\n{OmegaConf.to_yaml(dict(values))}")
     beside.replace(path)

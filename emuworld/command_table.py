@@ -97,6 +97,18 @@ COMMANDS: dict[str, Command] = {
                 reports_progress=False,
                 explained_by_module=True,
             ),
+            **{
+                # The paper's stages: one loop, other settings. Under emu3_5/ the paper's own.
+                f"{folder}{stage}": Target(
+                    module="emuworld.training.supervised",
+                    settings="PretrainTraining",
+                    run="train",
+                    reports_progress=False,
+                    explained_by_module=True,
+                )
+                for folder in ("", "emu3_5/")
+                for stage in ("pretrain1", "pretrain2", "sft1", "sft2")
+            },
             "detector": Target(
                 module="emuworld.tasks.detector_training",
                 settings="DetectorStage",

@@ -52,18 +52,20 @@ class Transformer(nn.Module):
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
         attention: AttentionFunction | None = None,
+        positions_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states [B, T, D] after the final norm.
 
-        Without a cache every sequence starts at position 0 and attends causally, or through `attention`. With
+        Without a cache every sequence starts at position 0 (or stands at `positions_BT`) and attends
+        causally, or through `attention`. With
         one, the T tokens are appended to every row at its own length; a row whose `advance_B` is False is
         computed but keeps its length, so that the next call overwrites it.
         """
         if cache is None:
-            return self.model(ids_BT, attention=attention)
-        if attention is not None:
+            return self.model(ids_BT, attention=attention, positions_BT=positions_BT)
+        if attention is not None or positions_BT is not None:
             raise ValueError(
-                "attention= replaces the causal attention of a whole sequence; a cache has its own"
+                "attention= and positions_BT= are of a whole sequence; a cache has its own: leave them out"
             )
         if len(ids_BT) != cache.num_rows:
             raise ValueError(f"ids has {len(ids_BT)} rows, the cache {cache.num_rows}; expected one for each")
@@ -122,8 +124,11 @@ class Decoder(nn.Module):
         cache: StaticCache | None = None,
         step: CacheStep | None = None,
         attention: AttentionFunction | None = None,
+        positions_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if step is None:
+        if positions_BT is not None:
+            positions = positions_BT
+        elif step is None:
             positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
         else:
             positions = step.positions_RT

@@ -38,7 +38,9 @@ from emuworld.training.examples import (
     Bucket,
     ExampleSampler,
     Mixture,
+    step_batches,
 )
+from emuworld.training.packing import Packing, packed_batches
 from emuworld.training.ranks import Ranks
 from emuworld.training.states import ShardedStore, first_step
 from emuworld.training.text import FILE_NAME as TEXT_FILE
@@ -60,6 +62,7 @@ SAMPLING |= dict.fromkeys(("story", "howto", "vla"), SAMPLING["explore"])
 class PretrainTraining(Optimisation):
     """Settings of the stage; yaml chooses values, the defaults are the built-in model's."""
 
+    name: str = "pretrain"  # of its states and log; stages that follow each other in one folder need others
     shards: str = "outputs/data/train"
     validation_shards: str | None = None
     vision: str = "outputs/train/tokenizer"
@@ -73,12 +76,14 @@ class PretrainTraining(Optimisation):
     parallel: str = "fsdp"  # of several processes (torchrun): fsdp, or tp, which cuts every layer
     tensor_ranks: int = 0  # with parallel=tp, processes that share a layer; 0: all
     model: str = "small"
+    dropout: float = 0.0  # of embeddings, attention weights and outputs; the paper has 0.1
     # Batch sizes are those of all processes together.
     buckets: tuple[Bucket, ...] = (
         Bucket(kind="walk", frames=12, batch_size=16),
         Bucket(kind="picture", batch_size=64),
         Bucket(kind="walk", frames=42, batch_size=2, every=4),
     )
+    packing: Packing = dataclasses.field(default_factory=Packing)
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
     mirror: bool = True  # learn from mirrored pictures too, left and right exchanged in their words
     validate_every_steps: int = 500
@@ -92,10 +97,20 @@ class PretrainTraining(Optimisation):
 def new_model(config: PretrainTraining, *, vocabulary: Vocabulary) -> Transformer:
     """The transformer that the stage begins with, alike in every process: on the CPU, in fp32."""
     if config.init_from:
-        return checkpoint.load(config.init_from, device="cpu", dtype=torch.float32).train()
-    model = Transformer(transformer_config(config.model, vocab_size=vocabulary.size))
+        return with_dropout(checkpoint.load(config.init_from, dtype=torch.float32), config.dropout).train()
+    shape = transformer_config(config.model, vocab_size=vocabulary.size)
+    model = Transformer(dataclasses.replace(shape, attention_dropout=config.dropout))
     model.init_weights(torch.Generator().manual_seed(config.seed))
     return model
+
+
+def with_dropout(model: Transformer, dropout: float) -> Transformer:
+    """The same weights under another dropout."""
+    with torch.device("meta"):
+        other = Transformer(dataclasses.replace(model.config, attention_dropout=dropout))
+    other.load_state_dict(model.state_dict(), assign=True)
+    other.tie_weights()
+    return other
 
 
 def transformer_config(name: str, *, vocab_size: int) -> TransformerConfig:
@@ -150,10 +165,10 @@ def train(config: PretrainTraining) -> dict[str, float]:
         loop.run(
             config.loop,
             out=out,
-            name="pretrain",
+            name=config.name,
             train_step=train_step,
             store=ShardedStore(
-                out, "pretrain", module=trainer.model, optimizers=trainer.optimizers, ranks=ranks
+                out, config.name, module=trainer.model, optimizers=trainer.optimizers, ranks=ranks
             ),
             on_log=on_log,
             on_save=on_save,
@@ -177,14 +192,28 @@ class _Examples:
         self.sampler, self._feed = self._open(config.shards, "train")
         while self.sampler.num_frames < config.first_frames and (shard := self._feed.wait()) is not None:
             self.sampler.add(shard.stories, shard=shard.stem)
-        self.stream = BatchStream(
+        ranks.share(config.packing.rows)
+        self._buckets = tuple(
+            b if config.packing.tokens else dataclasses.replace(b, batch_size=ranks.share(b.batch_size))
+            for b in config.buckets
+        )
+        resumed = first_step(Path(config.out), config.name) if config.loop.resume else 0
+        self.stream = BatchStream(self._draw, first_step=resumed)
+
+    def _draw(self, step: int) -> list[Batch]:
+        config, ranks = self._config, self._ranks
+        if not config.packing.tokens:
+            return step_batches(
+                self.sampler, self._buckets, seed=config.seed, step=step, rank=ranks.data_rank
+            )
+        return packed_batches(
             self.sampler,
-            buckets=tuple(
-                dataclasses.replace(b, batch_size=ranks.share(b.batch_size)) for b in config.buckets
-            ),
+            self._buckets,
+            packing=config.packing,
             seed=config.seed,
-            first_step=first_step(Path(config.out), "pretrain") if config.loop.resume else 0,
+            step=step,
             rank=ranks.data_rank,
+            world=ranks.data_world,
         )
 
     def refresh(self) -> None:
@@ -203,6 +232,11 @@ class _Examples:
             sampler.add(shard.stories, shard=shard.stem)
         feed.close()
         rng = np.random.default_rng((config.seed, 1))
+        if config.packing.tokens:
+            packing = dataclasses.replace(config.packing, rows=config.validation_batches, rows_at_once=1)
+            return packed_batches(
+                sampler, config.buckets, packing=packing, seed=config.seed, step=1 << 40, rank=0, world=1
+            )
         return [
             sampler.batch(bucket, rng) for bucket in config.buckets for _ in range(config.validation_batches)
         ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from emuworld import parallel
+from emuworld.model.documents import Documents, documents
 from emuworld.model.transformer import Transformer
 from emuworld.tokens.vocabulary import Vocabulary
 from emuworld.training.examples import Batch
@@ -86,19 +88,24 @@ class Objective(nn.Module):
         self._loss_tokens = loss_tokens
 
     def forward(
-        self, inputs_BT: Tensor, targets_BT: Tensor, weights_BT: Tensor
+        self, inputs_BT: Tensor, targets_BT: Tensor, weights_BT: Tensor, documents: Documents | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of weighted losses, and the plain losses of text and of visual targets as sums (nats)."""
-        losses_BT = self.losses(inputs_BT, targets_BT)
+        losses_BT = self.losses(inputs_BT, targets_BT, documents)
         visual = (targets_BT >= self._vocabulary.visual_start) & (weights_BT > 0)
         text = (targets_BT < self._vocabulary.num_text_tokens) & (weights_BT > 0)
         plain = losses_BT.detach()
         return (losses_BT * weights_BT).sum(), (plain * text).sum(), (plain * visual).sum()
 
-    def losses(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def losses(self, inputs_BT: Tensor, targets_BT: Tensor, documents: Documents | None = None) -> Tensor:
         """Cross-entropy of every target in nats, fp32 [B, T]."""
+        attention, positions_BT = None, None
+        if documents is not None:
+            dropout = self.model.config.attention_dropout if self.training else 0.0
+            attention, positions_BT = partial(documents.attend, dropout=dropout), documents.positions_BT
         with torch.autocast(inputs_BT.device.type, self._autocast, enabled=self._autocast is not None):
-            hidden_ND = self.model(inputs_BT).flatten(0, 1)
+            hidden_BTD = self.model(inputs_BT, attention=attention, positions_BT=positions_BT)
+            hidden_ND = hidden_BTD.flatten(0, 1)
             targets_N = targets_BT.flatten()
             if len(targets_N) <= self._loss_tokens:
                 return self._head_losses(hidden_ND, targets_N).view_as(targets_BT)
@@ -252,10 +259,13 @@ class SupervisedTrainer:
             visual, num_visual = visual + float(visual_sum), num_visual + counts[1]
         return text, num_text, visual, num_visual
 
-    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs, targets and weights, [B, T] each."""
+    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Documents | None]:
+        """Inputs, targets and weights, [B, T] each, and what packed documents see."""
         inputs, ids, weights = (torch.from_numpy(a) for a in (batch.inputs, batch.ids, batch.weights))
-        return inputs.to(self.device), ids.to(self.device)[:, 1:], weights.to(self.device)
+        packed = None
+        if batch.documents is not None:
+            packed = documents(torch.from_numpy(batch.documents).to(self.device))
+        return inputs.to(self.device), ids.to(self.device)[:, 1:], weights.to(self.device), packed
 
     def _counts(self, batch: Batch) -> tuple[int, int]:
         targets, trained = batch.ids[:, 1:], batch.weights > 0
