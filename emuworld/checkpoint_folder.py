@@ -16,8 +16,11 @@ import torch
 
 from emuworld import parallel
 from emuworld.cache_pool import CachedModel
+from emuworld.decoding.dida import Painter
 from emuworld.manifest import FILE_NAME, Manifest
 from emuworld.model import checkpoint
+from emuworld.model.adapter import FILE_NAME as ADAPTER_FILE
+from emuworld.model.adapter import load_adapter, merge_adapter
 from emuworld.model.exact import exact
 from emuworld.model.fused import fused
 from emuworld.state import FINGERPRINT_BYTES
@@ -40,6 +43,7 @@ class Parts:
     tokenizer: TextTokenizer
     manifest: Manifest
     fingerprint: bytes
+    painter: Painter | None = None  # of pictures drawn at once; None where that was not learnt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,7 @@ def locate(
     name = str(model) if str(model) in BUILTIN else str(folder)
     return Located(
         names=(name, None, None),
-        files=tuple(folder / file for file in FILES),
+        files=tuple(folder / file for file in present_files(folder)),
         open=lambda device: open_parts(folder, device=device),
     )
 
@@ -113,6 +117,7 @@ def open_parts(folder: Path, *, device: torch.device) -> Parts:
         raise ValueError(f"{folder / 'text.tiktoken'} does not fit {FILE_NAME}: {error}") from error
     vision = VisionTokenizer.load(folder, device=device)
     transformer = open_transformer(folder, device=device)
+    painter = open_painter(folder, transformer, vision=vision, manifest=manifest) if manifest.dida else None
     if transformer.config.vocab_size < manifest.vocabulary.size:
         raise ValueError(
             f"{folder}: config.json has {transformer.config.vocab_size} ids, {FILE_NAME} "
@@ -125,8 +130,36 @@ def open_parts(folder: Path, *, device: torch.device) -> Parts:
         tokenizer=tokenizer,
         manifest=manifest,
         fingerprint=fingerprint(
-            manifest.vocabulary, [(name, folder / name) for name in FILES if name != FILE_NAME]
+            manifest.vocabulary,
+            [(name, folder / name) for name in present_files(folder) if name != FILE_NAME],
         ),
+        painter=painter,
+    )
+
+
+def present_files(folder: Path) -> list[str]:
+    """The names of the files that a checkpoint in this folder is made of."""
+    return [*FILES, *(name for name in (ADAPTER_FILE,) if (folder / name).is_file())]
+
+
+def open_painter(
+    folder: Path, transformer: CachedModel, *, vision: VisionTokenizer, manifest: Manifest
+) -> Painter:
+    """What draws pictures at once: the transformer itself, or its weights with the folder's adapter."""
+    assert manifest.dida is not None
+    painting: CachedModel = transformer
+    if (folder / ADAPTER_FILE).is_file():
+        adapted = checkpoint.load(folder, dtype=torch.float32)
+        merge_adapter(adapted, load_adapter(folder, adapted))
+        if transformer.device.type == "cpu":
+            painting = exact(adapted)
+        else:
+            painting = fused(adapted.to(transformer.device, transformer.dtype))
+    return Painter(
+        painting,
+        vocabulary=manifest.vocabulary,
+        noise=manifest.dida,
+        codebook_KE=vision.quantize.embedding.weight.detach(),
     )
 
 

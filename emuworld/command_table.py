@@ -97,6 +97,13 @@ COMMANDS: dict[str, Command] = {
                 reports_progress=False,
                 explained_by_module=True,
             ),
+            "dida": Target(
+                module="emuworld.training.distil",
+                settings="DidaTraining",
+                run="train",
+                reports_progress=False,
+                explained_by_module=True,
+            ),
             **{
                 # The paper's stages: one loop, other settings. Under emu3_5/ the paper's own.
                 f"{folder}{stage}": Target(

@@ -1,4 +1,4 @@
-"""What a world tells while it imagines: pieces of text and thought, rows of an image, the finished image.
+"""What a world tells while it imagines: text and thoughts in pieces, an image's rows or drafts, the image.
 
 `EventReader` turns ids into events as they come, in any portions; the facade adds the pixels and the end. The
 pieces of a segment, joined, are its text: a character whose bytes are spread over several tokens comes whole,
@@ -47,6 +47,15 @@ class ImageRow:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class ImageDraft:
+    """A picture that is drawn at once, after `done` of its `num_passes` passes: codes, int64 [h, w]."""
+
+    codes: NDArray[np.int64]
+    done: int
+    num_passes: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ImageDone:
     """The finished picture, uint8 [H, W, 3], the same as the segment's."""
 
@@ -61,7 +70,7 @@ class SegmentDone:
     segment: Segment
 
 
-Event = TextPiece | ThoughtPiece | ImageRow | ImageDone | SegmentDone
+Event = TextPiece | ThoughtPiece | ImageDraft | ImageRow | ImageDone | SegmentDone
 
 
 class EventReader:

@@ -17,6 +17,7 @@ from emuworld import parallel
 from emuworld.cache_pool import CachedModel, CachePool
 from emuworld.context import Context
 from emuworld.decoding.autoregressive import News, StepCallback, Written, finish
+from emuworld.decoding.dida import Painter
 from emuworld.segments import Plan, SegmentWriter
 
 _END, _CLEAR = "end", "clear"
@@ -47,13 +48,17 @@ class _LeadingCaches(CachePool):
 
 
 def writer_and_caches(
-    transformer: CachedModel, *, context: Context, cache_bytes: int | None
+    transformer: CachedModel, *, context: Context, cache_bytes: int | None, painter: Painter | None
 ) -> tuple[SegmentWriter, CachePool]:
-    """What a model writes with: plainly, or as the leader or a follower of the processes that have joined."""
+    """What a model writes with: plainly, or as the leader or a follower of the processes that have joined.
+    What draws pictures at once is not cut, and left out there.
+    """
+    if parallel.tensor_group() is not None:
+        painter = None
     leads = parallel.tensor_group() is not None and dist.get_rank() == 0
     caches = (_LeadingCaches if leads else CachePool)(transformer, max_bytes=cache_bytes)
     writer = _LeadingWriter if leads else SegmentWriter
-    return writer(transformer, context=context, caches=caches), caches
+    return writer(transformer, context=context, caches=caches, painter=painter), caches
 
 
 def follow(writer: SegmentWriter, caches: CachePool) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from emuworld.decoding.grammar import SizeBounds
+from emuworld.decoding.noise import Noise
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.tokens.sequence import MODES
 from emuworld.tokens.vision import DOWNSAMPLE
@@ -39,6 +40,8 @@ class Manifest:
         sampling: settings for each mode; a mode without any gets `Sampling()`.
         modes: the modes that the checkpoint was trained for; `begin` takes every mode.
         commands: commands to sample from, for each mode that has some.
+        dida: the noise with which the checkpoint learnt to draw a picture at once; None: it has not. The
+            settings in `sampling` say whether it does so unless told otherwise.
     """
 
     vocabulary: Vocabulary
@@ -49,6 +52,7 @@ class Manifest:
     sampling: Mapping[str, Sampling] = field(default_factory=dict)
     modes: tuple[str, ...] = MODES
     commands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    dida: Noise | None = None
 
     def __post_init__(self) -> None:
         unknown = {*self.modes, *self.sampling, *self.commands} - set(MODES)
@@ -63,6 +67,8 @@ class Manifest:
             self.check_size(self.default_size)
         if self.max_text_tokens < 1:
             raise ValueError(f"max_text_tokens must be at least 1, got {self.max_text_tokens}")
+        if self.dida is None and any(sampling.passes for sampling in self.sampling.values()):
+            raise ValueError("a sampling has passes, which need dida; leave them 0, or adapt the checkpoint")
 
     @property
     def bounds(self) -> SizeBounds:
@@ -92,6 +98,7 @@ class Manifest:
             "sampling": {mode: sampling.to_json() for mode, sampling in self.sampling.items()},
             "modes": list(self.modes),
             "commands": {mode: list(commands) for mode, commands in self.commands.items()},
+            **({} if self.dida is None else {"dida": self.dida.to_json()}),
         }
 
     @classmethod
@@ -112,6 +119,7 @@ class Manifest:
             "sampling": lambda modes: {mode: Sampling.from_json(value) for mode, value in modes.items()},
             "modes": tuple,
             "commands": lambda modes: {mode: tuple(value) for mode, value in modes.items()},
+            "dida": lambda noise: None if noise is None else Noise.from_json(noise),
         }
         return cls(**{name: readers.get(name, lambda value: value)(value) for name, value in fields.items()})
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from emuworld.cache_pool import CachedModel, CachePool, Ids
 from emuworld.context import Context, in_tokens
 from emuworld.decoding.autoregressive import News, Request, StepCallback, Stop, Written, row_layout, write
+from emuworld.decoding.dida import Painter
 from emuworld.decoding.grammar import Grammar
 from emuworld.decoding.sampling import Sampling
 from emuworld.decoding.uniforms import TokenUniforms
@@ -46,9 +47,17 @@ class Plan:
 class SegmentWriter:
     """Plans segments, writes them, any number of worlds together, and reads them back."""
 
-    def __init__(self, transformer: CachedModel, *, context: Context, caches: CachePool) -> None:
+    def __init__(
+        self,
+        transformer: CachedModel,
+        *,
+        context: Context,
+        caches: CachePool,
+        painter: Painter | None = None,
+    ) -> None:
         manifest, tokenizer = context.manifest, context.tokenizer
         self._transformer = transformer
+        self._painter = painter
         self._context = context
         self._caches = caches
         self._grammar = Grammar(
@@ -67,6 +76,11 @@ class SegmentWriter:
         if state.ended:
             raise ValueError("this world's answer has ended; begin another, or go back to an earlier state")
         sampling = sampling or manifest.sampling_for(state.mode)
+        if sampling.passes and self._painter is None:
+            raise ValueError(
+                f"passes={sampling.passes} draws pictures at once, which this checkpoint has not learnt (its "
+                "emuworld.json has no dida): use passes=0, or adapt it with 'emuworld train stage=dida'"
+            )
         forced: Ids = ()
         if text is not None:
             words = context.tokenizer.encode(text)
@@ -104,7 +118,14 @@ class SegmentWriter:
                 self._request(plan, hidden_D) for plan, hidden_D in zip(plans, hiddens_D, strict=False)
             ]
             return (
-                yield from write(self._transformer, cache, requests, grammar=self._grammar, on_step=on_step)
+                yield from write(
+                    self._transformer,
+                    cache,
+                    requests,
+                    grammar=self._grammar,
+                    painter=self._painter,
+                    on_step=on_step,
+                )
             )
 
     def read(

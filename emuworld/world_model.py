@@ -22,13 +22,14 @@ from emuworld import pictures
 from emuworld.cache_pool import CachePool
 from emuworld.checkpoint_folder import Located, Parts, find_device, locate, signature
 from emuworld.context import Context
-from emuworld.decoding.autoregressive import News, StepCallback, Written, finish
+from emuworld.decoding.autoregressive import Draft, News, StepCallback, Written, finish
 from emuworld.decoding.request import Stop
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.events import (
     Event,
     EventReader,
     ImageDone,
+    ImageDraft,
     ImageRow,
     SegmentDone,
     TextPiece,
@@ -44,6 +45,7 @@ __all__ = [
     "ContextFull",
     "Event",
     "ImageDone",
+    "ImageDraft",
     "ImageRow",
     "Sampling",
     "Segment",
@@ -97,7 +99,7 @@ class WorldModel:
             max_tokens=parts.transformer.config.max_position_embeddings,
         )
         self._writer, self._caches = writer_and_caches(
-            parts.transformer, context=self._context, cache_bytes=cache_bytes
+            parts.transformer, context=self._context, cache_bytes=cache_bytes, painter=parts.painter
         )
 
     @property
@@ -236,7 +238,8 @@ class WorldModel:
     def stream(
         self, state: WorldState, text: str | None = None, *, sampling: Sampling | None = None
     ) -> Iterator[Event]:
-        """The next segment, told while it is imagined: text as it is written, a picture row by row.
+        """The next segment, told while it is imagined: text as it is written, a picture row by row, or pass
+        by pass where it is drawn at once (its rows then come together, after the last pass).
 
         The last event is `SegmentDone` with what `imagine` gives for the same arguments, token for token. The
         model is free between two events: other worlds may be imagined meanwhile, and whoever has heard enough
@@ -320,8 +323,11 @@ class WorldModel:
                         news = next(writing)
                     except StopIteration as end:
                         (written,) = end.value
-                for _, ids in news:
-                    yield from reader.read(ids)
+                for one in news:
+                    if isinstance(one, Draft):
+                        yield ImageDraft(codes=one.codes, done=one.done, num_passes=one.num_passes)
+                    else:
+                        yield from reader.read(one[1])
         finally:
             with self._lock:
                 writing.close()

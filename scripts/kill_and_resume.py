@@ -13,7 +13,6 @@ import dataclasses
 import json
 import os
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -85,7 +84,7 @@ def start(config: PretrainTraining) -> int:
     if child == 0:
         status = 1
         try:
-            sys.stdout = Path(os.devnull).open("w")  # for as long as the child lives
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             supervised.train(config)
             status = 0
         finally:

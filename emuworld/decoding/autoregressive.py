@@ -13,24 +13,29 @@ that the world writes, and nothing else (published rule, fact sheet 5.1 and 5.3)
 The tokens of one row of an image follow each other without a question to the grammar, so they stay on the
 device: while all worlds draw images the host waits once an image row, not once a token.
 
+Where a world's settings say so, its pictures are drawn at once (`decoding.dida`). Such worlds wait at the
+IMG token until no world has anything else to do, so that their passes are shared.
+
 Shapes: W worlds, R cache rows, T tokens of one feed, D hidden size, V ids of a span.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from emuworld.decoding.dida import Draft, Painter, Picture
 from emuworld.decoding.grammar import Grammar, Span
+from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.request import Progress, Request, Stop, Written
 from emuworld.decoding.sampling import Truncation, guide, pick
 from emuworld.model.cache import StaticCache
 
 __all__ = [
+    "Draft",
     "LanguageModel",
     "News",
     "Request",
@@ -45,25 +50,12 @@ __all__ = [
 
 StepCallback = Callable[[int, int], None]
 """Called after every step with the tokens written so far and those expected, over all worlds."""
-News = list[tuple[int, list[int]]]
-"""A world and the ids that it has written since the last news."""
+News = list[tuple[int, list[int]] | Draft]
+"""A world and the ids that it has written since the last news; or the draft of a picture that is drawn at
+once, whose `picture` is the world."""
 _SHORT = 2  # tokens of one feed up to which rows of any lengths go together: a token, and the EOL behind it
 
 _GROWTH = 1.5  # a cache that a long text fills grows by this factor, so that copying it stays rare
-
-
-class LanguageModel(Protocol):
-    """What the loop needs of a transformer."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def __call__(self, ids_BT: Tensor, *, cache: StaticCache, advance_B: np.ndarray | None = None) -> Tensor:
-        """Append the tokens to every row of the cache, or only where `advance_B` is True; hidden states
-        [B, T, D]. What is returned may be overwritten by the next call."""
-
-    def logits(self, hidden: Tensor, *, start: int = 0, stop: int | None = None) -> Tensor:
-        """[..., D] -> [..., stop - start]."""
 
 
 def row_layout(num_rows: Sequence[int]) -> list[list[int]]:
@@ -86,10 +78,21 @@ def generate(
     *,
     grammar: Grammar,
     num_images: int = 1,
+    painter: Painter | None = None,
     on_step: StepCallback | None = None,
 ) -> list[Written]:
     """`write` from beginning to end."""
-    return finish(write(model, cache, requests, grammar=grammar, num_images=num_images, on_step=on_step))
+    return finish(
+        write(
+            model,
+            cache,
+            requests,
+            grammar=grammar,
+            num_images=num_images,
+            painter=painter,
+            on_step=on_step,
+        )
+    )
 
 
 def finish(writing: Generator[News, None, list[Written]]) -> list[Written]:
@@ -109,15 +112,18 @@ def write(
     *,
     grammar: Grammar,
     num_images: int = 1,
+    painter: Painter | None = None,
     on_step: StepCallback | None = None,
 ) -> Generator[News, None, list[Written]]:
     """Write each request's ids: up to the EOI of its `num_images`-th image, or up to the end of its answer.
 
     The cache must hold the prefixes of all rows, laid out by `row_layout`, and room for what comes. The
-    tokens written last (those behind which a world stops) are not in the cache afterwards.
+    tokens written last (those behind which a world stops) are not in the cache afterwards. `painter` draws
+    the pictures of requests that want them at once.
 
     Yields:
-        After every step (a token, or the rest of an image's row), what is new. Ids that were told stay.
+        After every step (a token, the rest of an image's row, a pass over an image), what is new. Ids that
+        were told stay.
 
     Returns:
         The ids of each request, forced ones included, and why it stopped.
@@ -128,12 +134,19 @@ def write(
             f"requests for {[len(rows) for rows in layout]} rows need {sum(map(len, layout))} cache rows, "
             f"got {cache.num_rows}"
         )
+    if painter is None and any(request.sampling.passes for request in requests):
+        raise ValueError("pictures are to be drawn at once, and there is no painter; set passes=0")
     worlds = [Progress(request, grammar, num_images=num_images) for request in requests]
     rows = _Rows(model, cache, layout, [request.hidden_D for request in requests])
     banned: dict[Span, Tensor] = {}
     yield _news(worlds)
     while active := [i for i, world in enumerate(worlds) if not world.done]:
         rows.feed_pending(worlds, active)
+        waiting = [i for i in active if worlds[i].draws_at_once]
+        if painter is not None and waiting == active:
+            yield from _paint(painter, cache, worlds, active, layout=layout, on_step=on_step)
+            continue
+        active = [i for i in active if i not in waiting]
         draws = _draws(worlds, active, grammar=grammar, layout=layout, banned=banned)
         members = [i for draw in draws for i in draw.members]
         count = max(1, min(worlds[i].visual_run for i in active))
@@ -153,6 +166,44 @@ def write(
             on_step(sum(len(w.ids) for w in worlds), sum(w.expected_tokens() for w in worlds))
         yield _news(worlds)
     return [world.written for world in worlds]
+
+
+def _paint(
+    painter: Painter,
+    cache: StaticCache,
+    worlds: Sequence[Progress],
+    active: Sequence[int],
+    *,
+    layout: Sequence[Sequence[int]],
+    on_step: StepCallback | None,
+) -> Generator[News, None, None]:
+    """Draw the pictures before which the active worlds stand, each in its passes."""
+    pictures = [
+        Picture(
+            rows=layout[i],
+            size=(worlds[i].state.height, worlds[i].state.width),
+            index=worlds[i].state.num_images,
+            uniforms=worlds[i].request.uniforms,
+            sampling=worlds[i].request.sampling,
+        )
+        for i in active
+    ]
+    painting = painter.paint(cache, pictures)
+    written = sum(len(world.ids) for world in worlds)
+    finished = [0] * len(pictures)
+    while True:
+        try:
+            drafts = next(painting)
+        except StopIteration as end:
+            for i, codes_hw in zip(active, end.value, strict=True):
+                worlds[i].write_picture(codes_hw)
+            break
+        for draft in drafts:
+            finished[draft.picture] = draft.codes.size * draft.done // draft.num_passes
+        if on_step is not None:
+            on_step(written + sum(finished), sum(world.expected_tokens() for world in worlds))
+        yield [draft._replace(picture=active[draft.picture]) for draft in drafts]
+    yield _news(worlds)
 
 
 def _news(worlds: Sequence[Progress]) -> News:
@@ -184,9 +235,8 @@ class _Rows:
         runs: dict[int, list[int]] = {}
         for i in active:
             conditional, *unguided = self._layout[i]
-            runs[conditional] = worlds[i].pending
-            runs |= dict.fromkeys(unguided, worlds[i].image_pending)
-            worlds[i].pending = worlds[i].image_pending = []
+            runs[conditional], image_run = worlds[i].take_pending()
+            runs |= dict.fromkeys(unguided, image_run)
         groups: dict[tuple[int, int], list[int]] = {}
         lengths = self._cache.lengths
         for row in sorted(row for row, run in runs.items() if run):

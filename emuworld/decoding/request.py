@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from emuworld.decoding.grammar import Grammar, GrammarState, Phase
@@ -110,6 +112,12 @@ class Progress:
         return Written(self.ids, self.stop)
 
     @property
+    def draws_at_once(self) -> bool:
+        """Whether a picture is next, all of it drawn at once; its IMG stays pending until it is there."""
+        begins = self.state.phase is Phase.VISUAL and self.state.position == 0
+        return begins and self.request.sampling.passes > 0 and not self.done
+
+    @property
     def visual_run(self) -> int:
         """How many visual tokens must follow before anything else may: what is left of an image's row."""
         state = self.state
@@ -136,6 +144,24 @@ class Progress:
         self.image_pending = self.pending if is_image else []
         self.ids += self.pending
         self._notice_the_end()
+
+    def take_pending(self) -> tuple[list[int], list[int]]:
+        """`pending` and `image_pending`, which go into the cache now."""
+        taken, image_taken = self.pending, self.image_pending
+        self.pending = self.image_pending = []
+        if self.draws_at_once:
+            taken, image_taken = taken[:-1], image_taken[:-1]
+            self.pending = self.image_pending = [self._grammar.vocabulary.img]
+        return taken, image_taken
+
+    def write_picture(self, codes_hw: NDArray[np.int64]) -> None:
+        """Take a picture that was drawn at once; all of it is pending."""
+        vocabulary = self._grammar.vocabulary
+        rows_hW = np.full((len(codes_hw), codes_hw.shape[1] + 1), vocabulary.eol)
+        rows_hW[:, :-1] = codes_hw + vocabulary.visual_start
+        tokens = rows_hW.ravel()[:-1].tolist()
+        self.write(tokens)
+        self.pending = self.image_pending = [vocabulary.img, *tokens[:-1], *self.pending]
 
     def take_news(self) -> list[int]:
         """Ids since the last call. The head of an image is kept back until its size is known to fit."""

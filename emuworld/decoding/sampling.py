@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+RESAMPLINGS = ("confidence", "jump")
+MOST_PASSES = 1024  # a picture of 256 px takes no more than 256 token by token
+
 
 @dataclass(frozen=True, kw_only=True)
 class Truncation:
@@ -54,6 +57,11 @@ class Sampling:
         max_new_tokens: cap of the whole answer, over all its segments, in tokens; None = what the context
             holds. An answer that reaches it is closed (the two closing tokens may come on top), and a picture
             that would pass it is not begun.
+        passes: passes in which a picture is drawn at once (`decoding.dida`), for checkpoints that have learnt
+            it; 0 = token by token.
+        guided_until: time in 0..1 of a picture drawn at once from which on it is no longer guided; the first
+            pass always is.
+        resample: which codes are kept after a pass: "confidence" or "jump".
     """
 
     text: Truncation = field(default_factory=Truncation)
@@ -61,6 +69,9 @@ class Sampling:
     guidance: float = 1.0
     image_guidance: float = 1.0
     max_new_tokens: int | None = None
+    passes: int = 0
+    guided_until: float = 0.9
+    resample: str = "confidence"
 
     def __post_init__(self) -> None:
         for name in ("guidance", "image_guidance"):
@@ -69,6 +80,14 @@ class Sampling:
                 raise ValueError(f"{name} must be finite and at least 0 (1 = off), got {value}")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1 (None = no cap), got {self.max_new_tokens}")
+        if type(self.passes) is not int or not 0 <= self.passes <= MOST_PASSES:
+            raise ValueError(
+                f"passes must be an integer in 0..{MOST_PASSES} (0 = token by token), got {self.passes!r}"
+            )
+        if not 0.0 <= self.guided_until <= 1.0:
+            raise ValueError(f"guided_until must lie in 0..1, got {self.guided_until}")
+        if self.resample not in RESAMPLINGS:
+            raise ValueError(f"resample must be {' or '.join(RESAMPLINGS)}, got {self.resample!r}")
 
     @property
     def guided(self) -> bool:
@@ -99,7 +118,8 @@ class Sampling:
         except TypeError as error:
             raise ValueError(
                 f"sampling settings {dict(fields)} do not fit ({error}); known are text and image with "
-                "temperature, top_k and top_p each, guidance, image_guidance and max_new_tokens"
+                "temperature, top_k and top_p each, guidance, image_guidance, max_new_tokens, passes, "
+                "guided_until and resample"
             ) from error
 
 

@@ -1,4 +1,5 @@
-"""Counter-based random numbers: one uniform number for each token that a world may draw.
+"""Counter-based random numbers: one uniform number for each token that a world may draw, or several for each
+code of a picture that is drawn at once.
 
 The number depends on the world's seed, its step, the stream (the text, or the n-th image) and the position in
 it, on nothing else: not on how many worlds run beside it, nor on what was drawn before. Images have streams
@@ -38,12 +39,20 @@ class TokenUniforms:
         """The number for the visual token at `position` (separators count) of the step's `index`-th image."""
         return self._at(1 + index, position)
 
+    def grid(self, index: int, draw: int, count: int) -> NDArray[np.float64]:
+        """`count` numbers, one for each code of the step's `index`-th image, where that is drawn at once: the
+        `draw`-th time that all its codes need one."""
+        return self._numbers(stream=1 + index, block=0, draw=1 + draw, count=count)
+
     def _at(self, stream: int, position: int) -> float:
         block, offset = divmod(position, _BLOCK)
         if (stream, block) not in self._blocks:
-            # The words of the 256-bit counter, lowest first; one block uses the lowest word up to 128.
-            counter = np.array([0, block, stream, 0], dtype=np.uint64)
-            raw = np.random.Philox(key=self._key, counter=counter).random_raw(_BLOCK)
-            # The raw stream is what numpy guarantees to keep; 53 bits fill a double's mantissa.
-            self._blocks[stream, block] = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+            self._blocks[stream, block] = self._numbers(stream=stream, block=block, draw=0, count=_BLOCK)
         return float(self._blocks[stream, block][offset])
+
+    def _numbers(self, *, stream: int, block: int, draw: int, count: int) -> NDArray[np.float64]:
+        # The words of the 256-bit counter, lowest first; one block uses the lowest word up to count / 4.
+        counter = np.array([0, block, stream, draw], dtype=np.uint64)
+        raw = np.random.Philox(key=self._key, counter=counter).random_raw(count)
+        # The raw stream is what numpy guarantees to keep; 53 bits fill a double's mantissa.
+        return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53

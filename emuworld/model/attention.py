@@ -64,7 +64,7 @@ def cached_attention(
 ) -> torch.Tensor:
     """The T new tokens of every row attend to the row's cache, where `cache.write` has put their own keys.
 
-    Returns [R, H, T, d].
+    Each sees the new tokens up to itself, or all of them where the step is not causal. Returns [R, H, T, d].
     """
     if q_RHTd.device.type == "cpu" or (step.num_tokens > 1 and not step.uniform):
         return _row_by_row(q_RHTd, cache, layer=layer, step=step)
@@ -81,8 +81,8 @@ def _row_by_row(q_RHTd: torch.Tensor, cache: StaticCache, *, layer: int, step: C
         num_keys = start + num_tokens
         k_1GSd, v_1GSd = cache.row_kv(layer, row, num_keys)
         mask = None
-        if num_tokens > 1:
-            mask = step.causal_mask_TS(start, num_keys=num_keys, repeats=repeats)
+        if num_tokens > 1 and step.causal:
+            mask = step.mask_TS(start, num_keys=num_keys, repeats=repeats)
         rows.append(scaled_dot_product_attention(q_RGnd[row : row + 1], k_1GSd, v_1GSd, attn_mask=mask))
     out_RGnd = rows[0] if num_rows == 1 else torch.cat(rows)
     return out_RGnd.reshape(num_rows, num_heads, num_tokens, head_dim)
@@ -92,7 +92,7 @@ def _all_rows(q_RHTd: torch.Tensor, cache: StaticCache, *, layer: int, step: Cac
     """One call for all rows, for a device where the number of calls is what costs."""
     num_rows, num_heads, num_tokens, head_dim = q_RHTd.shape
     longest = int(step.starts.max()) + num_tokens
-    if step.uniform and step.starts[0] == 0 and num_tokens > 1:
+    if step.uniform and step.starts[0] == 0 and num_tokens > 1 and step.causal:
         return causal_attention(q_RHTd, *cache.all_kv(layer, num_tokens))
     if _flash_attention_fits(q_RHTd):
         k_RGSd, v_RGSd = cache.all_kv(layer, longest)
@@ -101,7 +101,7 @@ def _all_rows(q_RHTd: torch.Tensor, cache: StaticCache, *, layer: int, step: Cac
             k_RGSd.transpose(1, 2),
             v_RGSd.transpose(1, 2),
             cache_seqlens=(step.positions_RT[:, -1] + 1).int(),
-            causal=True,
+            causal=step.causal,
         )
         return out_RTHd.transpose(1, 2)
     repeats = num_heads // cache.config.num_kv_heads
@@ -110,7 +110,7 @@ def _all_rows(q_RHTd: torch.Tensor, cache: StaticCache, *, layer: int, step: Cac
     if not step.uniform or num_tokens > 1:
         num_keys = min(-(-longest // _KEY_STEP) * _KEY_STEP, cache.capacity)
         if step.uniform:
-            mask = step.causal_mask_TS(int(step.starts[0]), num_keys=num_keys, repeats=repeats)
+            mask = step.mask_TS(int(step.starts[0]), num_keys=num_keys, repeats=repeats)
         else:
             mask = step.row_mask_R1TS(num_keys=num_keys, repeats=repeats)
     out_RGnd = scaled_dot_product_attention(q_RGnd, *cache.all_kv(layer, num_keys), attn_mask=mask)

@@ -41,12 +41,16 @@ class _Store:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheStep:
-    """T new tokens for every row of a cache: where they go and what they may see; one for all layers."""
+    """T new tokens for every row of a cache: where they go and what they may see; one for all layers.
+
+    A new token sees what its row holds and, of the new ones, those up to itself, or all where not `causal`.
+    """
 
     starts: np.ndarray
     """[R] int64, the row lengths before the step."""
     num_tokens: int
     device: torch.device
+    causal: bool = True
     _masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
 
     @cached_property
@@ -64,12 +68,13 @@ class CacheStep:
         """Whether all rows have the same length."""
         return bool((self.starts == self.starts[0]).all())
 
-    def causal_mask_TS(self, start: int, *, num_keys: int, repeats: int) -> torch.Tensor:
+    def mask_TS(self, start: int, *, num_keys: int, repeats: int) -> torch.Tensor:
         """[repeats * T, S] bool, True = may attend: `repeats` times the T queries from position `start`."""
         key = (start, num_keys, repeats)
         if key not in self._masks:
-            queries_T1 = torch.arange(start, start + self.num_tokens, device=self.device)[:, None]
-            self._masks[key] = (torch.arange(num_keys, device=self.device) <= queries_T1).repeat(repeats, 1)
+            last_T1 = torch.arange(start, start + self.num_tokens, device=self.device)[:, None]
+            last_T1 = last_T1 if self.causal else last_T1[-1:].expand_as(last_T1)
+            self._masks[key] = (torch.arange(num_keys, device=self.device) <= last_T1).repeat(repeats, 1)
         return self._masks[key]
 
     def row_mask_R1TS(self, *, num_keys: int, repeats: int) -> torch.Tensor:
@@ -77,7 +82,10 @@ class CacheStep:
         key = (-1, num_keys, repeats)
         if key not in self._masks:
             keys_S = torch.arange(num_keys, device=self.device)
-            mask_RTS = keys_S <= self.positions_RT[:, :, None]
+            last_RT = (
+                self.positions_RT if self.causal else self.positions_RT[:, -1:].expand_as(self.positions_RT)
+            )
+            mask_RTS = keys_S <= last_RT[:, :, None]
             self._masks[key] = mask_RTS.repeat(1, repeats, 1)[:, None]
         return self._masks[key]
 
@@ -174,9 +182,9 @@ class StaticCache:
             grown[:, :, :used].copy_(old[:, :, :used])
             layers.append(grown)
 
-    def begin(self, num_tokens: int) -> CacheStep:
+    def begin(self, num_tokens: int, *, causal: bool = True) -> CacheStep:
         """Plan the writing of `num_tokens` more tokens in every row; ValueError when one would not fit."""
-        step = CacheStep(starts=self.lengths, num_tokens=num_tokens, device=self.device)
+        step = CacheStep(starts=self.lengths, num_tokens=num_tokens, device=self.device, causal=causal)
         if step.longest > self.capacity:
             raise ValueError(
                 f"the cache has room for {self.capacity} tokens a row; {step.longest - num_tokens} + "

@@ -77,8 +77,9 @@ class ExactTransformer:
         *,
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
+        causal: bool = True,
     ) -> torch.Tensor:
-        return self.forward(ids_BT, cache=cache, advance_B=advance_B)
+        return self.forward(ids_BT, cache=cache, advance_B=advance_B, causal=causal)
 
     @torch.inference_mode()
     def forward(
@@ -87,6 +88,7 @@ class ExactTransformer:
         *,
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
+        causal: bool = True,
     ) -> torch.Tensor:
         """Hidden states [B, T, D] after the final norm; see `Transformer.forward`."""
         num_rows, num_tokens = ids_BT.shape
@@ -94,7 +96,7 @@ class ExactTransformer:
             cache = StaticCache(self.config, num_rows=num_rows, capacity=num_tokens)
         if num_rows != cache.num_rows:
             raise ValueError(f"ids has {num_rows} rows, the cache {cache.num_rows}; expected one for each")
-        step = cache.begin(num_tokens)
+        step = cache.begin(num_tokens, causal=causal)
         self._reserve_positions(cache.capacity)
         positions_M = step.positions_RT.flatten()
         rotary = (self._cos_Pd[positions_M][:, None], self._sin_Pd[positions_M][:, None])

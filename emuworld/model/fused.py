@@ -118,8 +118,9 @@ class FusedTransformer:
         *,
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
+        causal: bool = True,
     ) -> torch.Tensor:
-        return self.forward(ids_BT, cache=cache, advance_B=advance_B)
+        return self.forward(ids_BT, cache=cache, advance_B=advance_B, causal=causal)
 
     @torch.inference_mode()
     def forward(
@@ -128,6 +129,7 @@ class FusedTransformer:
         *,
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
+        causal: bool = True,
     ) -> torch.Tensor:
         """Hidden states [B, T, D] after the final norm; see `Transformer.forward`."""
         num_rows, num_tokens = ids_BT.shape
@@ -137,11 +139,11 @@ class FusedTransformer:
             )
         if num_rows != cache.num_rows:
             raise ValueError(f"ids has {num_rows} rows, the cache {cache.num_rows}; expected one for each")
-        step = cache.begin(num_tokens)
+        step = cache.begin(num_tokens, causal=causal)
         # One small copy, from memory that the driver has read when it returns: nothing waits for the device.
         spots_2R = torch.from_numpy(np.stack((cache.indices, step.starts)).astype(np.int32))
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
-            if num_tokens * (self.config.num_heads // self.config.num_kv_heads) <= _MOST_QUERIES:
+            if causal and num_tokens * (self.config.num_heads // self.config.num_kv_heads) <= _MOST_QUERIES:
                 hidden_BTD = self._step(ids_BT, spots_2R, cache, num_keys=step.longest)
             else:
                 hidden_BTD = self._prefill(ids_BT, spots_2R, cache, step)

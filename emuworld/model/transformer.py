@@ -53,23 +53,24 @@ class Transformer(nn.Module):
         advance_B: Sequence[bool] | np.ndarray | None = None,
         attention: AttentionFunction | None = None,
         positions_BT: torch.Tensor | None = None,
+        causal: bool = True,
     ) -> torch.Tensor:
         """Hidden states [B, T, D] after the final norm.
 
-        Without a cache every sequence starts at position 0 (or stands at `positions_BT`) and attends
-        causally, or through `attention`. With
-        one, the T tokens are appended to every row at its own length; a row whose `advance_B` is False is
-        computed but keeps its length, so that the next call overwrites it.
+        Without a cache every sequence starts at position 0 (or lies at `positions_BT`) and attends causally,
+        or through `attention`. With one, the T tokens are appended to every row at its own length; a row
+        whose `advance_B` is False is computed but keeps its length, so that the next call overwrites it. With
+        `causal` False the T tokens see each other both ways.
         """
         if cache is None:
             return self.model(ids_BT, attention=attention, positions_BT=positions_BT)
         if attention is not None or positions_BT is not None:
             raise ValueError(
-                "attention= and positions_BT= are of a whole sequence; a cache has its own: leave them out"
+                "attention= and positions_BT= are for a whole sequence; a cache has its own of both"
             )
         if len(ids_BT) != cache.num_rows:
             raise ValueError(f"ids has {len(ids_BT)} rows, the cache {cache.num_rows}; expected one for each")
-        step = cache.begin(ids_BT.shape[1])
+        step = cache.begin(ids_BT.shape[1], causal=causal)
         hidden_BTD = self.model(ids_BT, cache=cache, step=step)
         cache.finish(step, advance_B=advance_B)
         return hidden_BTD
@@ -126,13 +127,11 @@ class Decoder(nn.Module):
         attention: AttentionFunction | None = None,
         positions_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if positions_BT is not None:
-            positions = positions_BT
-        elif step is None:
-            positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-        else:
-            positions = step.positions_RT
-        angles = rotary_angles(positions, self.config)[:, None]
+        if step is not None:
+            positions_BT = step.positions_RT
+        elif positions_BT is None:
+            positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
+        angles = rotary_angles(positions_BT, self.config)[:, None]
         rotary = (angles.cos(), angles.sin())  # [1 or B, 1, T, d] fp32
         x_BTD = _dropout(self.embed_tokens(ids_BT), self.config, training=self.training)
         for layer in self.layers:

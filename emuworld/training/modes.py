@@ -45,10 +45,10 @@ class Shares:
 def edit_steps(story: TokenStory, pictures: int) -> list[int]:
     """Indices of the pictures of a story that answer an edit of `pictures` - 1 pictures."""
     steps = range(story.num_references, len(story.codes))
-    return [at for at in steps if len(_edited(story, at)) == pictures - 1]
+    return [at for at in steps if len(edit_references(story, at)) == pictures - 1]
 
 
-def _edited(story: TokenStory, at: int) -> np.ndarray:
+def edit_references(story: TokenStory, at: int) -> np.ndarray:
     """Codes of what picture `at` is an edit of: the reference pictures, later the picture before."""
     first = 0 if at == story.num_references else at - 1
     return story.codes[first:at].astype(np.int64)
@@ -60,7 +60,7 @@ def edit_example(
     """The edit that gives picture `at`. Unconditional rows see the references, or (for guidance by pictures)
     not even them.
     """
-    references = _edited(story, at)
+    references = edit_references(story, at)
     if rng.random() < shares.unconditional:
         shown = references if rng.random() < 0.5 else references[:0]
         prompt = unconditional_ids(shown, tokenizer=tokenizer)

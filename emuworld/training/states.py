@@ -74,12 +74,19 @@ class FileStore:
     def load(self) -> Mapping[str, float] | None:
         if not self.place.exists():
             return None
-        try:
-            state = torch.load(self.place, map_location=self._device, weights_only=True)
-        except Exception as error:  # torch raises several unrelated types for a damaged file
-            raise _unreadable(self.place, error) from error
+        state = self._read()
         self._put(state.pop("stage"))
         return state
+
+    def first_step(self) -> int:
+        """The step that a resumed run does first; 0 without a state."""
+        return int(self._read()["step"]) if self.place.exists() else 0
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return torch.load(self.place, map_location=self._device, weights_only=True)
+        except Exception as error:  # torch raises several unrelated types for a damaged file
+            raise _unreadable(self.place, error) from error
 
     def save(self, values: Mapping[str, float]) -> None:
         if not self._first:

@@ -1,0 +1,240 @@
+"""Pictures drawn at once: every code starts as noise and is refined in a few passes (Emu3.5's DiDA).
+
+Text is written token by token (`autoregressive`), which comes here when a picture is next. The picture's
+block, IMG and all its codes, goes through the model as a whole: its tokens see what their row of the cache
+holds, and each other both ways; then they are forgotten. As in decoding token by token, what is computed at a
+token is the scores of the next one, so a model adapted from one that draws token by token begins with what it
+knows. Which codes are kept after a pass is said by `Sampling.resample`:
+
+- "confidence": the share of codes that the path has right at the next time is kept, those first of which the
+  model is surest; all others are corrupted again.
+- "jump": each code jumps to the model's draw, or stays, with the path's probability (discrete flow matching).
+
+After the last pass every code is the model's draw. Nothing here knows prompts, worlds or pixels.
+
+Sources: Emu3.5 (arXiv 2510.26583), section on DiDA, figure 9; URSA (arXiv 2510.24717). What they leave open,
+and what was chosen: docs/fast.md.
+
+Shapes: P pictures, R cache rows, T = h (w + 1) tokens of a block (IMG, the codes, EOL between rows), N = h w
+codes, V codes of the vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emuworld.decoding.language_model import LanguageModel
+from emuworld.decoding.noise import Noise, Path, make_path, uniform_codes
+from emuworld.decoding.sampling import Sampling, guide, pick
+from emuworld.decoding.uniforms import TokenUniforms
+from emuworld.model.cache import StaticCache
+from emuworld.tokens.vocabulary import Vocabulary
+
+_SCORES_AT_ONCE = 64 << 20  # positions times codes of one row: 256 MiB of fp32
+_DRAWS_A_PASS = 3  # of uniform numbers for every code: the model's draw, whether it stays, what it becomes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """One picture to draw.
+
+    Attributes:
+        rows: its rows of the cache: conditional, unguided, blind, as many as its sampling needs. They hold
+            everything before IMG.
+        size: height and width in codes.
+        index: which picture of its step it is, for the random numbers.
+    """
+
+    rows: Sequence[int]
+    size: tuple[int, int]
+    index: int
+    uniforms: TokenUniforms
+    sampling: Sampling
+
+
+class Draft(NamedTuple):
+    """A picture after a pass: its place among those asked for, codes int64 [h, w], passes done and in all."""
+
+    picture: int
+    codes: NDArray[np.int64]
+    done: int
+    num_passes: int
+
+
+class Painter:
+    """A model that draws pictures at once.
+
+    Args:
+        model: weights that were adapted to it; the cache they read may be written by others.
+        noise: what they were trained with.
+        codebook_KE: the vision tokenizer's vectors, for the metric path.
+    """
+
+    def __init__(
+        self, model: LanguageModel, *, vocabulary: Vocabulary, noise: Noise, codebook_KE: Tensor
+    ) -> None:
+        self.model = model
+        self.vocabulary = vocabulary
+        self.noise = noise
+        self.path: Path = make_path(noise, codebook_KE=codebook_KE.to(model.device))
+
+    def paint(
+        self, cache: StaticCache, pictures: Sequence[Picture]
+    ) -> Generator[list[Draft], None, list[NDArray[np.int64]]]:
+        """Draw the pictures, alike ones together; rows of the cache keep their lengths.
+
+        Yields:
+            After every pass, the drafts of the pictures that took part in it.
+
+        Returns:
+            The codes [h, w] of each.
+        """
+        longest = max((picture.size[0] * (picture.size[1] + 1) for picture in pictures), default=0)
+        cache.reserve(int(cache.lengths.max()) + longest)
+        groups: dict[tuple[tuple[int, int], Sampling, int], list[int]] = {}
+        for place, picture in enumerate(pictures):
+            groups.setdefault((picture.size, picture.sampling, len(picture.rows)), []).append(place)
+        canvases = [
+            _Canvas(self, [pictures[place] for place in places], places=places) for places in groups.values()
+        ]
+        for done in range(max((canvas.num_passes for canvas in canvases), default=0)):
+            drafts: list[Draft] = []
+            for canvas in canvases:
+                if done < canvas.num_passes:
+                    canvas.refine(cache, done)
+                    drafts += canvas.drafts(done + 1)
+            yield drafts
+        codes = {draft.picture: draft.codes for c in canvases for draft in c.drafts(c.num_passes)}
+        return [codes[place] for place in range(len(pictures))]
+
+
+class _Canvas:
+    """Pictures of one size and one sampling, refined together."""
+
+    def __init__(self, painter: Painter, pictures: Sequence[Picture], *, places: Sequence[int]) -> None:
+        self._painter = painter
+        self._pictures = pictures
+        self._places = places
+        self._sampling = pictures[0].sampling
+        self.num_passes = self._sampling.passes
+        self._times = painter.noise.grid(self.num_passes)
+        height, width = pictures[0].size
+        self._ids_T = torch.full((height * (width + 1),), painter.vocabulary.eol)
+        self._ids_T[0] = painter.vocabulary.img
+        # The code of row r and column c stands behind r (w + 1) + c, and is predicted there.
+        before_N = torch.arange(height)[:, None] * (width + 1) + torch.arange(width)
+        self._before_N = before_N.flatten().to(painter.model.device)
+        self._ids_T = self._ids_T.to(painter.model.device)
+        self._codes_PN = uniform_codes(self._uniforms(0), painter.vocabulary.num_visual_tokens)
+
+    def drafts(self, done: int) -> list[Draft]:
+        size = self._pictures[0].size
+        grids = self._codes_PN.cpu().numpy().reshape(-1, *size)
+        return [
+            Draft(place, codes, done, self.num_passes)
+            for place, codes in zip(self._places, grids, strict=True)
+        ]
+
+    def refine(self, cache: StaticCache, done: int) -> None:
+        """One pass."""
+        now, then = self._times[done], self._times[done + 1]
+        # The first pass is always guided: it is what decides what is drawn.
+        guided = done == 0 or now < self._sampling.guided_until
+        drawn_PN, kept_PN, changed_PN = (
+            self._uniforms(1 + _DRAWS_A_PASS * done + k) for k in range(_DRAWS_A_PASS)
+        )
+        clean_PN, sure_PN = self._predict(
+            cache, drawn_PN, num_rows=len(self._pictures[0].rows) if guided else 1
+        )
+        path = self._painter.path
+        if then >= 1.0:
+            self._codes_PN = clean_PN
+        elif self._sampling.resample == "jump":
+            codes_N = path.step(
+                self._codes_PN.flatten(),
+                clean_PN.flatten(),
+                now=now,
+                then=then,
+                kept_N=kept_PN.flatten(),
+                drawn_N=changed_PN.flatten(),
+            )
+            self._codes_PN = codes_N.view_as(clean_PN)
+        else:
+            self._codes_PN = torch.where(
+                _surest(sure_PN, share=then), clean_PN, self._corrupted(clean_PN, then, kept_PN, changed_PN)
+            )
+
+    def _corrupted(self, clean_PN: Tensor, time: float, kept_PN: Tensor, drawn_PN: Tensor) -> Tensor:
+        """What a code looks like that is not right at this time."""
+        if self._painter.noise.path == "mixture":
+            time = 0.0  # those that are right are counted already
+        codes_N = self._painter.path.corrupt(
+            clean_PN.flatten(),
+            torch.full((clean_PN.numel(),), time, device=clean_PN.device),
+            kept_N=kept_PN.flatten(),
+            drawn_N=drawn_PN.flatten(),
+        )
+        return codes_N.view_as(clean_PN)
+
+    def _uniforms(self, draw: int) -> Tensor:
+        """float64 [P, N] on the device."""
+        height, width = self._pictures[0].size
+        numbers_PN = np.stack([p.uniforms.grid(p.index, draw, height * width) for p in self._pictures])
+        return torch.from_numpy(numbers_PN).to(self._painter.model.device)
+
+    def _predict(self, cache: StaticCache, uniforms_PN: Tensor, *, num_rows: int) -> tuple[Tensor, Tensor]:
+        """The model's draw of every code [P, N], and how likely it was."""
+        vocabulary, model = self._painter.vocabulary, self._painter.model
+        hiddens_PND = self._hidden(cache, num_rows=num_rows)
+        sampling, num_codes = self._sampling, vocabulary.num_visual_tokens
+        parts: list[tuple[Tensor, Tensor]] = []
+        size = max(1, _SCORES_AT_ONCE // num_codes)
+        flat = [hidden_PND.flatten(0, 1).split(size) for hidden_PND in hiddens_PND]
+        for *chunks_ND, uniforms_N in zip(*flat, uniforms_PN.flatten().split(size), strict=True):
+            rows_NV = [
+                model.logits(chunk_ND, start=vocabulary.visual_start, stop=vocabulary.visual_stop).float()
+                for chunk_ND in chunks_ND
+            ]
+            scores_NV = rows_NV[0]
+            if num_rows > 1:
+                scores_NV = guide(
+                    *rows_NV, guidance=sampling.guidance, image_guidance=sampling.image_guidance
+                )
+            codes_N = pick(scores_NV, uniforms_N, truncation=sampling.image)
+            own_N = scores_NV.gather(1, codes_N[:, None])[:, 0]
+            parts.append((codes_N, own_N - scores_NV.logsumexp(dim=-1)))
+        codes_N, sure_N = (torch.cat(part) for part in zip(*parts, strict=True))
+        return codes_N.view_as(uniforms_PN), sure_N.view_as(uniforms_PN)
+
+    def _hidden(self, cache: StaticCache, *, num_rows: int) -> list[Tensor]:
+        """[P, N, D] of each of the first kinds of rows, where the codes are predicted."""
+        ids_PT = self._ids_T.repeat(len(self._pictures), 1)
+        ids_PT[:, self._before_N + 1] = self._codes_PN + self._painter.vocabulary.visual_start
+        picture_of = {row: at for at, p in enumerate(self._pictures) for row in p.rows[:num_rows]}
+        lengths = cache.lengths
+        groups: dict[int, list[int]] = {}
+        for row in sorted(picture_of):
+            groups.setdefault(int(lengths[row]), []).append(row)
+        hidden_of: dict[int, Tensor] = {}
+        for rows in groups.values():
+            ids_RT = ids_PT[[picture_of[row] for row in rows]]
+            hidden_RTD = self._painter.model(
+                ids_RT, cache=cache.rows(rows), advance_B=[False] * len(rows), causal=False
+            )
+            hidden_of |= zip(rows, hidden_RTD[:, self._before_N], strict=True)
+        return [torch.stack([hidden_of[p.rows[rank]] for p in self._pictures]) for rank in range(num_rows)]
+
+
+def _surest(sure_PN: Tensor, *, share: float) -> Tensor:
+    """True for the given share of each picture's codes, those with the highest values; ties go by place."""
+    count = round(share * sure_PN.shape[1])
+    order_PN = sure_PN.argsort(dim=-1, descending=True, stable=True)
+    kept_PN = torch.zeros_like(sure_PN, dtype=torch.bool)
+    return kept_PN.scatter_(1, order_PN[:, :count], True)

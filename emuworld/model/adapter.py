@@ -1,0 +1,148 @@
+"""A low-rank adapter of the transformer's matrices, which is active on some tokens only (LoRA, arXiv
+2106.09685).
+
+With it a model learns to draw pictures at once (`emuworld.training.distil`) while its weights, and all that
+it computes for other tokens, stay as they are. For decoding it is merged into a second set of weights.
+
+Shapes: B batch, T tokens, I inputs and O outputs of a matrix, r rank.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from emuworld.model.transformer import Transformer
+
+FILE_NAME = "dida.safetensors"
+_DOWN, _UP = ".down", ".up"
+
+
+class Adapter(nn.Module):
+    """For every matrix W inside the layers: W x + up(down(x)) on the tokens where it is active.
+
+    It begins as nothing: `up` is zero. Which tokens those are is said by `active`, around each forward of the
+    model that it was attached to.
+    """
+
+    def __init__(self, model: Transformer, *, rank: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"the rank of an adapter must be at least 1, got {rank}")
+        self.down_rI, self.up_Or = nn.ParameterDict(), nn.ParameterDict()
+        self._active_BT1: Tensor | None = None
+        for name, linear in _matrices(model):
+            key = _key(name)
+            down_rI = torch.empty(rank, linear.in_features)
+            down_rI.normal_(0.0, linear.in_features**-0.5, generator=generator)
+            self.down_rI[key] = nn.Parameter(down_rI)
+            self.up_Or[key] = nn.Parameter(torch.zeros(linear.out_features, rank))
+
+    def attach(self, model: Transformer) -> None:
+        """From now on the model's matrices add this; its own weights get no gradient."""
+        model.requires_grad_(False)
+        for name, linear in _matrices(model):
+            linear.register_forward_hook(_Hook(self, _key(name)))
+
+    @contextmanager
+    def active(self, tokens_BT: Tensor) -> Iterator[None]:
+        """Active on the tokens that are True, as long as the context is open; elsewhere nothing is added."""
+        self._active_BT1 = tokens_BT[..., None]
+        try:
+            yield
+        finally:
+            self._active_BT1 = None
+
+    def added(self, key: str, x_BTI: Tensor) -> Tensor | None:
+        """What is added to the output of a matrix, [B, T, O]; None while it is not active."""
+        if self._active_BT1 is None:
+            return None
+        low_BTr = nn.functional.linear(x_BTI, self.down_rI[key].to(x_BTI.dtype))
+        return nn.functional.linear(low_BTr * self._active_BT1, self.up_Or[key].to(x_BTI.dtype))
+
+    def named(self) -> dict[str, Tensor]:
+        """Its tensors under the names of the matrices."""
+        tensors: dict[str, Tensor] = {}
+        for key, down_rI in self.down_rI.items():
+            tensors[_name(key) + _DOWN] = down_rI.detach()
+            tensors[_name(key) + _UP] = self.up_Or[key].detach()
+        return tensors
+
+
+class _Hook:
+    """Adds the adapter's part behind a matrix."""
+
+    def __init__(self, adapter: Adapter, key: str) -> None:
+        self._adapter, self._key = adapter, key
+
+    def __call__(self, _module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        added_BTO = self._adapter.added(self._key, inputs[0])
+        return output if added_BTO is None else output + added_BTO
+
+
+def save_adapter(folder: str | os.PathLike[str], adapter: Adapter) -> None:
+    """Write `dida.safetensors`, in bf16, beside and rename it."""
+    part = Path(folder) / f".{FILE_NAME}.{os.getpid()}"
+    tensors = {
+        name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in adapter.named().items()
+    }
+    save_file(tensors, part)
+    part.replace(Path(folder) / FILE_NAME)
+
+
+def load_adapter(folder: str | os.PathLike[str], model: Transformer) -> dict[str, Tensor]:
+    """The tensors in `dida.safetensors`, as `merge_adapter` takes them. ValueError where they are damaged or
+    do not fit the model."""
+    path = Path(folder) / FILE_NAME
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path}: damaged or cut short ({error}); expected an adapter, copy it again"
+        ) from error
+    matrices = dict(_matrices(model))
+    wrong = {name + end for name in matrices for end in (_DOWN, _UP)} ^ tensors.keys()
+    for name, linear in matrices.items():
+        if wrong:
+            break
+        up, down = tensors[name + _UP], tensors[name + _DOWN]
+        shapes = (*up.shape, *down.shape[::-1])
+        if len(shapes) != 4 or shapes[1] != shapes[3] or (shapes[0], shapes[2]) != linear.weight.shape:
+            wrong = {name}
+    if wrong:
+        raise ValueError(
+            f"{path}: {len(wrong)} tensors, as {min(wrong)}, are missing, unexpected or mis-shaped; the "
+            "adapter belongs to another model"
+        )
+    return tensors
+
+
+@torch.no_grad()
+def merge_adapter(model: Transformer, tensors: Mapping[str, Tensor]) -> None:
+    """Make the model what the adapted one computes where the adapter is active."""
+    for name, linear in _matrices(model):
+        added_OI = tensors[name + _UP].float() @ tensors[name + _DOWN].float()
+        merged_OI = linear.weight.float() + added_OI.to(linear.weight.device)
+        linear.weight = nn.Parameter(merged_OI.to(linear.weight.dtype), requires_grad=False)
+
+
+def _matrices(model: Transformer) -> Iterator[tuple[str, nn.Linear]]:
+    """Every matrix inside the layers, with its name."""
+    for name, module in model.model.layers.named_modules():
+        if isinstance(module, nn.Linear):
+            yield name, module
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "-")  # parameter names may not have dots
+
+
+def _name(key: str) -> str:
+    return key.replace("-", ".")

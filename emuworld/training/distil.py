@@ -1,0 +1,338 @@
+"""Stage `dida`: a checkpoint that draws token by token learns to draw a whole picture at once.
+
+Starts from a finished checkpoint folder and stories: their pictures drawn anew by the checkpoint itself
+(`stories=own`, self-distillation) or as they are (`stories=data`). Every picture of a row gets a noisy copy
+(`noisy_blocks.py`), corrupted to a random time (`emuworld.decoding.noise`), whose tokens learn the clean
+codes. `adaptation=adapter` trains low-rank matrices that act on noisy tokens only, so that all else stays as
+it was to the bit; `full` trains all weights, with the loss of the clean tokens beside it so that text and
+token by token are kept.
+
+Source: Emu3.5 (arXiv 2510.26583), section on DiDA; what it leaves open is in docs/fast.md. Optimiser: AdamW.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emuworld.checkpoint_folder import Parts, find, open_parts, present_files
+from emuworld.decoding.noise import Noise, make_path
+from emuworld.decoding.noise import Path as NoisePath
+from emuworld.manifest import FILE_NAME as MANIFEST_FILE
+from emuworld.manifest import Manifest
+from emuworld.model import checkpoint
+from emuworld.model.adapter import FILE_NAME as ADAPTER_FILE
+from emuworld.model.adapter import Adapter, save_adapter
+from emuworld.model.attention import AttentionFunction
+from emuworld.model.transformer import Transformer
+from emuworld.tokens.vision import DOWNSAMPLE
+from emuworld.tokens.vocabulary import Vocabulary
+from emuworld.training import loop
+from emuworld.training.data import TokenStory, wait_for_shards
+from emuworld.training.devices import pick_device
+from emuworld.training.encoding import TokenFeed
+from emuworld.training.examples import Batch, BatchStream, Bucket, ExampleSampler, Mixture, step_batches
+from emuworld.training.noisy_blocks import NoisyRows, dense_attention, flex_attention, lay_out
+from emuworld.training.own_stories import Answerer, OwnStories
+from emuworld.training.states import FileStore
+
+_LATEST = 0.999  # of the times that are trained: at 1 nothing is left to learn (URSA)
+_HELD_EVERY = 20  # every so many-th story is kept for validation
+_BANDS = 4  # of times, whose validation losses are told apart
+_KEPT_FILES = ("detector.safetensors", "README.md")  # what else a folder may have
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DidaTraining:
+    """Settings of the stage; yaml chooses values."""
+
+    init_from: str = "outputs/train/pretrain"  # the checkpoint folder, or small: the built-in one
+    shards: str = "outputs/data/train"
+    out: str = "outputs/train/dida"
+    stories: str = "own"  # own: the checkpoint's answers | data: the stories as they are
+    own: OwnStories = dataclasses.field(default_factory=OwnStories)
+    adaptation: str = "adapter"  # adapter | full
+    rank: int = 64  # of the adapter
+    noise: Noise = dataclasses.field(default_factory=Noise)
+    causal_weight: float = 1.0  # of the clean tokens' loss beside the noisy ones'; full adaptation only
+    default_passes: int = 0  # what the environments draw with; 0 = token by token unless told otherwise
+    size_px: int = 256
+    device: str = "auto"
+    workers: int = 0  # processes that decode pictures; 0: a thread
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    gradient_clip: float = 1.0
+    buckets: tuple[Bucket, ...] = (
+        Bucket(kind="walk", frames=6, batch_size=8),
+        Bucket(kind="picture", batch_size=16),
+    )
+    mixture: Mixture = dataclasses.field(default_factory=Mixture)
+    validate_every_steps: int = 250
+    validation_batches: int = 2
+    seed: int = 0
+    loop: loop.LoopConfig = dataclasses.field(default_factory=loop.LoopConfig)
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("stories", self.stories, ("own", "data")),
+            ("adaptation", self.adaptation, ("adapter", "full")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is not known; expected {' or '.join(known)}")
+
+
+class DidaTrainer:
+    """Transformer, adapter, optimiser and one training step."""
+
+    def __init__(
+        self,
+        config: DidaTraining,
+        *,
+        model: Transformer,
+        vocabulary: Vocabulary,
+        path: NoisePath,
+    ) -> None:
+        self.config, self.model, self.vocabulary, self.path = config, model, vocabulary, path
+        self.batches: Callable[[], list[Batch]] = list
+        self.adapter: Adapter | None = None
+        if config.adaptation == "adapter":
+            generator = torch.Generator().manual_seed(config.seed)
+            self.adapter = Adapter(model, rank=config.rank, generator=generator).to(model.device)
+            self.adapter.attach(model)
+        else:
+            model.requires_grad_(True)
+        self.trained = list((self.adapter or model).parameters())
+        fused = model.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in self.trained if p.ndim > 1], "weight_decay": config.weight_decay},
+                {"params": [p for p in self.trained if p.ndim == 1], "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+            betas=(0.9, 0.95),
+            fused=fused,
+        )
+
+    def step(self, step: int, factor: float) -> Mapping[str, float | Tensor]:
+        """One optimiser step over a batch of each bucket; losses are means in nats."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        rng = self._generator(step)
+        batches = self.batches()
+        noisy = causal = torch.zeros((), device=self.model.device)
+        for batch in batches:
+            noisy_loss, causal_loss = self.losses(batch, rng=rng)
+            loss = noisy_loss.mean() + self.config.causal_weight * causal_loss
+            (loss / len(batches)).backward()
+            noisy = noisy + noisy_loss.detach().mean() / len(batches)
+            causal = causal + causal_loss.detach() / len(batches)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.gradient_clip)
+        self.optimizer.step()
+        figures = {"noisy_loss": noisy, "gradient_norm": norm}
+        return figures if self.adapter else {**figures, "causal_loss": causal}
+
+    def losses(
+        self, batch: Batch, *, rng: torch.Generator, time: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of every noisy code [N] at random times, or all at one; mean loss of the clean tokens (0 with
+        an adapter, which does not change it)."""
+        rows = self.rows(batch)
+        on_device = {
+            field.name: torch.from_numpy(getattr(rows, field.name)).to(self.model.device)
+            for field in dataclasses.fields(NoisyRows)
+        }
+        blocks, positions, reach = (on_device[name] for name in ("blocks", "positions", "reach"))
+        ids, targets = self._corrupted(on_device, rng=rng, time=time), on_device["targets"]
+        attention = self.attention(blocks, positions, reach)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
+            hidden_BSD = self._hidden(ids, positions, blocks, attention)
+            start, stop = self.vocabulary.visual_start, self.vocabulary.visual_stop
+            logits_NV = self.model.logits(hidden_BSD[targets >= 0], start=start, stop=stop)
+        noisy = F.cross_entropy(logits_NV.float(), targets[targets >= 0], reduction="none")
+        if self.adapter:
+            return noisy, noisy.new_zeros(())
+        return noisy, self._causal_loss(hidden_BSD, batch)
+
+    def attention(self, blocks: Tensor, positions: Tensor, reach: Tensor) -> AttentionFunction:
+        """Who sees whom in such rows, in the form that the device computes."""
+        return (flex_attention if blocks.is_cuda else dense_attention)(blocks, positions, reach)
+
+    def _hidden(self, ids: Tensor, positions: Tensor, blocks: Tensor, attention: AttentionFunction) -> Tensor:
+        if self.adapter is None:
+            hidden: Tensor = self.model(ids, attention=attention, positions_BT=positions)
+            return hidden
+        with self.adapter.active(blocks > 0):
+            hidden = self.model(ids, attention=attention, positions_BT=positions)
+        return hidden
+
+    def _causal_loss(self, hidden_BSD: Tensor, batch: Batch) -> Tensor:
+        """As in pretraining, over the clean tokens."""
+        targets = torch.from_numpy(batch.ids[:, 1:]).to(hidden_BSD.device)
+        weights = torch.from_numpy(batch.weights).to(hidden_BSD.device)
+        with torch.autocast(hidden_BSD.device.type, torch.bfloat16, enabled=hidden_BSD.is_cuda):
+            logits_BTV = self.model.logits(hidden_BSD[:, : targets.shape[1]])
+        losses = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        return (losses * weights.flatten()).sum() / weights.sum().clamp_min(1e-6)
+
+    def rows(self, batch: Batch) -> NoisyRows:
+        """The batch with a noisy copy of each picture, not corrupted yet."""
+        side = self.config.size_px // DOWNSAMPLE
+        return lay_out(
+            batch.ids[:, :-1],
+            inputs_BT=batch.inputs,
+            num_blocks=max(bucket.frames for bucket in self.config.buckets if bucket.kind == batch.kind),
+            block_length=side * (side + 1),
+            vocabulary=self.vocabulary,
+        )
+
+    def _corrupted(self, rows: Mapping[str, Tensor], *, rng: torch.Generator, time: float | None) -> Tensor:
+        """The ids with each noisy picture at a time of its own."""
+        ids, blocks = rows["ids"], rows["blocks"]
+        codes = ids - self.vocabulary.visual_start
+        noisy = (blocks > 0) & (codes >= 0)
+        num_blocks = int(blocks.max().clamp_min(0)) + 1
+        times_BK = torch.rand((len(ids), num_blocks), generator=rng, device=ids.device) * _LATEST
+        times_BK = self.config.noise.shifted(times_BK) if time is None else torch.full_like(times_BK, time)
+        times_BS = times_BK.gather(1, blocks.clamp_min(0))
+        kept, drawn = torch.rand((2, int(noisy.sum())), generator=rng, device=ids.device, dtype=torch.float64)
+        corrupted = self.path.corrupt(codes[noisy], times_BS[noisy], kept_N=kept, drawn_N=drawn)
+        return ids.masked_scatter(noisy, corrupted + self.vocabulary.visual_start)
+
+    @torch.no_grad()
+    def validation_losses(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Mean loss of noisy codes in nats, over all times and at the middle of each band of them."""
+        self.model.eval()
+        bands = [(band + 0.5) / _BANDS for band in range(_BANDS)]
+        means = []
+        for time in bands:
+            rng = self._generator(-1)
+            losses = [self.losses(batch, rng=rng, time=time)[0] for batch in batches]
+            means.append(float(torch.cat(losses).mean()))
+        self.model.train()
+        figures = {f"validation_loss_t{time:.3f}": mean for time, mean in zip(bands, means, strict=True)}
+        return {"validation_loss": sum(means) / len(means), **figures}
+
+    def _generator(self, step: int) -> torch.Generator:
+        seed = int(np.random.SeedSequence((self.config.seed, step + 1)).generate_state(1, np.uint64)[0] >> 1)
+        return torch.Generator(self.model.device).manual_seed(seed)
+
+    def state(self) -> dict[str, Any]:
+        return {"model": (self.adapter or self.model).state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        (self.adapter or self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def train(config: DidaTraining) -> dict[str, float]:
+    """Run the stage; writes a folder that `emuworld.load` opens into `config.out`, whenever it saves its
+    state.
+    """
+    device = pick_device(config.device)
+    torch.set_float32_matmul_precision("high")
+    source, out = find(config.init_from), Path(config.out)
+    wait_for_shards(config.shards)
+    parts = open_parts(source, device=device)
+    training, validation = _samplers(config, parts, out=out)
+    trainer = DidaTrainer(
+        config,
+        model=checkpoint.load(source, device=device, dtype=torch.float32).train(),
+        vocabulary=parts.manifest.vocabulary,
+        path=make_path(config.noise, codebook_KE=parts.vision.quantize.embedding.weight.detach()),
+    )
+    rng = np.random.default_rng((config.seed, 1))
+    held = [validation.batch(b, rng) for b in config.buckets for _ in range(config.validation_batches)]
+    store = FileStore(out / "dida.state.pt", get=trainer.state, put=trainer.set_state, device=device)
+    stream = BatchStream(
+        lambda step: step_batches(training, config.buckets, seed=config.seed, step=step),
+        first_step=store.first_step() if config.loop.resume else 0,
+    )
+    trainer.batches = stream.next
+
+    def on_log(step: int) -> Mapping[str, float]:
+        return trainer.validation_losses(held) if step % config.validate_every_steps == 0 else {}
+
+    try:
+        loop.run(
+            config.loop,
+            out=out,
+            name="dida",
+            train_step=trainer.step,
+            store=store,
+            on_log=on_log,
+            on_save=lambda: write_folder(config, trainer, source=source, manifest=parts.manifest),
+        )
+    finally:
+        stream.close()
+    return trainer.validation_losses(held)
+
+
+def _samplers(config: DidaTraining, parts: Parts, *, out: Path) -> tuple[ExampleSampler, ExampleSampler]:
+    """Examples for training, and of stories held back for validation."""
+    device = parts.transformer.device
+    feed = TokenFeed(
+        config.shards,
+        vision=parts.vision,
+        cache=out / f"tokens-{parts.fingerprint.hex()[:12]}",
+        size_px=config.size_px,
+        workers=config.workers,
+        compile=False,
+        device=device,
+        follow=False,
+        mirror=False,
+        share=(0, 1),
+    )
+    stories = [story for shard in feed.cached() for story in shard.stories]
+    wanted = config.own.num_stories if config.stories == "own" else np.inf
+    while len(stories) < wanted and (more := feed.wait()) is not None:
+        stories += more.stories
+    feed.close()
+    if config.stories == "own":
+        answerer = Answerer(parts, config=config.own, seed=config.seed)
+        stories = answerer.kept(
+            stories, out / "own", on_done=lambda done: print(f"dida: {done} own stories", flush=True)
+        )
+    side = config.size_px // DOWNSAMPLE
+    training, held = (_sampler(config, parts, stories, held=held, side=side) for held in (False, True))
+    return training, held
+
+
+def _sampler(
+    config: DidaTraining, parts: Parts, stories: Sequence[TokenStory], *, held: bool, side: int
+) -> ExampleSampler:
+    """Of the stories that are held back, or of the others; of all where they are too few for that."""
+    sampler = ExampleSampler(tokenizer=parts.tokenizer, mixture=config.mixture, size=(side, side))
+    few = len(stories) < 2 * _HELD_EVERY
+    sampler.add([story for at, story in enumerate(stories) if few or (at % _HELD_EVERY == 0) == held])
+    return sampler
+
+
+def write_folder(config: DidaTraining, trainer: DidaTrainer, *, source: Path, manifest: Manifest) -> None:
+    """The checkpoint with its new weights in `config.out`, ready to be opened."""
+    out = Path(config.out)
+    changed = {MANIFEST_FILE, ADAPTER_FILE}
+    if trainer.adapter is None:
+        changed |= {checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE}
+        checkpoint.save(out, trainer.model, dtype=torch.bfloat16)
+        (out / ADAPTER_FILE).unlink(missing_ok=True)
+    else:
+        save_adapter(out, trainer.adapter)
+    for name in (*present_files(source), *_KEPT_FILES):
+        if name not in changed and (source / name).is_file():
+            part = out / f".{name}.part"
+            shutil.copyfile(source / name, part)
+            part.replace(out / name)
+    sampling = {
+        mode: dataclasses.replace(manifest.sampling_for(mode), passes=config.default_passes)
+        for mode in manifest.modes
+    }
+    dataclasses.replace(manifest, dida=config.noise, sampling={**manifest.sampling, **sampling}).save(out)

@@ -1,0 +1,187 @@
+"""A model's own answers to the questions and commands of stories: what it is distilled from itself with.
+
+Each story is answered anew in the way its environment would ask: walks go on from their first view, edits
+from the picture before, pictures are painted from their captions. Words stay, pictures become the model's.
+Answers are drawn many at a time and kept on disk as codes, so an interrupted run goes on with what it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emuworld.cache_pool import CachePool
+from emuworld.checkpoint_folder import Parts
+from emuworld.context import Context
+from emuworld.decoding.autoregressive import finish
+from emuworld.decoding.sampling import Sampling
+from emuworld.segments import SegmentWriter
+from emuworld.state import WorldState, block_codes, image_blocks
+from emuworld.tokens.sequence import prompt_ids
+from emuworld.tokens.vision import DOWNSAMPLE
+from emuworld.training.data import TokenStory, load_tokens, save_tokens
+from emuworld.training.modes import edit_references
+
+_PAINTED_KINDS = ("pictures", "pictures-table")  # every picture from its caption
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnStories:
+    """How many answers, and how they are drawn."""
+
+    num_stories: int = 2_000
+    frames: int = 6  # pictures of a walk at most, the given one included
+    batch: int = 64  # stories answered at once
+    guidance: float | None = 1.0  # null: the mode's own, which then is learnt too: decode with guidance=1
+
+    def __post_init__(self) -> None:
+        if min(self.num_stories, self.batch) < 1 or self.frames < 2:
+            raise ValueError(f"own stories need num_stories and batch of 1, frames of 2 or more, got {self}")
+
+
+class Answerer:
+    """Answers stories with a checkpoint."""
+
+    def __init__(self, parts: Parts, *, config: OwnStories, seed: int) -> None:
+        self._parts, self._config, self._seed = parts, config, seed
+        context = Context(
+            manifest=parts.manifest,
+            tokenizer=parts.tokenizer,
+            fingerprint=parts.fingerprint,
+            max_tokens=parts.transformer.config.max_position_embeddings,
+        )
+        self._writer = SegmentWriter(
+            parts.transformer, context=context, caches=CachePool(parts.transformer), painter=parts.painter
+        )
+
+    def kept(
+        self,
+        stories: Sequence[TokenStory],
+        folder: Path,
+        *,
+        on_done: Callable[[int], None] = lambda done: None,
+    ) -> list[TokenStory]:
+        """The first `num_stories` stories with the model's pictures: read from `folder` as far as they are
+        there, else drawn and put there. Other settings or another model use other files."""
+        asked = [self._shortened(story, at) for at, story in enumerate(stories[: self._config.num_stories])]
+        folder.mkdir(parents=True, exist_ok=True)
+        answered: list[TokenStory] = []
+        for start in range(0, len(asked), self._config.batch):
+            chunk = asked[start : start + self._config.batch]
+            path = folder / f"own-{start:07d}-{self._key(chunk)}.npz"
+            if not path.is_file():
+                save_tokens(path, self.answer(chunk, first=start))
+            answered += load_tokens(path)
+            on_done(len(answered))
+        return answered
+
+    def answer(self, stories: Sequence[TokenStory], *, first: int = 0) -> list[TokenStory]:
+        """The stories with the model's pictures in place of those that were not given."""
+        codes = [story.codes.copy() for story in stories]
+        worlds: list[WorldState | None] = [None] * len(stories)
+        for at in range(max(len(story.codes) for story in stories)):
+            turns = [i for i, story in enumerate(stories) if _num_given(story) <= at < len(story.codes)]
+            asks = []
+            for i in turns:
+                world, text = self._ask(stories[i], codes[i], at, before=worlds[i], seed=first + i)
+                asks.append(self._writer.plan(world, text, self._sampling(world.mode)))
+            for i, plan, written in zip(
+                turns, asks, finish(self._writer.write(asks)) if asks else (), strict=True
+            ):
+                blocks = image_blocks(written.ids, self._parts.manifest.vocabulary)
+                codes[i][at] = block_codes(blocks[-1], self._parts.manifest.vocabulary)
+                worlds[i] = dataclasses.replace(
+                    plan.state,
+                    answer_ids=(*plan.state.answer_ids, *written.ids),
+                    step=plan.state.step + 1,
+                )
+        return [dataclasses.replace(story, codes=own) for story, own in zip(stories, codes, strict=True)]
+
+    def _ask(
+        self,
+        story: TokenStory,
+        codes: NDArray[np.uint16],
+        at: int,
+        *,
+        before: WorldState | None,
+        seed: int,
+    ) -> tuple[WorldState, str]:
+        """The world in which picture `at` is drawn, and the text that stands before it."""
+        if story.kind in _PAINTED_KINDS:
+            return self._world("t2i", story.captions[at], codes[:0], codes, seed=seed, step=at), ""
+        if story.kind == "x2i":
+            own = dataclasses.replace(story, codes=codes)
+            shown = edit_references(own, at)
+            return self._world("x2i", story.texts[at], shown, codes, seed=seed, step=at), ""
+        if before is not None:
+            return before, story.texts[at]
+        mode = "explore" if story.kind == "walk" else story.kind
+        return self._world(mode, story.question, codes[: _num_given(story)], codes, seed=seed), story.texts[
+            at
+        ]
+
+    def _world(
+        self,
+        mode: str,
+        question: str,
+        shown: NDArray[np.integer],
+        codes: NDArray[np.uint16],
+        *,
+        seed: int,
+        step: int = 0,
+    ) -> WorldState:
+        tokenizer = self._parts.tokenizer
+        pictures = [grid.astype(np.int64) for grid in shown]
+        ids = prompt_ids(mode, question=question, images=pictures, tokenizer=tokenizer)
+        height, width = codes.shape[1:]
+        return WorldState(
+            mode=mode,
+            prompt_ids=tuple(ids),
+            answer_ids=(),
+            seed=(self._seed << 32) + seed,
+            step=step,
+            size=(height * DOWNSAMPLE, width * DOWNSAMPLE),
+            ended=False,
+            fingerprint=self._parts.fingerprint,
+        )
+
+    def _sampling(self, mode: str) -> Sampling:
+        """Token by token, in any case."""
+        sampling = dataclasses.replace(self._parts.manifest.sampling_for(mode), passes=0)
+        guidance = self._config.guidance
+        return sampling if guidance is None else dataclasses.replace(sampling, guidance=guidance)
+
+    def _shortened(self, story: TokenStory, index: int) -> TokenStory:
+        """At most `frames` pictures of a walk, from anywhere in it."""
+        frames = self._config.frames
+        if story.kind != "walk" or len(story.codes) <= frames:
+            return story
+        rng = np.random.default_rng((self._seed, index))
+        start = int(rng.integers(len(story.codes) - frames + 1))
+        part = slice(start, start + frames)
+        return dataclasses.replace(
+            story,
+            question=story.captions[start] if start else story.question,
+            texts=("", *story.texts[start + 1 : start + frames]),
+            captions=story.captions[part],
+            codes=story.codes[part],
+        )
+
+    def _key(self, stories: Sequence[TokenStory]) -> str:
+        digest = hashlib.sha256(self._parts.fingerprint)
+        digest.update(json.dumps([dataclasses.asdict(self._config), self._seed]).encode())
+        for story in stories:
+            digest.update(json.dumps([story.question, story.texts, story.captions, story.kind]).encode())
+            digest.update(story.codes.tobytes())
+        return digest.hexdigest()[:12]
+
+
+def _num_given(story: TokenStory) -> int:
+    """How many of a story's pictures are not the model's to draw."""
+    return 1 if story.kind == "walk" else story.num_references

@@ -1,0 +1,190 @@
+"""Pictures drawn at once, through the facade: the same bytes in any company, who may ask, what is told.
+
+The weights are random: what is drawn is noise, but every number of it must be reproduced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from emuworld.decoding.noise import Noise
+from emuworld.decoding.sampling import Sampling, Truncation
+from emuworld.manifest import Manifest
+from emuworld.model import checkpoint
+from emuworld.model.adapter import Adapter, save_adapter
+from emuworld.world_model import ImageDraft, ImageRow, Segment, SegmentDone, WorldModel, WorldState, load
+
+FREE = Sampling(text=Truncation(top_p=0.9), image=Truncation(top_k=20), guidance=3.0, passes=3)
+SETTINGS = {
+    "confidence": dataclasses.replace(FREE, guided_until=0.5),
+    "jump": dataclasses.replace(FREE, resample="jump", passes=4, guidance=1.0),
+    "three rows": dataclasses.replace(FREE, image_guidance=1.5, passes=2),
+}
+COMMANDS = ("turn left", None, "", "move forward", None, "go to the red ball", "look up", "turn right")
+Result = tuple[WorldState, Segment]
+
+
+def copied(source: str, folder: Path, *, noise: Noise | None) -> Path:
+    """A copy of a checkpoint whose manifest says that it draws pictures at once."""
+    shutil.copytree(source, folder)
+    dataclasses.replace(Manifest.load(folder), dida=noise).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["mixture", "metric"])
+def model(
+    request: pytest.FixtureRequest, tiny_folder: str, tmp_path_factory: pytest.TempPathFactory
+) -> WorldModel:
+    folder = tmp_path_factory.mktemp("dida") / "tiny"
+    return load(copied(tiny_folder, folder, noise=Noise(path=request.param, shift=2.0)), device="cpu")
+
+
+def begin(model: WorldModel, world: int) -> WorldState:
+    images = [np.full((128, 128, 3), 30 * world, np.uint8)] if world % 3 == 2 else []
+    return model.begin(
+        mode="explore",
+        prompt="a room " * (1 + world % 4),
+        images=images,
+        seed=world,
+        size=((64, 96), (64, 64))[world % 2],
+    )
+
+
+def walk(model: WorldModel, worlds: list[int], sampling: Sampling) -> dict[int, list[Result]]:
+    """Two steps of each world, all together; a world that has ended stays behind."""
+    states = {world: begin(model, world) for world in worlds}
+    history: dict[int, list[Result]] = {world: [] for world in worlds}
+    for step in range(2):
+        alive = [world for world in worlds if not states[world].ended]
+        texts = [COMMANDS[(world + step) % len(COMMANDS)] for world in alive]
+        results = model.imagine_batch([states[world] for world in alive], texts, sampling=sampling)
+        for world, result in zip(alive, results, strict=True):
+            states[world] = result[0]
+            history[world].append(result)
+    return history
+
+
+def same(one: Result, other: Result) -> bool:
+    pictures = [None if s.image is None else s.image.tobytes() for _, s in (one, other)]
+    return one[0] == other[0] and pictures[0] == pictures[1] and one[1].text == other[1].text
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_same_seed_same_pictures_in_any_company(model: WorldModel, name: str) -> None:
+    """1, 2 and 8 worlds, in other orders, with texts given and written, of two sizes."""
+    model.caches.clear()
+    together = walk(model, list(range(8)), SETTINGS[name])
+    drawn = {s.image.tobytes() for results in together.values() for _, s in results if s.image is not None}
+    assert len(drawn) > 8, "worlds of different seeds differ"
+    for batch in ([5, 2], [3, 0, 7, 1, 6, 4], [2], [4]):
+        model.caches.clear()
+        for world, results in walk(model, batch, SETTINGS[name]).items():
+            assert len(results) == len(together[world])
+            assert all(same(a, b) for a, b in zip(results, together[world], strict=True)), (batch, world)
+
+
+def test_restored_worlds_go_on_beside_worlds_that_draw_token_by_token(model: WorldModel) -> None:
+    state, expected, snapshots = begin(model, 3), [], []
+    for text in ("turn left", "look up"):
+        snapshots.append((text, state.to_bytes()))
+        state, segment = model.imagine(state, text, sampling=FREE)
+        expected.append((state, segment))
+    for (text, snapshot), result in zip(snapshots, expected, strict=True):
+        model.caches.clear()
+        states = [begin(model, 1), WorldState.from_bytes(snapshot)]
+        token_by_token = dataclasses.replace(FREE, passes=0)
+        both = model.imagine_batch(states, ["look up", text], sampling=[token_by_token, FREE])
+        assert same(both[1], result)
+        assert same(both[0], model.imagine(states[0], "look up", sampling=token_by_token))
+
+
+def test_a_stream_tells_every_pass_and_ends_as_imagine_does(model: WorldModel) -> None:
+    state = begin(model, 0)
+    expected = model.imagine(state, "turn left", sampling=FREE)
+    events = list(model.stream(state, "turn left", sampling=FREE))
+    drafts = [event for event in events if isinstance(event, ImageDraft)]
+    rows = np.stack([event.codes for event in events if isinstance(event, ImageRow)])
+    assert [(draft.done, draft.num_passes) for draft in drafts] == [(1, 3), (2, 3), (3, 3)]
+    assert drafts[0].codes.shape == (4, 6)
+    assert not np.array_equal(drafts[0].codes, drafts[1].codes)
+    np.testing.assert_array_equal(rows, drafts[-1].codes)
+    assert isinstance(events[-1], SegmentDone)
+    assert same((events[-1].state, events[-1].segment), expected)
+
+
+def test_progress_is_told_and_ends_at_what_was_expected(model: WorldModel) -> None:
+    told: list[tuple[int, int]] = []
+    model.imagine(begin(model, 0), "", sampling=FREE, on_step=lambda *numbers: told.append(numbers))
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert all(done <= expected for done, expected in told)
+    assert len(told) == FREE.passes
+
+
+def test_passes_and_rules_matter_and_seeds_too(model: WorldModel) -> None:
+    state = begin(model, 0)
+    other_seed = dataclasses.replace(state, seed=99)
+    asked = [
+        (state, FREE),
+        (other_seed, FREE),
+        (state, dataclasses.replace(FREE, passes=4)),
+        (state, dataclasses.replace(FREE, resample="jump")),
+        (state, dataclasses.replace(FREE, guidance=1.0)),
+        (state, dataclasses.replace(FREE, passes=0)),
+    ]
+    states, settings = zip(*asked, strict=True)
+    results = model.imagine_batch(states, ["turn left"] * len(asked), sampling=settings)
+    assert len({after.answer_ids for after, _ in results}) == len(asked)
+
+
+def test_a_checkpoint_that_has_not_learnt_it_says_so(tiny_model: WorldModel) -> None:
+    state = begin(tiny_model, 0)
+    with pytest.raises(ValueError, match=r"passes=3 .* has not learnt .* passes=0, or adapt"):
+        tiny_model.imagine(state, "turn left", sampling=FREE)
+    with pytest.raises(ValueError, match="need dida"):
+        dataclasses.replace(tiny_model.manifest, sampling={"explore": FREE})
+
+
+def test_an_adapter_leaves_token_by_token_as_it_was(
+    tiny_folder: str, tiny_model: WorldModel, tmp_path: Path
+) -> None:
+    """Byte for byte, pictures and text; drawn at once, the adapter makes other pictures."""
+    folder = copied(tiny_folder, tmp_path / "adapted", noise=Noise())
+    plain = load(copied(tiny_folder, tmp_path / "plain", noise=Noise()), device="cpu")
+    adapter = Adapter(checkpoint.load(folder), rank=4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for up_Or in adapter.up_Or.values():
+            up_Or.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(1))
+    save_adapter(folder, adapter)
+    adapted = load(folder, device="cpu")
+    assert adapted.fingerprint != tiny_model.fingerprint == plain.fingerprint
+    token_by_token = dataclasses.replace(FREE, passes=0)
+    for text in ("turn left", None):
+        before = tiny_model.imagine(begin(tiny_model, 2), text, sampling=token_by_token)
+        after = adapted.imagine(begin(adapted, 2), text, sampling=token_by_token)
+        restored = dataclasses.replace(after[0], fingerprint=tiny_model.fingerprint)
+        assert same((restored, after[1]), before)
+    drawn = [one.imagine(begin(one, 2), "turn left", sampling=FREE)[0].answer_ids for one in (plain, adapted)]
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("cut", ["half", "other rank", "missing"])
+def test_a_damaged_adapter_is_named(tiny_folder: str, tmp_path: Path, cut: str) -> None:
+    folder = copied(tiny_folder, tmp_path / "adapted", noise=Noise())
+    adapter = Adapter(checkpoint.load(folder), rank=2, generator=torch.Generator().manual_seed(0))
+    if cut == "other rank":
+        key = next(iter(adapter.up_Or))
+        adapter.up_Or[key] = torch.nn.Parameter(torch.zeros(len(adapter.up_Or[key]), 3))
+    elif cut == "missing":
+        del adapter.up_Or[next(iter(adapter.up_Or))], adapter.down_rI[next(iter(adapter.down_rI))]
+    save_adapter(folder, adapter)
+    path = folder / "dida.safetensors"
+    if cut == "half":
+        path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"dida\.safetensors: "):
+        load(folder, device="cpu")

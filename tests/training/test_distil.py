@@ -1,0 +1,255 @@
+"""The stage `dida` on little worlds: what was drawn token by token is then drawn in a few passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from emuworld.checkpoint_folder import find, open_parts
+from emuworld.decoding.noise import Noise, make_path
+from emuworld.decoding.sampling import Sampling, Truncation
+from emuworld.manifest import Manifest
+from emuworld.model import checkpoint
+from emuworld.story import Story, StoryImage, StorySegment, write_shard
+from emuworld.training.data import TokenStory
+from emuworld.training.distil import DidaTrainer, DidaTraining, train, write_folder
+from emuworld.training.examples import Batch, Bucket, ExampleSampler, Mixture
+from emuworld.training.loop import LoopConfig
+from emuworld.training.own_stories import Answerer, OwnStories
+from emuworld.world_model import WorldModel, load
+
+SIDE = 3
+COMMANDS = ("turn left", "turn right", "look up")
+PLAIN = Mixture(image_prompt=0.0, unconditional=0.0, code_noise=0.0)
+BUCKET = Bucket(kind="walk", frames=2, batch_size=3)
+GREEDY = Sampling(image=Truncation(temperature=0.0))
+
+
+def few_walks(num_codes: int) -> list[TokenStory]:
+    """Three rooms of random codes, each with a walk of two views: nothing to learn but by heart."""
+    rng = np.random.default_rng(0)
+    return [
+        TokenStory(
+            question=f"room {room}",
+            texts=("", str(rng.choice(COMMANDS))),
+            captions=("",) * 2,
+            codes=rng.integers(0, num_codes, (2, SIDE, SIDE)).astype(np.uint16),
+        )
+        for room in range(3)
+    ]
+
+
+@pytest.fixture(scope="module")
+def by_heart(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[TokenStory]]:
+    """A checkpoint that has learnt three walks by heart, token by token."""
+    source = find(tiny_folder)
+    parts = open_parts(source, device=torch.device("cpu"))
+    stories = few_walks(parts.vision.num_codes)
+    model = checkpoint.load(source, dtype=torch.float32).train()
+    model.init_weights(torch.Generator().manual_seed(0))
+    sampler = sampler_of(stories, parts.tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(150):
+        batch = sampler.batch(BUCKET, np.random.default_rng(step))
+        ids = torch.from_numpy(batch.ids)
+        logits = model.logits(model(ids[:, :-1]))
+        losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        loss = (losses * torch.from_numpy(batch.weights).flatten()).sum() / batch.weights.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("heart")
+    for name in ("vision.json", "vision.safetensors", "text.tiktoken", "emuworld.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    checkpoint.save(folder, model, dtype=torch.bfloat16)
+    return folder, stories
+
+
+def sampler_of(stories: list[TokenStory], tokenizer: object) -> ExampleSampler:
+    sampler = ExampleSampler(tokenizer=tokenizer, mixture=PLAIN, size=(SIDE, SIDE))  # type: ignore[arg-type]
+    sampler.add(stories)
+    return sampler
+
+
+def walked(model: WorldModel, story: TokenStory, sampling: Sampling) -> list[np.ndarray]:
+    state = model.begin(mode="explore", prompt=story.question, size=(16 * SIDE, 16 * SIDE), seed=5)
+    for text in story.texts:
+        state, _ = model.imagine(state, text, sampling=sampling)
+    return model.picture_codes(state)
+
+
+@pytest.mark.parametrize(("adaptation", "path"), [("adapter", "mixture"), ("full", "metric")])
+def test_few_passes_draw_the_pictures_of_token_by_token(
+    by_heart: tuple[Path, list[TokenStory]], tmp_path: Path, adaptation: str, path: str
+) -> None:
+    folder, stories = by_heart
+    config = DidaTraining(
+        init_from=str(folder),
+        out=str(tmp_path),
+        adaptation=adaptation,
+        rank=16,
+        noise=Noise(path=path),
+        learning_rate=1e-2 if adaptation == "adapter" else 3e-3,
+        buckets=(BUCKET,),
+        mixture=PLAIN,
+        size_px=16 * SIDE,
+    )
+    parts = open_parts(folder, device=torch.device("cpu"))
+    trainer = DidaTrainer(
+        config,
+        model=checkpoint.load(folder, dtype=torch.float32).train(),
+        vocabulary=parts.manifest.vocabulary,
+        path=make_path(config.noise, codebook_KE=parts.vision.quantize.embedding.weight.detach()),
+    )
+    sampler = sampler_of(stories, parts.tokenizer)
+    drawn: list[Batch] = [sampler.batch(BUCKET, np.random.default_rng(i)) for i in range(20)]
+    before = trainer.validation_losses(drawn[:1])["validation_loss"]
+    for step in range(260):
+        trainer.batches = lambda step=step: [drawn[step % len(drawn)]]  # type: ignore[misc]
+        trainer.step(step, min(1.0, (260 - step) / 100, (step + 1) / 10))
+    assert trainer.validation_losses(drawn[:1])["validation_loss"] < 0.2 * before
+    write_folder(config, trainer, source=folder, manifest=parts.manifest)
+    token_by_token, adapted = load(folder, device="cpu"), load(tmp_path, device="cpu")
+    right = dict.fromkeys((1, 4, 8), 0)
+    for story in stories:
+        taught = walked(token_by_token, story, GREEDY)
+        np.testing.assert_array_equal(np.stack(taught), story.codes)
+        np.testing.assert_array_equal(np.stack(walked(adapted, story, GREEDY)), story.codes)
+        for passes in right:
+            at_once = walked(adapted, story, dataclasses.replace(GREEDY, passes=passes))
+            right[passes] += int((np.stack(at_once) == story.codes).sum())
+    total = sum(story.codes.size for story in stories)
+    assert right[8] == right[4] == total
+    assert right[1] > 0.8 * total
+
+
+def test_an_adapter_touches_noisy_tokens_only(by_heart: tuple[Path, list[TokenStory]]) -> None:
+    """To the bit: hidden states of clean tokens are those of the same rows without the adapter."""
+    folder, stories = by_heart
+    parts = open_parts(folder, device=torch.device("cpu"))
+    config = DidaTraining(rank=4, buckets=(BUCKET,), size_px=16 * SIDE)
+    model = checkpoint.load(folder, dtype=torch.float32)
+    trainer = DidaTrainer(
+        config,
+        model=model,
+        vocabulary=parts.manifest.vocabulary,
+        path=make_path(config.noise, codebook_KE=parts.vision.quantize.embedding.weight.detach()),
+    )
+    assert trainer.adapter is not None
+    with torch.no_grad():
+        for up_Or in trainer.adapter.up_Or.values():
+            up_Or.normal_(generator=torch.Generator().manual_seed(0))
+    batch = sampler_of(stories, parts.tokenizer).batch(BUCKET, np.random.default_rng(0))
+    rows = trainer.rows(batch)
+    blocks = torch.from_numpy(rows.blocks)
+    with torch.inference_mode():
+        attention = trainer.attention(blocks, torch.from_numpy(rows.positions), torch.from_numpy(rows.reach))
+        ids, positions = torch.from_numpy(rows.ids), torch.from_numpy(rows.positions)
+        plain = model(ids, attention=attention, positions_BT=positions)
+        with trainer.adapter.active(blocks > 0):
+            adapted = model(ids, attention=attention, positions_BT=positions)
+    assert torch.equal(adapted[blocks == 0], plain[blocks == 0])
+    assert not torch.isclose(adapted[blocks > 0], plain[blocks > 0]).all(dim=-1).any()
+
+
+def test_own_stories_are_what_the_model_draws_and_are_kept(
+    by_heart: tuple[Path, list[TokenStory]], tmp_path: Path
+) -> None:
+    folder, stories = by_heart
+    parts = open_parts(folder, device=torch.device("cpu"))
+    answerer = Answerer(parts, config=OwnStories(batch=2, frames=2), seed=0)
+    given = [dataclasses.replace(story, codes=story.codes.copy()) for story in stories]
+    for story in given:
+        story.codes[1:] = 0  # to be drawn anew
+    answered = answerer.kept(given, tmp_path)
+    for own, story in zip(answered, stories, strict=True):
+        assert own.texts == story.texts
+        np.testing.assert_array_equal(own.codes[0], story.codes[0])
+        assert own.codes.shape == story.codes.shape
+        assert own.codes[1:].any()
+    files = sorted(tmp_path.glob("own-*.npz"))
+    times = [file.stat().st_mtime_ns for file in files]
+    again = answerer.kept(given, tmp_path)
+    assert [file.stat().st_mtime_ns for file in files] == times, "nothing is drawn twice"
+    assert all(np.array_equal(a.codes, b.codes) for a, b in zip(again, answered, strict=True))
+    painted = TokenStory(
+        question="", texts=("",), captions=("a red ball",), codes=stories[0].codes[:1], kind="pictures"
+    )
+    edited = TokenStory(
+        question="",
+        texts=("", "look up"),
+        captions=("", ""),
+        codes=stories[0].codes[:2],
+        kind="x2i",
+        num_references=1,
+    )
+    own_painted, own_edited = answerer.answer([painted, edited])
+    assert not np.array_equal(own_painted.codes, painted.codes)
+    np.testing.assert_array_equal(own_edited.codes[0], edited.codes[0])
+
+
+def write_shards(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    stories = []
+    for _ in range(6):
+        images = [
+            StoryImage.from_array(rng.integers(0, 256, (64, 64, 3), np.uint8), caption="a room")
+            for _ in range(3)
+        ]
+        segments = tuple(
+            StorySegment(text=COMMANDS[i] if i else "", images=(im,)) for i, im in enumerate(images)
+        )
+        stories.append(Story(question="a room", segments=segments))
+    write_shard(folder / "walk-0.stories", stories)
+
+
+@pytest.mark.parametrize("adaptation", ["adapter", "full"])
+def test_the_stage_resumes_and_writes_what_can_be_opened(
+    tiny_folder: str, tmp_path: Path, adaptation: str
+) -> None:
+    write_shards(tmp_path)
+
+    def settings(out: str, steps: int) -> DidaTraining:
+        return DidaTraining(
+            init_from=tiny_folder,
+            shards=str(tmp_path),
+            out=str(tmp_path / out),
+            own=OwnStories(num_stories=4, frames=2),
+            adaptation=adaptation,
+            rank=4,
+            default_passes=2,
+            size_px=64,
+            device="cpu",
+            buckets=(BUCKET, Bucket(kind="picture", batch_size=2)),
+            validation_batches=1,
+            loop=LoopConfig(max_steps=steps, warmup_steps=2, log_every_steps=2, decay_fraction=0.0),
+        )
+
+    whole = train(settings("whole", 8))
+    train(settings("parts", 4))
+    parts = train(settings("parts", 8))
+    assert whole == parts, "a resumed run ends where an unbroken one does"
+    log = [json.loads(line) for line in (tmp_path / "whole" / "dida.log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 8 and all(line["noisy_loss"] < 6 for line in log)
+    model = load(tmp_path / "whole", device="cpu")
+    assert model.manifest.dida == Noise()
+    assert model.default_sampling("explore").passes == 2
+    state = model.begin(mode="explore", prompt="a room", seed=0, size=(64, 64))
+    _, segment = model.imagine(state, "turn left")
+    assert segment.image is not None
+    assert Manifest.load(find(tiny_folder)).dida is None
+    changed = model.fingerprint != load(tiny_folder, device="cpu").fingerprint
+    assert changed
+
+
+def test_what_is_unknown_is_named() -> None:
+    with pytest.raises(ValueError, match="adaptation='lora' is not known; expected adapter or full"):
+        DidaTraining(adaptation="lora")
+    with pytest.raises(ValueError, match="noise path 'linear'"):
+        Noise(path="linear")
