@@ -113,7 +113,9 @@ def _run(name: str, choice: str | None, overrides: Sequence[str]) -> None:
     out = getattr(config, "out", None)
     if out:
         _store(Path(out), name, choice, values)
-    if target.reports_progress:
+    if target.handed_down:
+        run(config, terms=_import(target.handed_down, f"emuworld {name}").terms())
+    elif target.reports_progress:
         with _progress() as on_progress:
             run(config, on_progress=on_progress)
     else:

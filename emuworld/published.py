@@ -108,7 +108,7 @@ def find(
     return Source(model=model_folder, vision=vision_folder, text=text_folder)
 
 
-def open_parts(source: Source, *, device: torch.device) -> Parts:
+def open_parts(source: Source, *, device: torch.device, adapter: Path | None = None) -> Parts:
     """Read what `find` gave. The small parts come first, so that what does not fit is said before the long
     load; that shows a bar on a terminal.
 
@@ -126,14 +126,18 @@ def open_parts(source: Source, *, device: torch.device) -> Parts:
         )
     num_bytes = _require_memory(config, device=device)
     with _bar(f"loading {source.name}", shown=num_bytes > _LONG_BYTES) as on_progress:
-        transformer = checkpoint_folder.open_transformer(source.model, device=device, on_progress=on_progress)
+        transformer = checkpoint_folder.open_transformer(
+            source.model, device=device, adapter=adapter, on_progress=on_progress
+        )
     return Parts(
         folder=source.model,
         transformer=transformer,
         vision=vision,
         tokenizer=tokenizer,
         manifest=values,
-        fingerprint=checkpoint_folder.fingerprint(values.vocabulary, source.files),
+        fingerprint=checkpoint_folder.fingerprint(
+            values.vocabulary, [*source.files, *checkpoint_folder.adapter_files(adapter)]
+        ),
     )
 
 

@@ -363,6 +363,7 @@ def load(
     *,
     vision: str | os.PathLike[str] | None = None,
     text: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     device: str = "auto",
 ) -> WorldModel:
     """Open a checkpoint: "small", the one in the package, a folder that training wrote, or a published model.
@@ -376,6 +377,7 @@ def load(
         vision, text: folders or hub ids of a published model's tokenizers (config.yaml and model.ckpt, or
             config.json and model.safetensors; emu3.tiktoken and emu3_vision_tokens.txt). Default: looked for
             inside the model's folder, in the folders in it and in those beside it.
+        adapter: a folder with a LoRA in PEFT's layout, as fine-tuning writes it, to be added to the weights.
         device: "cpu", "cuda", "cuda:1" ...; "auto" takes CUDA where there is any. On the CPU the transformer
             runs in its exact form with int8 weights, on CUDA in bf16; the vision tokenizer always in fp32.
 
@@ -383,7 +385,7 @@ def load(
         ValueError: there is no such folder or device, a file is missing, damaged or does not fit, or the
             device has too little memory.
     """
-    place, checkpoint = find_device(device), locate(model, vision=vision, text=text)
+    place, checkpoint = find_device(device), locate(model, vision=vision, text=text, adapter=adapter)
     with _opening:
         files = signature(checkpoint.files)
         known = _opened.get((checkpoint, place))
@@ -393,5 +395,7 @@ def load(
         return known[1]
 
 
-def _load_positional(model: str, vision: str | None, text: str | None, device: str) -> WorldModel:
-    return load(model, vision=vision, text=text, device=device)
+def _load_positional(
+    model: str, vision: str | None, text: str | None, adapter: str | None, device: str
+) -> WorldModel:
+    return load(model, vision=vision, text=text, adapter=adapter, device=device)

@@ -112,8 +112,8 @@ class TokenFeed:
 
     @torch.no_grad()
     def _codes(self, frames: Tensor) -> np.ndarray:
-        """Codes uint16 [N, h, w], in fp16 arithmetic on a GPU (ten mantissa bits: about as exact as the TF32
-        default), fp32 on a CPU.
+        """Codes [N, h, w], uint16 where they fit; in fp16 arithmetic on a GPU (ten mantissa bits: about as
+        exact as the TF32 default), fp32 on a CPU.
         """
         codes = []
         for chunk in frames.split(256):
@@ -124,4 +124,5 @@ class TokenFeed:
             with torch.autocast(self._device.type, torch.float16, enabled=self._device.type == "cuda"):
                 z = self._latents(pixels)
             codes.append(self._vision.quantize.codes(z)[:num].to(torch.int32))
-        return torch.cat(codes).cpu().numpy().astype(np.uint16)
+        kind = np.uint16 if self._vision.num_codes <= 1 << 16 else np.uint32
+        return torch.cat(codes).cpu().numpy().astype(kind)

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from emuworld import parallel
+from emuworld.model.adapter import Adapter
 from emuworld.model.documents import Documents, documents
 from emuworld.model.transformer import Transformer
 from emuworld.tokens.vocabulary import Vocabulary
@@ -129,6 +130,7 @@ class SupervisedTrainer:
         model: initialised, alike in every process; it is moved, and cut where there are several processes.
         next_batches: the batches of this process's row for the next step.
         seed: of dropout, where the transformer has it.
+        adapter: trained in place of the model that it is attached to.
     """
 
     def __init__(
@@ -141,8 +143,12 @@ class SupervisedTrainer:
         ranks: Ranks,
         next_batches: Callable[[], list[Batch]],
         seed: int = 0,
+        adapter: Adapter | None = None,
     ) -> None:
+        if adapter is not None and ranks.mesh is not None:
+            raise ValueError("an adapter trains in one process: start the stage without torchrun")
         self.config = config
+        self.adapter = adapter
         self.device = device
         self.ranks = ranks
         self.vocabulary = vocabulary
@@ -160,7 +166,9 @@ class SupervisedTrainer:
             loss_tokens=config.loss_tokens,
         )
         self._cut(tensor_mesh, dtype)
-        self.optimizers = make_optimizers(self.model, config)
+        self.optimizers = (
+            make_optimizers(self.model, config) if adapter is None else adapter_optimizers(adapter, config)
+        )
         self._losses: Callable[..., tuple[Tensor, Tensor, Tensor]] = self.objective
         if config.compile and alone:  # a compilation a bucket, each with its own fixed shape
             self._losses = torch.compile(self.objective, dynamic=False)
@@ -197,10 +205,13 @@ class SupervisedTrainer:
         with self._random(step):
             for number, batch in enumerate(batches, start=1):
                 self._reduce_gradients(number == len(batches))
-                loss, text_sum, visual_sum = self._losses(*self._to_device(batch))
-                (loss / weight).backward()
+                rows = self._to_device(batch)
+                with self._adapted(rows[0]):
+                    loss, text_sum, visual_sum = self._losses(*rows)
+                    (loss / weight).backward()
                 text, visual = text + text_sum, visual + visual_sum
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        trained = self.adapter or self.model
+        norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), self.config.gradient_clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         for optimizer in self.optimizers:
             optimizer.step()
@@ -216,6 +227,14 @@ class SupervisedTrainer:
         """Of several batches a step only the last one's backward pass adds up over the processes."""
         if self.ranks.mesh is not None:
             self.objective.set_requires_gradient_sync(now)  # type: ignore[operator]  # FSDP2's
+
+    def _adapted(self, inputs_BT: Tensor) -> contextlib.AbstractContextManager[None]:
+        """The adapter, where there is one, is active on every token, in the backward pass too: layers may be
+        computed again there.
+        """
+        if self.adapter is None:
+            return contextlib.nullcontext()
+        return self.adapter.active(torch.ones_like(inputs_BT, dtype=torch.bool))
 
     @contextlib.contextmanager
     def _random(self, step: int) -> Iterator[None]:
@@ -253,7 +272,9 @@ class SupervisedTrainer:
         """Sum of text losses and number of text targets, the same of visual ones."""
         text, num_text, visual, num_visual = 0.0, 0, 0.0, 0
         for batch in batches:
-            _, text_sum, visual_sum = self.objective(*self._to_device(batch))
+            rows = self._to_device(batch)
+            with self._adapted(rows[0]):
+                _, text_sum, visual_sum = self.objective(*rows)
             counts = self._counts(batch)
             text, num_text = text + float(text_sum), num_text + counts[0]
             visual, num_visual = visual + float(visual_sum), num_visual + counts[1]
@@ -282,6 +303,12 @@ class SupervisedTrainer:
         copy.load_state_dict(weights, assign=True)
         copy.tie_weights()
         return copy
+
+
+def adapter_optimizers(adapter: Adapter, config: Optimisation) -> list[torch.optim.Optimizer]:
+    """AdamW for matrices of low rank; their product is what decay would be about, so there is none."""
+    group = {"params": list(adapter.parameters()), "base_lr": config.learning_rate, "weight_decay": 0.0}
+    return [torch.optim.AdamW([group], betas=(0.9, 0.95), eps=1e-8)]
 
 
 def make_optimizers(model: Transformer, config: Optimisation) -> list[torch.optim.Optimizer]:
