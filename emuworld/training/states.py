@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import pickle
 import shutil
 import warnings
@@ -27,6 +28,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 
 from emuworld.training.ranks import Ranks
 
+logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)  # it tells of every tensor
 _VALUES_FILE = "values.json"
 _INDEX_FILE = ".metadata"  # PyTorch's name; it writes it last and renames it
 _TYPES = {  # what an index of tensors is made of
