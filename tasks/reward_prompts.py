@@ -113,6 +113,7 @@ def _request(config: RewardPrompts, index: int, *, kind: int) -> Request:
         size_px=config.size_px,
         renderer=config.renderer,
         num_steps=config.num_steps,
+        num_branches=1,  # a walk's case is not made without
     )
 
 

@@ -1,4 +1,4 @@
-"""Rewards that the worlds know, on lines that `emuworld data prompts` writes: the truth itself scores best."""
+"""Rewards that the worlds know, on lines that `emuworld data prompts` writes: the truth scores best."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emuworld.checkpoint_folder import BUILTIN
+from emuworld.envs.palette import SHAPES
+from emuworld.tasks.detector import Detector
 from emuworld.tasks.reward_prompts import FILE_NAME, RewardPrompts, run
-from emuworld.tasks.rewards import likeness, objects, terms
+from emuworld.tasks.rewards import DETECTOR_FILE, likeness, objects, terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +59,14 @@ def test_the_simulators_own_pictures_score_best(lines: list[dict[str, Any]]) -> 
     assert np.isnan(likeness([_Answer((grey[0],), lines[0]["truth"])])[0])
 
 
-def test_objects_are_what_the_judge_finds() -> None:
-    """The judge's own frame of a rendered room says what it finds; asking for that scores 1."""
-    found = [("red", "ball")]
-    empty = np.full((256, 256, 3), 180, np.uint8)
-    assert objects([_Answer((empty,), {"objects": found})]) == [0.0]
-    assert np.isnan(objects([_Answer((empty,), {})])[0])
+def test_objects_are_what_the_judge_finds(lines: list[dict[str, Any]]) -> None:
+    """A plain wall shows nothing; of a view that the judge reads, what it finds scores 1, one more half."""
+    wall = np.full((256, 256, 3), 180, np.uint8)
+    assert objects([_Answer((wall,), {"objects": [("red", "ball")]})]) == [0.0]
+    view = _shown(lines[2], lines[2]["images"][0])
+    found = [one.pair for one in Detector.load(BUILTIN["small"] / DETECTOR_FILE).detect([view])[0]]
+    missing = next(("red", shape) for shape in SHAPES if ("red", shape) not in found)
+    asked = [*found, missing] if found else [missing]
+    assert objects([_Answer((view,), {"objects": asked})]) == [len(found) / len(asked)]
+    assert np.isnan(objects([_Answer((wall,), {})])[0])
     assert set(terms()) == {"objects", "likeness"}
