@@ -289,7 +289,7 @@ class WorldModel:
         return self.manifest.commands.get(mode, ())
 
     def follow(self) -> None:
-        """Compute what the leading process asks for, until it ends: for the others of `emuworld.parallel`."""
+        """Compute what the leading process asks for, until it ends (`emuworld.following`)."""
         with torch.inference_mode():
             follow(self._writer, self._caches)
 
