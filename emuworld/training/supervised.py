@@ -192,7 +192,13 @@ class _Examples:
         self.sampler, self._feed = self._open(config.shards, "train")
         while self.sampler.num_frames < config.first_frames and (shard := self._feed.wait()) is not None:
             self.sampler.add(shard.stories, shard=shard.stem)
-        ranks.share(config.packing.rows)
+        if not self.sampler.num_frames:
+            raise ValueError(
+                f"none of the shards in {config.shards} falls to process {ranks.rank} of {ranks.world}; build "
+                "more and smaller shards (episodes_per_shard), or start fewer processes"
+            )
+        if config.packing.tokens:
+            ranks.share(config.packing.rows)
         self._buckets = tuple(
             b if config.packing.tokens else dataclasses.replace(b, batch_size=ranks.share(b.batch_size))
             for b in config.buckets
