@@ -14,14 +14,16 @@ from pathlib import Path
 
 import torch
 
+from emuworld import parallel
 from emuworld.cache_pool import CachedModel
 from emuworld.decoding.dida import Painter
 from emuworld.manifest import FILE_NAME, Manifest
-from emuworld.model import checkpoint, fp8
+from emuworld.model import checkpoint, fp8, lora_folder
 from emuworld.model.adapter import FILE_NAME as ADAPTER_FILE
 from emuworld.model.adapter import load_adapter, merge_adapter
 from emuworld.model.exact import exact
 from emuworld.model.fused import WEIGHTS, FusedTransformer, fused
+from emuworld.model.transformer import Transformer
 from emuworld.state import FINGERPRINT_BYTES
 from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vision import VisionTokenizer
@@ -49,7 +51,8 @@ class Parts:
 class Located:
     """A checkpoint that is there, in one folder of ours or in three published ones."""
 
-    names: tuple[str, str | None, str | None]  # model, vision and text, for `locate` to find it again
+    names: tuple[str, str | None, str | None, str | None]
+    """Model, vision, text and adapter, for `locate` to find it again."""
     files: tuple[Path, ...]
     open: Callable[[torch.device, str], Parts] = field(compare=False)  # device, and weights as for `load`
 
@@ -59,9 +62,13 @@ def locate(
     *,
     vision: str | os.PathLike[str] | None = None,
     text: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Located:
-    """A built-in name, a folder of our training, or a published folder or hub id. ValueError where there is
-    none."""
+    """A built-in name, a folder of our training, or a published folder or hub id; with `adapter` a folder in
+    PEFT's layout whose LoRA is added to it. ValueError where there is none."""
+    lora = None if adapter is None else _adapter_folder(adapter)
+    more = () if lora is None else tuple(lora / name for name in lora_folder.FILES)
+    lora_name = None if lora is None else str(lora)
     folder = Path(model)
     is_own = str(model) in BUILTIN or (folder / FILE_NAME).is_file()
     if not is_own and ((folder / checkpoint.CONFIG_FILE).is_file() if folder.is_dir() else "/" in str(model)):
@@ -69,9 +76,11 @@ def locate(
 
         source = published.find(model, vision=vision, text=text)
         return Located(
-            names=(str(source.model), str(source.vision), str(source.text)),
-            files=tuple(path for _, path in source.files),
-            open=lambda device, weights: published.open_parts(source, device=device, weights=weights),
+            names=(str(source.model), str(source.vision), str(source.text), lora_name),
+            files=(*(path for _, path in source.files), *more),
+            open=lambda device, weights: published.open_parts(
+                source, device=device, weights=weights, adapter=lora
+            ),
         )
     folder = find(model)
     if vision is not None or text is not None:
@@ -79,9 +88,9 @@ def locate(
     # Not a relative name: a child may work in another directory.
     name = str(model) if str(model) in BUILTIN else str(folder)
     return Located(
-        names=(name, None, None),
-        files=tuple(folder / file for file in present_files(folder)),
-        open=lambda device, weights: open_parts(folder, device=device, weights=weights),
+        names=(name, None, None, lora_name),
+        files=(*(folder / file for file in present_files(folder)), *more),
+        open=lambda device, weights: open_parts(folder, device=device, weights=weights, adapter=lora),
     )
 
 
@@ -102,7 +111,20 @@ def find(name: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def open_parts(folder: Path, *, device: torch.device, weights: str = "bf16") -> Parts:
+def _adapter_folder(adapter: str | os.PathLike[str]) -> Path:
+    folder = Path(adapter).resolve()
+    missing = [name for name in lora_folder.FILES if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"adapter {str(adapter)!r} has no {' and no '.join(missing)}; give a folder that 'emuworld train "
+            "stage=tune' or PEFT wrote"
+        )
+    return folder
+
+
+def open_parts(
+    folder: Path, *, device: torch.device, weights: str = "bf16", adapter: Path | None = None
+) -> Parts:
     """Read a folder that `find` gave. On the CPU the transformer is made exact, on CUDA it is bf16 or fp8;
     vision is fp32.
 
@@ -115,9 +137,9 @@ def open_parts(folder: Path, *, device: torch.device, weights: str = "bf16") -> 
     except ValueError as error:
         raise ValueError(f"{folder / 'text.tiktoken'} does not fit {FILE_NAME}: {error}") from error
     vision = VisionTokenizer.load(folder, device=device)
-    transformer = open_transformer(folder, device=device, weights=weights)
+    transformer = open_transformer(folder, device=device, weights=weights, adapter=adapter)
     painter = None
-    if manifest.dida:
+    if manifest.dida and adapter is None:  # what draws at once was not tuned
         painter = open_painter(folder, transformer, vision=vision, manifest=manifest, weights=weights)
     if transformer.config.vocab_size < manifest.vocabulary.size:
         raise ValueError(
@@ -132,10 +154,16 @@ def open_parts(folder: Path, *, device: torch.device, weights: str = "bf16") -> 
         manifest=manifest,
         fingerprint=fingerprint(
             manifest.vocabulary,
-            [(name, folder / name) for name in present_files(folder) if name != FILE_NAME],
+            [(name, folder / name) for name in present_files(folder) if name != FILE_NAME]
+            + adapter_files(adapter),
         ),
         painter=painter,
     )
+
+
+def adapter_files(adapter: Path | None) -> list[tuple[str, Path]]:
+    """An adapter's files, and the names that they go by in a fingerprint."""
+    return [] if adapter is None else [(f"adapter/{name}", adapter / name) for name in lora_folder.FILES]
 
 
 def present_files(folder: Path) -> list[str]:
@@ -171,19 +199,34 @@ def open_transformer(
     *,
     device: torch.device,
     weights: str = "bf16",
+    adapter: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CachedModel:
     """The transformer in the form for a device: int8 and exact on the CPU, bf16 or fp8 on CUDA.
 
     On the CPU the int8 form is also the smallest: half the bytes of a 16-bit checkpoint. Its weights come
     from the mapped files tensor by tensor. `on_progress` is called with what is done and what there is.
+    Where several processes have joined (`emuworld.parallel`), it is this one's part: fp32 on the CPU.
     """
+    group = parallel.tensor_group()
+    if group is not None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        whole = _adapted(checkpoint.load(folder), adapter)
+        return parallel.SplitTransformer(whole, group=group, device=device, dtype=dtype)
     if device.type == "cpu":
         limit_threads()
-        return exact(checkpoint.load(folder), on_layer=on_progress)
+        return exact(_adapted(checkpoint.load(folder), adapter), on_layer=on_progress)
     if weights == "fp8":  # from the mapped files as well: the device never holds a layer but the one at hand
-        return FusedTransformer(checkpoint.load(folder), weights=weights, device=device, on_layer=on_progress)
-    return fused(checkpoint.load(folder, device=device, dtype=torch.bfloat16, on_bytes=on_progress))
+        whole = _adapted(checkpoint.load(folder), adapter)
+        return FusedTransformer(whole, weights=weights, device=device, on_layer=on_progress)
+    model = checkpoint.load(folder, device=device, dtype=torch.bfloat16, on_bytes=on_progress)
+    return fused(_adapted(model, adapter))
+
+
+def _adapted(model: Transformer, adapter: Path | None) -> Transformer:
+    if adapter is not None:
+        lora_folder.merge(adapter, model)
+    return model
 
 
 def signature(files: Iterable[Path]) -> tuple[tuple[int, int], ...]:

@@ -17,6 +17,7 @@ from emuworld.command_table import COMMANDS
 
 ROOT = Path(__file__).resolve().parent  # the package; its configs/ is yaml only
 DEBUG_VARIABLE = "EMUWORLD_DEBUG"  # set: errors come with their traceback
+_TOGETHER = "parallel=tp"  # behind any command that opens a model: cut it among torchrun's processes
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -102,16 +103,50 @@ def _run(name: str, choice: str | None, overrides: Sequence[str]) -> None:
     if choice is None:
         raise UsageError(f"say which: {' or '.join(f'{command.choice}={one}' for one in command.targets)}")
     target = command.targets[choice]
-    config, values = compose(name, choice, overrides)
+    together = name != "train" and _TOGETHER in overrides
+    config, values = compose(
+        name, choice, [word for word in overrides if not (together and word == _TOGETHER)]
+    )
+    if together and _follow(config, name):
+        return
     run = getattr(_import(target.module, f"emuworld {name}"), target.run)
     out = getattr(config, "out", None)
     if out:
         _store(Path(out), name, choice, values)
-    if not target.reports_progress:
+    if target.handed_down:
+        run(config, terms=_import(target.handed_down, f"emuworld {name}").terms())
+    elif target.reports_progress:
+        with _progress() as on_progress:
+            run(config, on_progress=on_progress)
+    else:
         run(config)
-        return
-    with _progress() as on_progress:
-        run(config, on_progress=on_progress)
+    if together:
+        _end_together()
+
+
+def _follow(config: Any, name: str) -> bool:
+    """Join the processes that torchrun started, to share one model; True where this one was a follower, and
+    all is done.
+    """
+    from emuworld import parallel, world_model
+
+    if not hasattr(config, "model"):
+        raise UsageError(f"emuworld {name} opens no model; leave {_TOGETHER} out")
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        raise UsageError(
+            f"{_TOGETHER} needs several processes: torchrun --nproc-per-node N -m emuworld.cli {name} ..."
+        )
+    parallel.join()
+    if os.environ["RANK"] == "0":
+        return False
+    world_model.load(config.model, device=getattr(config, "device", "auto")).follow()
+    return True
+
+
+def _end_together() -> None:
+    from emuworld import following
+
+    following.end()
 
 
 def compose(name: str, choice: str, overrides: Sequence[str]) -> tuple[Any, dict[str, Any]]:
@@ -190,7 +225,9 @@ def _store(folder: Path, name: str, choice: str, values: Mapping[str, Any]) -> N
 
     folder.mkdir(parents=True, exist_ok=True)
     title = f"emuworld {name} {choice}".strip()
-    path = folder / f"{'-'.join(title.split()[1:])}.config.yaml"  # stages may share a folder
+    path = (
+        folder / f"{'-'.join(title.replace('/', '-').split()[1:])}.config.yaml"
+    )  # stages may share a folder
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")  # shards of one run start together
     beside.write_text(f"# {title}: the resolved settings of the last run\n{OmegaConf.to_yaml(dict(values))}")
     beside.replace(path)

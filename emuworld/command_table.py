@@ -18,6 +18,7 @@ class Target:
     run: str = "run"
     settings_module: str = ""  # "" = `module`
     reports_progress: bool = True  # takes on_progress=; the training stages draw their own bar
+    handed_down: str = ""  # a module whose terms() the run gets as terms=: rewards of the tasks
     explained_by_module: bool = False  # help quotes the module's docstring, else that of the settings
 
     @property
@@ -97,6 +98,29 @@ COMMANDS: dict[str, Command] = {
                 reports_progress=False,
                 explained_by_module=True,
             ),
+            "tune": Target(
+                module="emuworld.training.tune",
+                settings="Tuning",
+                run="train",
+                reports_progress=False,
+                explained_by_module=True,
+            ),
+            "grpo": Target(
+                module="emuworld.training.grpo",
+                settings="GrpoTraining",
+                run="train",
+                handed_down="emuworld.tasks.rewards",
+                reports_progress=False,
+                explained_by_module=True,
+            ),
+            "emu3_5/grpo": Target(
+                module="emuworld.training.grpo",
+                settings="GrpoTraining",
+                run="train",
+                handed_down="emuworld.tasks.rewards",
+                reports_progress=False,
+                explained_by_module=True,
+            ),
             "dida": Target(
                 module="emuworld.training.distil",
                 settings="DidaTraining",
@@ -104,6 +128,18 @@ COMMANDS: dict[str, Command] = {
                 reports_progress=False,
                 explained_by_module=True,
             ),
+            **{
+                # The paper's stages: one loop, other settings. Under emu3_5/ the paper's own.
+                f"{folder}{stage}": Target(
+                    module="emuworld.training.supervised",
+                    settings="PretrainTraining",
+                    run="train",
+                    reports_progress=False,
+                    explained_by_module=True,
+                )
+                for folder in ("", "emu3_5/")
+                for stage in ("pretrain1", "pretrain2", "sft1", "sft2")
+            },
             "detector": Target(
                 module="emuworld.tasks.detector_training",
                 settings="DetectorStage",
@@ -115,6 +151,7 @@ COMMANDS: dict[str, Command] = {
             "emuworld data build out=outputs/data/train",
             "emuworld train stage=tokenizer shards=outputs/data/train",
             "emuworld train stage=detector device=cuda",
+            "emuworld train stage=tune data=my-pictures out=outputs/mine",
         ),
     ),
     "eval": Command(
@@ -178,7 +215,10 @@ COMMANDS: dict[str, Command] = {
                 settings="ShardsConfig",
                 run="build_shards",
                 reports_progress=False,
-            )
+            ),
+            "prompts": Target(
+                module="emuworld.tasks.reward_prompts", settings="RewardPrompts", explained_by_module=True
+            ),
         },
         examples=(
             "emuworld data build out=outputs/data/train",

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from emuworld import checkpoint_folder, manifest
+from emuworld import checkpoint_folder, manifest, parallel
 from emuworld.checkpoint_folder import Parts
 from emuworld.model import checkpoint
 from emuworld.model.config import TransformerConfig
@@ -108,7 +108,9 @@ def find(
     return Source(model=model_folder, vision=vision_folder, text=text_folder)
 
 
-def open_parts(source: Source, *, device: torch.device, weights: str = "bf16") -> Parts:
+def open_parts(
+    source: Source, *, device: torch.device, weights: str = "bf16", adapter: Path | None = None
+) -> Parts:
     """Read what `find` gave. The small parts come first, so that what does not fit is said before the long
     load; that shows a bar on a terminal.
 
@@ -127,7 +129,7 @@ def open_parts(source: Source, *, device: torch.device, weights: str = "bf16") -
     num_bytes = _require_memory(config, device=device, weights=weights)
     with _bar(f"loading {source.name}", shown=num_bytes > _LONG_BYTES) as on_progress:
         transformer = checkpoint_folder.open_transformer(
-            source.model, device=device, weights=weights, on_progress=on_progress
+            source.model, device=device, weights=weights, adapter=adapter, on_progress=on_progress
         )
     return Parts(
         folder=source.model,
@@ -135,7 +137,9 @@ def open_parts(source: Source, *, device: torch.device, weights: str = "bf16") -
         vision=vision,
         tokenizer=tokenizer,
         manifest=values,
-        fingerprint=checkpoint_folder.fingerprint(values.vocabulary, source.files),
+        fingerprint=checkpoint_folder.fingerprint(
+            values.vocabulary, [*source.files, *checkpoint_folder.adapter_files(adapter)]
+        ),
     )
 
 
@@ -284,6 +288,9 @@ def _require_memory(config: TransformerConfig, *, device: torch.device, weights:
     """Bytes that the weights will take; ValueError where the device has less."""
     embedding = config.vocab_size * config.hidden_size
     num_parameters = checkpoint.num_parameters(config)
+    group = parallel.tensor_group()
+    if group is not None:  # the embedding is whole in every process
+        num_parameters = embedding + (num_parameters - embedding) // group.size()
     if device.type == "cpu":  # int8, but for the embedding, which is kept as it is stored
         needed = num_parameters + embedding
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

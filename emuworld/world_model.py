@@ -35,8 +35,9 @@ from emuworld.events import (
     TextPiece,
     ThoughtPiece,
 )
+from emuworld.following import follow, writer_and_caches
 from emuworld.pictures import Codes, Pixels
-from emuworld.segments import Plan, SegmentWriter
+from emuworld.segments import Plan
 from emuworld.state import ContextFull, Segment, SnapshotError, WorldState, block_codes, image_blocks
 from emuworld.tokens.sequence import MODES, prompt_ids
 
@@ -97,9 +98,8 @@ class WorldModel:
             fingerprint=parts.fingerprint,
             max_tokens=parts.transformer.config.max_position_embeddings,
         )
-        self._caches = CachePool(parts.transformer, max_bytes=cache_bytes)
-        self._writer = SegmentWriter(
-            parts.transformer, context=self._context, caches=self._caches, painter=parts.painter
+        self._writer, self._caches = writer_and_caches(
+            parts.transformer, context=self._context, cache_bytes=cache_bytes, painter=parts.painter
         )
 
     @property
@@ -288,6 +288,11 @@ class WorldModel:
         """Commands to sample from in a mode; empty where the checkpoint names none."""
         return self.manifest.commands.get(mode, ())
 
+    def follow(self) -> None:
+        """Compute what the leading process asks for, until it ends (`emuworld.following`)."""
+        with torch.inference_mode():
+            follow(self._writer, self._caches)
+
     def unlock(self) -> None:
         """Forget who uses the model, and half-written caches: for a forked child, where other threads are
         gone."""
@@ -337,10 +342,8 @@ _opening = threading.Lock()
 
 
 def _after_fork() -> None:
-    """One thread and free locks: the parent's threads (OpenMP's too) are not here; waiting for them hangs.
-
-    Gymnasium's AsyncVectorEnv forks. Results on one thread are the same.
-    """
+    """One thread and free locks: the parent's threads are not here, and waiting for them hangs. Gymnasium's
+    AsyncVectorEnv forks; results on one thread are the same."""
     global _opening
     _opening = threading.Lock()
     if _opened:
@@ -358,6 +361,7 @@ def load(
     *,
     vision: str | os.PathLike[str] | None = None,
     text: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     device: str = "auto",
     weights: str = "bf16",
 ) -> WorldModel:
@@ -369,19 +373,17 @@ def load(
         model: "small"; a folder with config.json, model.safetensors, vision.json, vision.safetensors,
             text.tiktoken and emuworld.json; or a folder or hub id in the layout of the Emu3.5 release
             (sharded safetensors, model_type "Emu3"), or the same as a Qwen3ForCausalLM.
-        vision, text: folders or hub ids of a published model's tokenizers (config.yaml and model.ckpt, or
-            config.json and model.safetensors; emu3.tiktoken and emu3_vision_tokens.txt). Default: looked for
-            inside the model's folder, in the folders in it and in those beside it.
+        vision, text: folders or hub ids of a published model's tokenizers. Default: looked for inside the
+            model's folder, in the folders in it and in those beside it.
+        adapter: a folder with a LoRA in PEFT's layout, as fine-tuning writes it, to be added to the weights.
         device: "cpu", "cuda", "cuda:1" ...; "auto" takes CUDA where there is any. On the CPU the transformer
-            runs in its exact form with int8 weights, on CUDA in bf16; the vision tokenizer always in fp32.
-        weights: of the transformer on CUDA: "bf16", or "fp8", which takes half the memory and time and is
-            less accurate (docs/fast.md has the figures).
+            runs in its exact int8 form, on CUDA in bf16; the vision tokenizer always in fp32.
+        weights: of the transformer on CUDA: "bf16", or "fp8": smaller and less accurate (docs/fast.md).
 
-    Raises:
-        ValueError: there is no such folder or device, a file is missing, damaged or does not fit, or the
-            device has too little memory.
+    Raises ValueError for a folder or device that is not there, a file that is missing, damaged or does not
+    fit, and too little memory.
     """
-    place, checkpoint = find_device(device), locate(model, vision=vision, text=text)
+    place, checkpoint = find_device(device), locate(model, vision=vision, text=text, adapter=adapter)
     check_weights(weights, place)
     with _opening:
         files = signature(checkpoint.files)
@@ -394,6 +396,6 @@ def load(
 
 
 def _load_positional(
-    model: str, vision: str | None, text: str | None, device: str, weights: str
+    model: str, vision: str | None, text: str | None, adapter: str | None, device: str, weights: str
 ) -> WorldModel:
-    return load(model, vision=vision, text=text, device=device, weights=weights)
+    return load(model, vision=vision, text=text, adapter=adapter, device=device, weights=weights)

@@ -43,6 +43,7 @@ else:
 _MOST_QUERIES = 128
 WEIGHTS = ("bf16", "fp8")
 _KEY_STEP = 512  # without the kernels, attention reads the cache up to a multiple of this: one graph for each
+Reduce = Callable[[torch.Tensor], torch.Tensor]
 Attend = Callable[[torch.Tensor, int], torch.Tensor]
 """Queries [M, H, d] and the layer's index -> [M, H d]."""
 
@@ -62,6 +63,8 @@ class FusedTransformer:
             be on the host (its other weights become bf16 on CUDA). Default: the model's.
         use_kernels: Triton kernels, else plain PyTorch. Default: on CUDA where Triton is installed.
         use_graphs: replay steps of few tokens as CUDA graphs. Default: on CUDA.
+        reduce: sums what a layer's two last products give over the processes that share the layer, where
+            several do; may work in place.
     """
 
     def __init__(
@@ -73,11 +76,13 @@ class FusedTransformer:
         use_kernels: bool | None = None,
         use_graphs: bool | None = None,
         on_layer: Callable[[int, int], None] | None = None,
+        reduce: Reduce | None = None,
     ) -> None:
         if weights not in WEIGHTS:
             raise ValueError(f"weights must be {' or '.join(map(repr, WEIGHTS))}, got {weights!r}")
         self.config = model.config
         self.weights = weights
+        self._reduce = reduce
         device = model.device if device is None or weights == "bf16" else device
         with torch.no_grad():
             decoder = model.model
@@ -227,10 +232,13 @@ class FusedTransformer:
                 norms=layer.norms,
                 rotary=self._rotary,
             )
-            delta_MD = linear(attend(q_MHd, index), layer.out_DX)
+            delta_MD = self._summed(linear(attend(q_MHd, index), layer.out_DX))
             h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.mlp_norm_D, eps=eps)
-            delta_MD = linear(ops.swiglu(linear(h_MD, layer.gate_up_XD)), layer.down_DI)
+            delta_MD = self._summed(linear(ops.swiglu(linear(h_MD, layer.gate_up_XD)), layer.down_DI))
         return ops.add_rms_norm(x_MD, delta_MD, self.norm_D, eps=eps).unflatten(0, ids_RT.shape)
+
+    def _summed(self, delta_MD: torch.Tensor) -> torch.Tensor:
+        return delta_MD if self._reduce is None else self._reduce(delta_MD)
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)

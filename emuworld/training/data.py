@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 import threading
 import time
 import zlib
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from emuworld.story import Story, StoryImage, read_shard
+from emuworld.story import Story, StoryError, StoryImage, read_shard
 
 SHARD_GLOB = "*.stories"
 # What a story is, by the first word of its `story_id` (the last one by the first two). t2i learns from walks
@@ -53,6 +54,14 @@ class DecodedShard:
     stem: str  # file name without its ending
     stories: list[TokenStory]  # without codes
     frames: torch.Tensor  # [N, H, W, 3] uint8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DamagedShard:
+    """A shard that cannot be read whole; nothing of it is used."""
+
+    stem: str
+    why: str
 
 
 def _decode_shard(path: Path, size: int) -> DecodedShard:
@@ -116,7 +125,7 @@ class _Shards(IterableDataset):
     ) -> None:
         self.folder, self.size, self.skip, self.follow, self.share = folder, size, skip, follow, share
 
-    def __iter__(self) -> Iterator[DecodedShard]:
+    def __iter__(self) -> Iterator[DecodedShard | DamagedShard]:
         worker = get_worker_info()
         loader, loaders = (worker.id, worker.num_workers) if worker else (0, 1)
         rank, world = self.share[0] * loaders + loader, self.share[1] * loaders
@@ -127,15 +136,22 @@ class _Shards(IterableDataset):
             for path in fresh:
                 seen.add(path.stem)
                 if in_share(path.stem, rank=rank, world=world):
-                    yield _decode_shard(path, self.size)
+                    yield self._decoded(path)
             if not fresh and not self.follow:
                 return
             if not fresh:
                 time.sleep(0.5)
 
+    def _decoded(self, path: Path) -> DecodedShard | DamagedShard:
+        try:
+            return _decode_shard(path, self.size)
+        except StoryError as error:
+            return DamagedShard(stem=path.stem, why=str(error))
+
 
 class ShardFeed:
-    """The shards of a folder, decoded in other processes, each given once.
+    """The shards of a folder, decoded in other processes, each given once. A damaged one is reported once and
+    left out (`damaged`).
 
     `workers` 0 decodes in a thread of this process, which is enough on a CPU; beside a GPU a thread would
     hold up the one that feeds it. With `follow` the feed never ends: it waits for shards that are being
@@ -165,6 +181,7 @@ class ShardFeed:
         self._queue: Queue[DecodedShard | BaseException | None] = Queue(max(2, workers))
         self._closed = threading.Event()
         self._ended = False
+        self.damaged: list[DamagedShard] = []
         threading.Thread(target=self._read, daemon=True).start()
 
     def ready(self) -> DecodedShard | None:
@@ -193,7 +210,10 @@ class ShardFeed:
         last: BaseException | None = None
         try:
             for shard in self._loader:
-                if not self._put(shard):
+                if isinstance(shard, DamagedShard):
+                    self.damaged.append(shard)
+                    print(f"a shard is left out: {shard.why}", file=sys.stderr, flush=True)
+                elif not self._put(shard):
                     return
         except Exception as error:  # handed to the thread that asks for shards
             last = error

@@ -39,9 +39,10 @@ from emuworld.training import loop
 from emuworld.training.data import TokenStory, wait_for_shards
 from emuworld.training.devices import pick_device
 from emuworld.training.encoding import TokenFeed
-from emuworld.training.examples import Batch, BatchStream, Bucket, ExampleSampler, Mixture
+from emuworld.training.examples import Batch, BatchStream, Bucket, ExampleSampler, Mixture, step_batches
 from emuworld.training.noisy_blocks import NoisyRows, dense_attention, flex_attention, lay_out
 from emuworld.training.own_stories import Answerer, OwnStories
+from emuworld.training.states import FileStore
 
 _LATEST = 0.999  # of the times that are trained: at 1 nothing is left to learn (URSA)
 _HELD_EVERY = 20  # every so many-th story of a kind is kept for validation
@@ -259,8 +260,10 @@ def train(config: DidaTraining) -> dict[str, float]:
     )
     rng = np.random.default_rng((config.seed, 1))
     held = [validation.batch(b, rng) for b in config.buckets for _ in range(config.validation_batches)]
+    store = FileStore(out / "dida.state.pt", get=trainer.state, put=trainer.set_state, device=device)
     stream = BatchStream(
-        training, buckets=config.buckets, seed=config.seed, first_step=_first_step(config, device)
+        lambda step: step_batches(training, config.buckets, seed=config.seed, step=step),
+        first_step=store.first_step() if config.loop.resume else 0,
     )
     trainer.batches = stream.next
 
@@ -273,9 +276,7 @@ def train(config: DidaTraining) -> dict[str, float]:
             out=out,
             name="dida",
             train_step=trainer.step,
-            get_state=trainer.state,
-            set_state=trainer.set_state,
-            device=device,
+            store=store,
             on_log=on_log,
             on_save=lambda: write_folder(config, trainer, source=source, manifest=parts.manifest),
         )
@@ -299,10 +300,10 @@ def _samplers(config: DidaTraining, parts: Parts, *, out: Path) -> tuple[Example
         mirror=False,
         share=(0, 1),
     )
-    stories = [story for shard in feed.cached() for story in shard]
+    stories = [story for shard in feed.cached() for story in shard.stories]
     wanted = config.own.num_stories if config.stories == "own" else np.inf
     while len(stories) < wanted and (more := feed.wait()) is not None:
-        stories += more
+        stories += more.stories
     feed.close()
     if config.stories == "own":
         answerer = Answerer(parts, config=config.own, seed=config.seed)
@@ -324,11 +325,6 @@ def _sampler(
         few = len(alike) < 2 * _HELD_EVERY
         sampler.add([story for at, story in enumerate(alike) if few or (at % _HELD_EVERY == 0) == held])
     return sampler
-
-
-def _first_step(config: DidaTraining, device: torch.device) -> int:
-    path = Path(config.out) / "dida.state.pt"
-    return int(loop.load_state(path, device=device)["step"]) if config.loop.resume and path.exists() else 0
 
 
 def write_folder(config: DidaTraining, trainer: DidaTrainer, *, source: Path, manifest: Manifest) -> None:

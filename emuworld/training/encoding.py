@@ -5,6 +5,7 @@ Pictures are encoded once, and their codes kept beside the run, so that a resume
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,14 @@ from emuworld.training.data import (
     save_tokens,
     with_codes,
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardTokens:
+    """The stories of one shard, by the shard's name."""
+
+    stem: str
+    stories: list[TokenStory]
 
 
 class TokenFeed:
@@ -57,38 +66,39 @@ class TokenFeed:
             size=size_px,
             workers=workers,
             follow=follow,
-            skip=[path.stem for path in cache.glob("*.npz")],
+            skip=[path.stem for path in cache.glob("*.npz") if not path.stem.endswith(".part")],
             share=share,
         )
 
-    def cached(self) -> Iterator[list[TokenStory]]:
-        """The stories that an earlier run has encoded already."""
+    def cached(self) -> Iterator[ShardTokens]:
+        """The shards that an earlier run has encoded already."""
         for path in sorted(self._cache.glob("*.npz")):
-            if in_share(path.stem, rank=self._share[0], world=self._share[1]):
-                yield load_tokens(path)
+            mine = in_share(path.stem, rank=self._share[0], world=self._share[1])
+            if mine and not path.stem.endswith(".part"):
+                yield ShardTokens(stem=path.stem, stories=load_tokens(path))
 
-    def ready(self) -> list[TokenStory]:
-        """Stories of a shard that the background has decoded by now, if there is one. One at a time: a feed
-        that is faster than the encoder would hold up the training.
+    def ready(self) -> ShardTokens | None:
+        """A shard that the background has decoded by now, if there is one. One at a time: a feed that is
+        faster than the encoder would hold up the training.
         """
         shard = self._feed.ready()
-        return [] if shard is None else self._encode(shard)
+        return None if shard is None else self._encode(shard)
 
-    def wait(self) -> list[TokenStory] | None:
-        """Stories of the next shard, waiting for it; None where every present shard was given."""
+    def wait(self) -> ShardTokens | None:
+        """The next shard, waiting for it; None where every present shard was given."""
         shard = self._feed.wait()
         return None if shard is None else self._encode(shard)
 
     def close(self) -> None:
         self._feed.close()
 
-    def _encode(self, shard: DecodedShard) -> list[TokenStory]:
+    def _encode(self, shard: DecodedShard) -> ShardTokens:
         frames = shard.frames.to(self._device)
         stories = with_codes(shard.stories, self._codes(frames))
         if self._mirror:
             stories += self._mirrored(shard.stories, frames)
         save_tokens(self._cache / f"{shard.stem}.npz", stories)
-        return stories
+        return ShardTokens(stem=shard.stem, stories=stories)
 
     def _mirrored(self, stories: Sequence[TokenStory], frames: Tensor) -> list[TokenStory]:
         """The stories again, mirrored, but those that show a robot."""
@@ -102,8 +112,8 @@ class TokenFeed:
 
     @torch.no_grad()
     def _codes(self, frames: Tensor) -> np.ndarray:
-        """Codes uint16 [N, h, w], in fp16 arithmetic on a GPU (ten mantissa bits: about as exact as the TF32
-        default), fp32 on a CPU.
+        """Codes [N, h, w], uint16 where they fit; in fp16 arithmetic on a GPU (ten mantissa bits: about as
+        exact as the TF32 default), fp32 on a CPU.
         """
         codes = []
         for chunk in frames.split(256):
@@ -114,4 +124,5 @@ class TokenFeed:
             with torch.autocast(self._device.type, torch.float16, enabled=self._device.type == "cuda"):
                 z = self._latents(pixels)
             codes.append(self._vision.quantize.codes(z)[:num].to(torch.int32))
-        return torch.cat(codes).cpu().numpy().astype(np.uint16)
+        kind = np.uint16 if self._vision.num_codes <= 1 << 16 else np.uint32
+        return torch.cat(codes).cpu().numpy().astype(kind)

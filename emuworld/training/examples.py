@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import Full, Queue
 
 import numpy as np
@@ -80,12 +80,14 @@ class Bucket:
 class Batch:
     """`ids` [B, T + 1] int64, padded; `inputs` [B, T] int64, what the model reads: ids[:, :-1], some of the
     codes replaced; `weights` [B, T] float32 of the targets ids[:, 1:], 0 = not trained; `kind`: the bucket's.
+    `documents` [B, T] int64: the number of the document that each input belongs to; None: a row is one.
     """
 
     kind: str
     ids: np.ndarray
     inputs: np.ndarray
     weights: np.ndarray
+    documents: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,7 @@ class Mixture:
     )
     text_weight: float = 1.0
     visual_weight: float = 0.5
+    answers_only: bool = False  # learn no prompts, in no mode (fine-tuning)
 
 
 class ExampleSampler:
@@ -114,11 +117,14 @@ class ExampleSampler:
         self.size = size
         self.num_frames = 0
         self._stories: list[TokenStory] = []
+        self._shards: dict[str, Sequence[TokenStory]] = {}
         self._by_length: dict[int, np.ndarray] = {}
         self._by_bucket: dict[tuple[str, int, int], np.ndarray] = {}
 
-    def add(self, stories: Sequence[TokenStory]) -> None:
-        self._stories.extend(stories)
+    def add(self, stories: Sequence[TokenStory], *, shard: str = "") -> None:
+        """Stories of a shard. What is drawn depends on which shards are there, not on which came first."""
+        self._shards[shard] = [*self._shards.get(shard, ()), *stories]
+        self._stories = [story for name in sorted(self._shards) for story in self._shards[name]]
         self.num_frames += sum(len(s.codes) for s in stories)
         self._by_length.clear()
         self._by_bucket.clear()
@@ -130,20 +136,26 @@ class ExampleSampler:
         ids = np.full((bucket.batch_size, length + 1), vocabulary.pad, np.int64)
         prompts = np.zeros((bucket.batch_size, 1), np.int64)
         for row, prompt in zip(ids, prompts, strict=True):
-            example = self._example(bucket, rng)
+            example = self.example(bucket, rng)
             kept = example.ids[: length + 1]
             row[: len(kept)] = kept
             prompt[0] = example.prompt_tokens
         targets = ids[:, 1:]
+        weights = self.weights(targets)
+        weights[np.arange(1, length + 1) < prompts] = 0.0  # target i is id i + 1
+        inputs = self.noisy(ids[:, :-1], rng)
+        return Batch(kind=bucket.kind, ids=ids, inputs=inputs, weights=weights)
+
+    def weights(self, targets: np.ndarray) -> np.ndarray:
+        """float32, of targets of any shape: text, visual and control tokens, none for padding."""
+        vocabulary = self.tokenizer.vocabulary
         weights = np.where(
             targets < vocabulary.num_text_tokens, self.mixture.text_weight, self.mixture.visual_weight
         )
         weights[targets == vocabulary.pad] = 0.0
-        weights[np.arange(1, length + 1) < prompts] = 0.0  # target i is id i + 1
-        inputs = self._noisy(ids[:, :-1], rng)
-        return Batch(kind=bucket.kind, ids=ids, inputs=inputs, weights=weights.astype(np.float32))
+        return weights.astype(np.float32)
 
-    def _noisy(self, inputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def noisy(self, inputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A copy with random codes in place of some: every second row none, the others up to `code_noise`."""
         shares = np.maximum(0.0, rng.uniform(-1.0, 1.0, size=(len(inputs), 1))) * self.mixture.code_noise
         start = self.tokenizer.vocabulary.visual_start
@@ -151,11 +163,12 @@ class ExampleSampler:
         noise = rng.integers(start, self.tokenizer.vocabulary.visual_stop, size=inputs.shape)
         return np.where(replaced, noise, inputs)
 
-    def _example(self, bucket: Bucket, rng: np.random.Generator) -> Example:
-        if bucket.kind == "walk":
-            return Example(ids=self._walk(bucket.frames, rng))
-        if bucket.kind == "picture":
-            return Example(ids=self._picture(rng))
+    def example(self, bucket: Bucket, rng: np.random.Generator) -> Example:
+        """One example of a bucket; ValueError where no story is for it."""
+        if bucket.kind in ("walk", "picture"):
+            prompt, ids = self._walk(bucket.frames, rng) if bucket.kind == "walk" else self._picture(rng)
+            learnt = not self.mixture.answers_only
+            return Example(ids=prompt + ids, prompt_tokens=0 if learnt else len(prompt))
         story = self._stories[rng.choice(self._of_bucket(bucket))]
         mixture, tokenizer = self.mixture, self.tokenizer
         shares = Shares(
@@ -211,7 +224,8 @@ class ExampleSampler:
             self._by_length[key] = np.array(fits)
         return self._by_length[key]
 
-    def _walk(self, frames: int, rng: np.random.Generator) -> list[int]:
+    def _walk(self, frames: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        """Ids of the prompt and of the answer."""
         story = self._stories[rng.choice(self._long_enough(frames, worded=True))]
         start = int(rng.integers(len(story.codes) - frames + 1))
         codes = story.codes[start : start + frames].astype(np.int64)
@@ -221,7 +235,7 @@ class ExampleSampler:
             segments = [AnswerSegment(codes=grid) for grid in codes]
             shown = [codes[0]] if from_picture else []
             prompt = unconditional_ids(shown, tokenizer=self.tokenizer)
-            return prompt + answer(segments[len(shown) :], tokenizer=self.tokenizer, ended=False)[0]
+            return prompt, answer(segments[len(shown) :], tokenizer=self.tokenizer, ended=False)[0]
         segments = [AnswerSegment(text=text, codes=grid) for text, grid in zip(texts, codes, strict=True)]
         question = self._question(story, start, rng)
         if from_picture:
@@ -229,10 +243,10 @@ class ExampleSampler:
             prompt = prompt_ids(
                 "explore", question="" if blank else question, images=[codes[0]], tokenizer=self.tokenizer
             )
-            return prompt + answer(segments[1:], tokenizer=self.tokenizer, ended=False)[0]
+            return prompt, answer(segments[1:], tokenizer=self.tokenizer, ended=False)[0]
         segments[0] = AnswerSegment(codes=codes[0])  # the first view of a text-only walk comes without words
         prompt = prompt_ids("explore", question=question, tokenizer=self.tokenizer)
-        return prompt + answer(segments, tokenizer=self.tokenizer, ended=False)[0]
+        return prompt, answer(segments, tokenizer=self.tokenizer, ended=False)[0]
 
     def _question(self, story: TokenStory, start: int, rng: np.random.Generator) -> str:
         """The walk's own prompt where it starts at its first frame (half the time), else what is in view."""
@@ -240,7 +254,8 @@ class ExampleSampler:
             return story.question
         return story.captions[start]
 
-    def _picture(self, rng: np.random.Generator) -> list[int]:
+    def _picture(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        """Ids of the prompt and of the answer."""
         story = self._stories[rng.choice(self._long_enough(1, worded=False))]
         at = int(rng.integers(len(story.codes)))
         segment = [AnswerSegment(codes=story.codes[at].astype(np.int64))]
@@ -248,22 +263,14 @@ class ExampleSampler:
             prompt = unconditional_ids(tokenizer=self.tokenizer)
         else:
             prompt = prompt_ids("t2i", question=story.captions[at], tokenizer=self.tokenizer)
-        return prompt + answer(segment, tokenizer=self.tokenizer)[0]
+        return prompt, answer(segment, tokenizer=self.tokenizer)[0]
 
 
 class BatchStream:
-    """Draws batches ahead in a thread; `(step, bucket index, rank)` decides each batch's random numbers."""
+    """Draws the batches of each step ahead in a thread; whoever changes their source holds `lock`."""
 
-    def __init__(
-        self,
-        sampler: ExampleSampler,
-        *,
-        buckets: tuple[Bucket, ...],
-        seed: int,
-        first_step: int,
-        rank: int = 0,
-    ) -> None:
-        self._sampler, self._buckets, self._seed, self._rank = sampler, buckets, seed, rank
+    def __init__(self, draw: Callable[[int], list[Batch]], *, first_step: int) -> None:
+        self._draw = draw
         self._queue: Queue[list[Batch] | BaseException] = Queue(_BATCHES_AHEAD)
         self._stop = threading.Event()
         self.lock = threading.Lock()
@@ -284,9 +291,7 @@ class BatchStream:
             item: list[Batch] | BaseException
             try:
                 with self.lock:
-                    item = step_batches(
-                        self._sampler, self._buckets, seed=self._seed, step=step, rank=self._rank
-                    )
+                    item = self._draw(step)
             except ValueError as error:
                 item = error
             while not self._stop.is_set():
@@ -301,7 +306,9 @@ class BatchStream:
 def step_batches(
     sampler: ExampleSampler, buckets: tuple[Bucket, ...], *, seed: int, step: int, rank: int = 0
 ) -> list[Batch]:
-    """The batches of one optimiser step, one for each bucket that takes part in it."""
+    """The batches of one optimiser step, one for each bucket that takes part in it; `(step, bucket index,
+    rank)` decides each one's random numbers.
+    """
     return [
         sampler.batch(bucket, np.random.default_rng((seed, step, i, rank)))
         for i, bucket in enumerate(buckets)

@@ -19,6 +19,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from emuworld.training.ranks import Ranks
+from emuworld.training.states import StateStore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class LoopConfig:
 
     Training ends at `max_steps` or after `max_seconds` of training time (earlier runs that were resumed
     count), whichever comes first; the learning rate follows whichever is further: linear warm-up, constant,
-    then linear to zero over the last `decay_fraction`.
+    then linear to zero over the last `decay_fraction`, or warm-up and cosine.
     """
 
     max_steps: int = 10_000
@@ -36,9 +37,17 @@ class LoopConfig:
     decay_fraction: float = 0.4
     log_every_steps: int = 50
     save_every_s: float = 60.0
+    save_every_steps: int = 0  # as well; 0: by the clock alone
+    schedule: str = "trapezoid"  # or "cosine": from the warm-up to minimum_factor along half a cosine
+    minimum_factor: float = 1e-3
     resume: bool = True
 
     def __post_init__(self) -> None:
+        if self.schedule not in ("trapezoid", "cosine") or not 0 <= self.minimum_factor <= 1:
+            raise ValueError(
+                f"schedule is 'trapezoid' or 'cosine' and minimum_factor in 0..1, got {self.schedule!r} and "
+                f"{self.minimum_factor}"
+            )
         if self.max_steps < 1 or self.max_seconds <= 0 or not 0 <= self.decay_fraction <= 1:
             raise ValueError(
                 f"a run needs max_steps >= 1, max_seconds > 0 and decay_fraction in 0..1, "
@@ -50,14 +59,25 @@ class LoopConfig:
 def learning_rate_factor(*, step: int, progress: float, config: LoopConfig) -> float:
     """Factor in (0, 1] for a step, by the share of the run that is over (`progress`, 0 to 1)."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    low = config.minimum_factor
+    if config.schedule == "cosine":
+        return max(warm * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))), 1e-3 * warm)
     decay = (1.0 - progress) / config.decay_fraction if config.decay_fraction > 0 else 1.0
-    return max(min(warm, decay), 1e-3)
+    return max(min(warm, decay), low)
 
 
 class TrainingLog:
-    """Appends one JSON object a line; a line is written whole, so a killed run leaves a readable file."""
+    """Appends one JSON object a line; a line is written whole, so a killed run leaves a readable file.
 
-    def __init__(self, path: Path) -> None:
+    A run that goes on from `step` drops the lines of later steps, which it will do again.
+    """
+
+    def __init__(self, path: Path, *, step: int = 0) -> None:
+        if step and path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            part = path.with_name(f"{path.name}.part")
+            part.write_text("".join(f"{line}\n" for line in kept))
+            part.replace(path)
         self._file = path.open("a", buffering=1)
 
     def write(self, **values: Any) -> None:
@@ -69,24 +89,11 @@ class TrainingLog:
         self._file.close()
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a training state (tensors and plain values) beside and rename, so that a kill never leaves half a
-    file.
-    """
-    part = path.with_suffix(".part")
-    torch.save(dict(state), part)
-    part.replace(path)
-
-
-def load_state(path: Path, *, device: torch.device) -> dict[str, Any]:
-    """Read what `save_state` wrote; nothing but tensors and plain values is unpickled."""
+def _step_of(line: str) -> int:
     try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises several unrelated types for a damaged file
-        raise ValueError(
-            f"the training state {path} cannot be read ({error}); "
-            "delete it, or start anew with loop.resume=false"
-        ) from error
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):  # the end of a line that was being written
+        return 1 << 62
 
 
 def run(
@@ -95,9 +102,7 @@ def run(
     out: Path,
     name: str,
     train_step: Callable[[int, float], Mapping[str, float | torch.Tensor]],
-    get_state: Callable[[], Mapping[str, Any]],
-    set_state: Callable[[Mapping[str, Any]], None],
-    device: torch.device,
+    store: StateStore,
     on_log: Callable[[int], Mapping[str, float]] | None = None,
     on_save: Callable[[], None] | None = None,
     ranks: Ranks | None = None,
@@ -109,27 +114,21 @@ def run(
     Ctrl-C and SIGTERM save the state and end the run cleanly. Of several `ranks` all end at
     the same step, and the first alone writes, logs and shows progress.
     """
-    ranks = ranks or Ranks(device)
+    ranks = ranks or Ranks(torch.device("cpu"))
     out.mkdir(parents=True, exist_ok=True)
-    state_path = out / f"{name}.state.pt"
-    step, spent_s = 0, 0.0
-    if config.resume and state_path.exists():
-        state = load_state(state_path, device=device)
-        set_state(state["stage"])
-        step, spent_s = state["step"], state["spent_s"]
-    log = TrainingLog(out / f"{name}.log.jsonl") if ranks.first else None
+    saved = store.load() if config.resume else None
+    step, spent_s = (int(saved["step"]), saved["spent_s"]) if saved else (0, 0.0)
+    log = TrainingLog(out / f"{name}.log.jsonl", step=step) if ranks.first else None
     stop: list[int] = []
     previous = {
         s: signal.signal(s, lambda number, _frame: stop.append(number))
         for s in (signal.SIGINT, signal.SIGTERM)
     }
     start = last_save = time.monotonic()
+    last_step = step if saved else -1
 
     def save() -> None:
-        save_state(
-            state_path,
-            {"stage": dict(get_state()), "step": step, "spent_s": spent_s + time.monotonic() - start},
-        )
+        store.save({"step": step, "spent_s": spent_s + time.monotonic() - start})
         if on_save:
             on_save()
 
@@ -138,26 +137,29 @@ def run(
             task = bar.add_task(name, total=1.0, figures="")
             while True:
                 elapsed_s = spent_s + time.monotonic() - start
-                progress, stopped = ranks.highest(
-                    max(step / config.max_steps, elapsed_s / config.max_seconds), float(bool(stop))
+                progress, stopped, due = ranks.highest(
+                    max(step / config.max_steps, elapsed_s / config.max_seconds),
+                    float(bool(stop)),
+                    float(step > last_step and _due(config, step, time.monotonic() - last_save)),
                 )
                 if progress >= 1.0 or stopped:
                     break
+                if due:
+                    save()
+                    last_save, last_step = time.monotonic(), step
                 figures = train_step(step, learning_rate_factor(step=step, progress=progress, config=config))
                 step += 1
-                if log is not None and (step % config.log_every_steps == 0 or step == 1):
+                if step % config.log_every_steps == 0 or step == 1:
                     values = {k: float(v) for k, v in figures.items()} | dict(on_log(step) if on_log else {})
                     elapsed_s = spent_s + time.monotonic() - start
-                    log.write(step=step, seconds=elapsed_s, **values)
-                    _refuse_nan(values, step=step, state_path=state_path)
+                    if log is not None:
+                        log.write(step=step, seconds=elapsed_s, **values)
+                    _refuse_nan(values, step=step, place=store.place)
                     shown = f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
                     bar.update(task, completed=progress, figures=shown)
-                    if not bar.console.is_terminal:
+                    if ranks.first and not bar.console.is_terminal:
                         print(f"{name} {elapsed_s:.0f}s {shown}", flush=True)
-                if log is not None and time.monotonic() - last_save > config.save_every_s:
-                    save()
-                    last_save = time.monotonic()
-        if log is not None:
+        if step > last_step:
             save()
     finally:
         for number, handler in previous.items():
@@ -165,15 +167,20 @@ def run(
         if log is not None:
             log.close()
     if stopped:
-        raise SystemExit(f"{name} stopped at step {step}; the same command resumes from {state_path}")
+        raise SystemExit(f"{name} stopped at step {step}; the same command resumes from {store.place}")
     return step
 
 
-def _refuse_nan(values: Mapping[str, float], *, step: int, state_path: Path) -> None:
+def _due(config: LoopConfig, step: int, since_s: float) -> bool:
+    every = config.save_every_steps
+    return since_s > config.save_every_s or bool(every and step % every == 0)
+
+
+def _refuse_nan(values: Mapping[str, float], *, step: int, place: Path) -> None:
     bad = [name for name, value in values.items() if math.isnan(value)]
     if bad:
         raise ValueError(
-            f"{', '.join(bad)} became NaN at step {step}; the last saved state is {state_path}: "
+            f"{', '.join(bad)} became NaN at step {step}; the last saved state is {place}: "
             "resume with a lower learning rate"
         )
 

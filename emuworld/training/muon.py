@@ -2,7 +2,8 @@
 
 `torch.optim.Muon` takes the matrices one by one: for 56 small ones that is some 2,500 kernel launches, 43 of
 74 ms of a training step on an H200 (docs/log.md). The same arithmetic on stacks of equal shapes is a few
-dozen launches. Equal to torch's to rounding, which a test holds.
+dozen launches. Equal to torch's to rounding, which a test holds. Matrices that are cut among processes are
+gathered for it.
 
 Source: Jordan et al., Muon (2024): momentum, five Newton-Schulz iterations in bf16, step; the step's size as
 in Moonlight (arXiv 2502.16982), 0.2 * sqrt(longer side), so that learning rates of AdamW carry over.
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -58,10 +60,23 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         torch._foreach_lerp_(buffers, gradients, 1.0 - group["momentum"])
         moved = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        directions = orthogonalised(torch.stack(moved)).to(parameters[0].dtype)
+        directions = orthogonalised(torch.stack([_whole(m) for m in moved])).to(parameters[0].dtype)
         size = 0.2 * max(parameters[0].shape) ** 0.5
         torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(directions.unbind()), alpha=-group["lr"] * size)
+        parts = [_part(d, like=p) for d, p in zip(directions.unbind(), parameters, strict=True)]
+        torch._foreach_add_(parameters, parts, alpha=-group["lr"] * size)
+
+
+def _whole(matrix: Tensor) -> Tensor:
+    """A matrix that is cut among processes, gathered: its singular values are those of the whole."""
+    return matrix.full_tensor() if isinstance(matrix, DTensor) else matrix
+
+
+def _part(matrix: Tensor, *, like: Tensor) -> Tensor:
+    """What belongs to this process of a whole matrix that every process has computed."""
+    if not isinstance(like, DTensor):
+        return matrix
+    return distribute_tensor(matrix, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def orthogonalised(matrices_NRC: Tensor) -> Tensor:

@@ -13,13 +13,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from emuworld.decoding.sampling import Sampling, Truncation
@@ -40,13 +38,15 @@ from emuworld.training.examples import (
     Bucket,
     ExampleSampler,
     Mixture,
+    step_batches,
 )
-from emuworld.training.muon import Muon
+from emuworld.training.packing import Packing, packed_batches
 from emuworld.training.ranks import Ranks
+from emuworld.training.states import ShardedStore, first_step
 from emuworld.training.text import FILE_NAME as TEXT_FILE
+from emuworld.training.trainer import Optimisation, SupervisedTrainer
 
 _SHARD_EVERY_STEPS = 8
-_COPY_EVERY_STEPS = 200  # equal gradients keep copies equal but for rounding; so often it is undone
 
 SAMPLING = {  # what the environments draw with unless told otherwise; lower temperatures end in bare walls
     "explore": Sampling(
@@ -59,9 +59,10 @@ SAMPLING |= dict.fromkeys(("story", "howto", "vla"), SAMPLING["explore"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainTraining:
+class PretrainTraining(Optimisation):
     """Settings of the stage; yaml chooses values, the defaults are the built-in model's."""
 
+    name: str = "pretrain"  # of its states and log; stages that follow each other in one folder need others
     shards: str = "outputs/data/train"
     validation_shards: str | None = None
     vision: str = "outputs/train/tokenizer"
@@ -72,19 +73,17 @@ class PretrainTraining:
     first_frames: int = 4_096
     wait_for_data_s: float = 0.0
     device: str = "auto"
-    compile: bool = False
+    parallel: str = "fsdp"  # of several processes (torchrun): fsdp, or tp, which cuts every layer
+    tensor_ranks: int = 0  # with parallel=tp, processes that share a layer; 0: all
     model: str = "small"
-    optimizer: str = "muon"
-    learning_rate: float = 3e-3  # of the matrices inside the layers
-    embedding_learning_rate: float = 2e-3
-    weight_decay: float = 0.1
-    gradient_clip: float = 1.0
+    dropout: float = 0.0  # of embeddings, attention weights and outputs; the paper has 0.1
     # Batch sizes are those of all processes together.
     buckets: tuple[Bucket, ...] = (
         Bucket(kind="walk", frames=12, batch_size=16),
         Bucket(kind="picture", batch_size=64),
         Bucket(kind="walk", frames=42, batch_size=2, every=4),
     )
+    packing: Packing = dataclasses.field(default_factory=Packing)
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
     mirror: bool = True  # learn from mirrored pictures too, left and right exchanged in their words
     validate_every_steps: int = 500
@@ -94,120 +93,24 @@ class PretrainTraining:
     follow_shards: bool = False  # go on looking for shards that a renderer is still writing
     loop: loop.LoopConfig = dataclasses.field(default_factory=loop.LoopConfig)
 
-    def __post_init__(self) -> None:
-        if self.optimizer not in ("muon", "adamw"):
-            raise ValueError(f"optimizer {self.optimizer!r} is not known; expected 'muon' or 'adamw'")
+
+def new_model(config: PretrainTraining, *, vocabulary: Vocabulary) -> Transformer:
+    """The transformer that the stage begins with, alike in every process: on the CPU, in fp32."""
+    if config.init_from:
+        return with_dropout(checkpoint.load(config.init_from, dtype=torch.float32), config.dropout).train()
+    shape = transformer_config(config.model, vocab_size=vocabulary.size)
+    model = Transformer(dataclasses.replace(shape, attention_dropout=config.dropout))
+    model.init_weights(torch.Generator().manual_seed(config.seed))
+    return model
 
 
-class SupervisedTrainer:
-    """Transformer, optimisers and one training step."""
-
-    def __init__(
-        self, config: PretrainTraining, *, tokenizer: TextTokenizer, device: torch.device, ranks: Ranks
-    ) -> None:
-        self.config = config
-        self.device = device
-        self.ranks = ranks
-        self.vocabulary = tokenizer.vocabulary
-        self.model = self._new_model().to(device)
-        self.optimizers = make_optimizers(self.model, config)
-        self.batches: Callable[[], list[Batch]] = list
-        self._losses = self._weighted_losses
-        if config.compile:  # a compilation a bucket, each with its own fixed shape
-            self._losses = torch.compile(self._weighted_losses, dynamic=False)
-
-    def _new_model(self) -> Transformer:
-        if self.config.init_from:
-            return checkpoint.load(self.config.init_from, device="cpu", dtype=torch.float32)
-        model = Transformer(transformer_config(self.config.model, vocab_size=self.vocabulary.size))
-        model.init_weights(torch.Generator().manual_seed(self.config.seed))
-        return model
-
-    def _weighted_losses(
-        self, inputs: Tensor, targets: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum of weighted losses, and the plain losses of text and of visual targets as sums (nats)."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits_BTV = self.model.logits(self.model(inputs))
-        losses = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), targets.flatten(), reduction="none"
-        ).view_as(targets)
-        visual = (targets >= self.vocabulary.visual_start) & (weights > 0)
-        text = (targets < self.vocabulary.num_text_tokens) & (weights > 0)
-        plain = losses.detach()
-        return (losses * weights).sum(), (plain * text).sum(), (plain * visual).sum()
-
-    def step(self, step: int, factor: float) -> Mapping[str, float | Tensor]:
-        """One optimiser step over a batch of each bucket; losses are means over its tokens, in nats."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor
-            optimizer.zero_grad(set_to_none=True)
-        batches = self.batches()
-        total_weight = float(sum(batch.weights.sum() for batch in batches))
-        text = visual = torch.zeros((), device=self.device)
-        for batch in batches:
-            loss, text_sum, visual_sum = self._losses(*self._to_device(batch))
-            (loss / total_weight).backward()
-            text, visual = text + text_sum, visual + visual_sum
-        self.ranks.average_gradients(self.model.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        if step % _COPY_EVERY_STEPS == 0:
-            self.ranks.copy_first(self.model.parameters())
-        counts = [self._counts(batch) for batch in batches]
-        return {
-            "visual_loss": visual / max(1, sum(c[1] for c in counts)),
-            "text_loss": text / max(1, sum(c[0] for c in counts)),
-            "gradient_norm": norm,
-            "tokens": float(sum(batch.weights.size for batch in batches) * self.ranks.world),
-        }
-
-    def validation_losses(self, batches: list[Batch]) -> dict[str, float]:
-        """Mean losses in nats over given batches, and of pictures for each kind of bucket by itself."""
-        self.model.eval()
-        sums = {
-            kind: self._sums([b for b in batches if b.kind == kind]) for kind in {b.kind for b in batches}
-        }
-        self.model.train()
-        text, num_text, visual, num_visual = np.sum(list(sums.values()), axis=0)
-        figures = {
-            "validation_visual_loss": float(visual / max(1, num_visual)),
-            "validation_text_loss": float(text / max(1, num_text)),
-        }
-        for kind, of_kind in sorted(sums.items()):
-            figures[f"validation_visual_loss_{kind}"] = of_kind[2] / max(1, of_kind[3])
-        return figures
-
-    @torch.no_grad()
-    def _sums(self, batches: list[Batch]) -> tuple[float, int, float, int]:
-        """Sum of text losses and number of text targets, the same of visual ones."""
-        text, num_text, visual, num_visual = 0.0, 0, 0.0, 0
-        for batch in batches:
-            _, text_sum, visual_sum = self._weighted_losses(*self._to_device(batch))
-            counts = self._counts(batch)
-            text, num_text = text + float(text_sum), num_text + counts[0]
-            visual, num_visual = visual + float(visual_sum), num_visual + counts[1]
-        return text, num_text, visual, num_visual
-
-    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs, targets and weights, [B, T] each."""
-        inputs, ids, weights = (torch.from_numpy(a) for a in (batch.inputs, batch.ids, batch.weights))
-        return inputs.to(self.device), ids.to(self.device)[:, 1:], weights.to(self.device)
-
-    def _counts(self, batch: Batch) -> tuple[int, int]:
-        targets, trained = batch.ids[:, 1:], batch.weights > 0
-        text = int(((targets < self.vocabulary.num_text_tokens) & trained).sum())
-        return text, int(((targets >= self.vocabulary.visual_start) & trained).sum())
-
-    def state(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers]}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+def with_dropout(model: Transformer, dropout: float) -> Transformer:
+    """The same weights under another dropout."""
+    with torch.device("meta"):
+        other = Transformer(dataclasses.replace(model.config, attention_dropout=dropout))
+    other.load_state_dict(model.state_dict(), assign=True)
+    other.tie_weights()
+    return other
 
 
 def transformer_config(name: str, *, vocab_size: int) -> TransformerConfig:
@@ -215,109 +118,160 @@ def transformer_config(name: str, *, vocab_size: int) -> TransformerConfig:
     return sized(name, vocab_size=vocab_size)
 
 
-def make_optimizers(model: Transformer, config: PretrainTraining) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon for the matrices inside the layers and AdamW for the rest."""
-    matrices = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2]
-    inside = {id(p) for p in matrices}
-    embeddings = [p for p in model.parameters() if id(p) not in inside and p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    groups: list[dict[str, Any]] = [
-        {"params": embeddings, "base_lr": config.embedding_learning_rate, "weight_decay": 0.0},
-        {"params": vectors, "base_lr": config.embedding_learning_rate, "weight_decay": 0.0},
-    ]
-    fused = model.device.type == "cuda"
-    if config.optimizer == "adamw":
-        groups.append(
-            {"params": matrices, "base_lr": config.learning_rate, "weight_decay": config.weight_decay}
-        )
-        return [torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=fused)]
-    muon = Muon([{"params": matrices, "base_lr": config.learning_rate}], weight_decay=config.weight_decay)
-    return [torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=fused), muon]
-
-
 def train(config: PretrainTraining) -> dict[str, float]:
     """Run the stage; writes a folder that `emuworld.load` opens into `config.out`, whenever it saves its
     state.
     """
     device = pick_device(config.device)
-    ranks = Ranks(device)
+    ranks = Ranks(device, parallel=config.parallel, tensor_ranks=config.tensor_ranks)
     torch.set_float32_matmul_precision("high")
     wait_for_shards(config.shards, timeout_s=config.wait_for_data_s)
     out = Path(config.out)
     vision = VisionTokenizer.load(config.vision, device=device)
     vision = vision.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
     tokenizer = text_tokenizer(config.text, num_visual_tokens=vision.num_codes)
-    side = config.size_px // DOWNSAMPLE
-    fingerprint = hashlib.sha256((Path(config.vision) / "vision.safetensors").read_bytes()).hexdigest()[:12]
-
-    def sampler_of(folder: str, name: str) -> tuple[ExampleSampler, TokenFeed]:
-        feed = TokenFeed(
-            folder,
-            vision=vision,
-            cache=out / f"tokens-{name}-{fingerprint}",
-            follow=config.follow_shards and name == "train",
-            size_px=config.size_px,
-            workers=config.workers,
-            compile=config.compile,
-            device=device,
-            mirror=config.mirror and name == "train",
-            share=(ranks.rank, ranks.world) if name == "train" else (0, 1),
-        )
-        sampler = ExampleSampler(tokenizer=tokenizer, mixture=config.mixture, size=(side, side))
-        for stories in feed.cached():
-            sampler.add(stories)
-        return sampler, feed
-
-    sampler, feed = sampler_of(config.shards, "train")
-    while sampler.num_frames < config.first_frames and (stories := feed.wait()) is not None:
-        sampler.add(stories)
-    validation = _validation_batches(config, sampler_of) if config.validation_shards and ranks.first else []
-    trainer = SupervisedTrainer(config, tokenizer=tokenizer, device=device, ranks=ranks)
-    stream = BatchStream(
-        sampler,
-        buckets=tuple(dataclasses.replace(b, batch_size=ranks.share(b.batch_size)) for b in config.buckets),
+    model = new_model(config, vocabulary=tokenizer.vocabulary)
+    examples = _Examples(config, vision=vision, tokenizer=tokenizer, ranks=ranks) if ranks.leads_row else None
+    drawn = examples.validation() if examples and ranks.first else []
+    validation = ranks.from_first(drawn if ranks.first else None)
+    trainer = SupervisedTrainer(
+        model,
+        config=config,
+        vocabulary=tokenizer.vocabulary,
+        device=device,
+        ranks=ranks,
+        next_batches=examples.stream.next if examples else list,
         seed=config.seed,
-        first_step=_first_step(config, device),
-        rank=ranks.rank,
     )
-    trainer.batches = stream.next
 
     def train_step(step: int, factor: float) -> Mapping[str, float | Tensor]:
-        if step % _SHARD_EVERY_STEPS == 0 and (stories := feed.ready()):
-            with stream.lock:
-                sampler.add(stories)
+        if examples and step % _SHARD_EVERY_STEPS == 0:
+            examples.refresh()
         return trainer.step(step, factor)
 
     def on_log(step: int) -> Mapping[str, float]:
-        figures = {"frames": float(sampler.num_frames)}
+        figures = {"frames": float(examples.sampler.num_frames)} if examples else {}
         if validation and step % config.validate_every_steps == 0:
             figures |= trainer.validation_losses(validation)
         return figures
 
     def on_save() -> None:
-        checkpoint.save(out, trainer.model, dtype=torch.bfloat16)
-        complete_folder(config, vocabulary=tokenizer.vocabulary)
+        whole = trainer.whole_model(torch.bfloat16)
+        if whole is not None:
+            checkpoint.save(out, whole, dtype=torch.bfloat16)
+            complete_folder(config, vocabulary=tokenizer.vocabulary)
 
     try:
         loop.run(
             config.loop,
             out=out,
-            name="pretrain",
+            name=config.name,
             train_step=train_step,
-            get_state=trainer.state,
-            set_state=trainer.set_state,
-            device=device,
+            store=ShardedStore(
+                out, config.name, module=trainer.model, optimizers=trainer.optimizers, ranks=ranks
+            ),
             on_log=on_log,
             on_save=on_save,
             ranks=ranks,
         )
     finally:
-        stream.close()
-        feed.close()
+        if examples:
+            examples.close()
+    figures = trainer.validation_losses(validation) if validation else {}
     ranks.close()
-    if not ranks.first:
-        return {}
-    return trainer.validation_losses(validation) if validation else {}
+    return figures if ranks.first else {}
+
+
+class _Examples:
+    """What one row of processes learns from: its share of the shards, and batches drawn from it."""
+
+    def __init__(
+        self, config: PretrainTraining, *, vision: VisionTokenizer, tokenizer: TextTokenizer, ranks: Ranks
+    ) -> None:
+        self._config, self._vision, self._tokenizer, self._ranks = config, vision, tokenizer, ranks
+        self.sampler, self._feed = self._open(config.shards, "train")
+        while self.sampler.num_frames < config.first_frames and (shard := self._feed.wait()) is not None:
+            self.sampler.add(shard.stories, shard=shard.stem)
+        if not self.sampler.num_frames:
+            raise ValueError(
+                f"none of the shards in {config.shards} falls to process {ranks.rank} of {ranks.world}; "
+                "build more and smaller shards (episodes_per_shard), or start fewer processes"
+            )
+        if config.packing.tokens:
+            ranks.share(config.packing.rows)
+        self._buckets = tuple(
+            b if config.packing.tokens else dataclasses.replace(b, batch_size=ranks.share(b.batch_size))
+            for b in config.buckets
+        )
+        resumed = first_step(Path(config.out), config.name) if config.loop.resume else 0
+        self.stream = BatchStream(self._draw, first_step=resumed)
+
+    def _draw(self, step: int) -> list[Batch]:
+        config, ranks = self._config, self._ranks
+        if not config.packing.tokens:
+            return step_batches(
+                self.sampler, self._buckets, seed=config.seed, step=step, rank=ranks.data_rank
+            )
+        return packed_batches(
+            self.sampler,
+            self._buckets,
+            packing=config.packing,
+            seed=config.seed,
+            step=step,
+            rank=ranks.data_rank,
+            world=ranks.data_world,
+        )
+
+    def refresh(self) -> None:
+        """Take in a shard that is ready, if there is one."""
+        if (shard := self._feed.ready()) is not None:
+            with self.stream.lock:
+                self.sampler.add(shard.stories, shard=shard.stem)
+
+    def validation(self) -> list[Batch]:
+        """Batches of every bucket from the validation shards, where there are some."""
+        config = self._config
+        if not config.validation_shards:
+            return []
+        sampler, feed = self._open(config.validation_shards, "validation")
+        while (shard := feed.wait()) is not None:
+            sampler.add(shard.stories, shard=shard.stem)
+        feed.close()
+        rng = np.random.default_rng((config.seed, 1))
+        if config.packing.tokens:
+            packing = dataclasses.replace(config.packing, rows=config.validation_batches, rows_at_once=1)
+            return packed_batches(
+                sampler, config.buckets, packing=packing, seed=config.seed, step=1 << 40, rank=0, world=1
+            )
+        return [
+            sampler.batch(bucket, rng) for bucket in config.buckets for _ in range(config.validation_batches)
+        ]
+
+    def close(self) -> None:
+        self.stream.close()
+        self._feed.close()
+
+    def _open(self, folder: str, name: str) -> tuple[ExampleSampler, TokenFeed]:
+        config, ranks = self._config, self._ranks
+        weights = (Path(config.vision) / "vision.safetensors").read_bytes()
+        train = name == "train"
+        feed = TokenFeed(
+            folder,
+            vision=self._vision,
+            cache=Path(config.out) / f"tokens-{name}-{hashlib.sha256(weights).hexdigest()[:12]}",
+            follow=config.follow_shards and train,
+            size_px=config.size_px,
+            workers=config.workers,
+            compile=config.compile,
+            device=next(self._vision.parameters()).device,
+            mirror=config.mirror and train,
+            share=(ranks.data_rank, ranks.data_world) if train else (0, 1),
+        )
+        side = config.size_px // DOWNSAMPLE
+        sampler = ExampleSampler(tokenizer=self._tokenizer, mixture=config.mixture, size=(side, side))
+        for shard in feed.cached():
+            sampler.add(shard.stories, shard=shard.stem)
+        return sampler, feed
 
 
 def complete_folder(config: PretrainTraining, *, vocabulary: Vocabulary) -> None:
@@ -345,20 +299,3 @@ def text_tokenizer(path: str, *, num_visual_tokens: int) -> TextTokenizer:
     return TextTokenizer.builtin(
         path, vocabulary=builtin(num_text_tokens=num_text_tokens, num_visual_tokens=num_visual_tokens)
     )
-
-
-def _first_step(config: PretrainTraining, device: torch.device) -> int:
-    path = Path(config.out) / "pretrain.state.pt"
-    return int(loop.load_state(path, device=device)["step"]) if config.loop.resume and path.exists() else 0
-
-
-def _validation_batches(
-    config: PretrainTraining, sampler_of: Callable[[str, str], tuple[ExampleSampler, TokenFeed]]
-) -> list[Batch]:
-    assert config.validation_shards
-    sampler, feed = sampler_of(config.validation_shards, "validation")
-    while (stories := feed.wait()) is not None:
-        sampler.add(stories)
-    feed.close()
-    rng = np.random.default_rng((config.seed, 1))
-    return [sampler.batch(bucket, rng) for bucket in config.buckets for _ in range(config.validation_batches)]

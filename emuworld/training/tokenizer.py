@@ -25,6 +25,7 @@ from emuworld.training import loop
 from emuworld.training.data import FramePool, ShardFeed, wait_for_shards
 from emuworld.training.devices import pick_device
 from emuworld.training.ranks import Ranks
+from emuworld.training.states import FileStore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,9 +244,7 @@ def train(config: TokenizerTraining) -> dict[str, float]:
         out=out,
         name="tokenizer",
         train_step=trainer.step,
-        get_state=trainer.state,
-        set_state=trainer.set_state,
-        device=device,
+        store=FileStore(out / "tokenizer.state.pt", get=trainer.state, put=trainer.set_state, device=device),
         on_save=lambda: trainer.model.save(out),
     )
     feed.close()

@@ -189,7 +189,9 @@ def test_robots_are_not_mirrored_and_old_files_are_read(
         mirror=True,
         share=(0, 1),
     )
-    read = feed.wait()
+    shard = feed.wait()
+    assert shard is not None
+    read = shard.stories
     assert read is not None
     assert [(story.kind, story.question) for story in read] == [
         ("vla", "turn left"),
@@ -200,7 +202,7 @@ def test_robots_are_not_mirrored_and_old_files_are_read(
     expected = vision.encode(torch.from_numpy(half[:, ::-1].copy())[None])[0].numpy()
     np.testing.assert_array_equal(read[3].codes[0], expected)
     assert not (read[3].codes == read[1].codes).all()
-    (cached,) = feed.cached()
+    (cached,) = [shard.stories for shard in feed.cached()]
     assert [(s.kind, s.num_references, s.texts) for s in cached] == [
         (s.kind, s.num_references, s.texts) for s in read
     ]
@@ -227,7 +229,8 @@ def test_a_resumed_run_equals_an_unbroken_one(shards: Path, vision_folder: Path,
 
 
 def test_a_damaged_state_says_what_to_do(shards: Path, vision_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "pretrain.state.pt").write_bytes(b"not a training state")
+    (tmp_path / "pretrain.state-3").mkdir()
+    (tmp_path / "pretrain.state-3" / ".metadata").write_bytes(b"not a training state")
     with pytest.raises(ValueError, match=r"loop\.resume=false"):
         supervised.train(_pretrain_config(shards, vision_folder, tmp_path, steps=1))
 
@@ -327,3 +330,20 @@ def test_moves_stay_within_their_bounds() -> None:
     assert 0.8 < moves[:, 0, 0].min() < 0.85 and 1.2 < moves[:, 0, 0].max() < 1.25
     assert 0.9 < np.abs(moves[:, 0, 2]).max() <= 1.0 and 0.45 < np.abs(moves[:, 1, 2]).max() <= 0.5
     assert not moves[:, 0, 1].any() and not moves[:, 1, 0].any()
+
+
+def test_a_truncated_shard_is_told_once_and_left_out(
+    shards: Path, vision_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in shards.glob("*.stories"):
+        (data / path.name).write_bytes(path.read_bytes())
+    whole = (shards / "walk-0.stories").read_bytes()
+    (data / "walk-00-cut.stories").write_bytes(whole[: len(whole) // 2])
+    config = _pretrain_config(shards, vision_folder, tmp_path / "out", steps=2)
+    supervised.train(dataclasses.replace(config, shards=str(data), first_frames=10_000))
+    said = capsys.readouterr().err
+    assert said.count("a shard is left out") == 1 and "walk-00-cut.stories" in said
+    lines = (tmp_path / "out" / "pretrain.log.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["frames"] == 2 * 2 * 8 * 6  # of the whole shards, and mirrored

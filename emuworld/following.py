@@ -1,0 +1,85 @@
+"""A model that is cut among processes: one leads, the others follow.
+
+The first process runs the command, the environment or the search as ever. Whatever it asks of the transformer
+goes to the others first, as plans of segments: all then compute the same segments from the same caches, and
+draw the same tokens (`SplitTransformer`, `TokenUniforms`). Only the first sees pictures and writes files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from emuworld import parallel
+from emuworld.cache_pool import CachedModel, CachePool
+from emuworld.context import Context
+from emuworld.decoding.autoregressive import News, StepCallback, Written, finish
+from emuworld.decoding.dida import Painter
+from emuworld.segments import Plan, SegmentWriter
+
+_END, _CLEAR = "end", "clear"
+
+
+class _LeadingWriter(SegmentWriter):
+    """Tells the plans, then writes them to their end: who follows does not wait for a listener."""
+
+    def write(
+        self, plans: Sequence[Plan], on_step: StepCallback | None = None
+    ) -> Generator[News, None, list[Written]]:
+        _tell(list(plans))
+        told: list[News] = []
+        writing = super().write(plans, on_step)
+        while True:
+            try:
+                told.append(next(writing))
+            except StopIteration as end:
+                yield from told
+                written: list[Written] = end.value
+                return written
+
+
+class _LeadingCaches(CachePool):
+    def clear(self) -> None:
+        _tell(_CLEAR)
+        super().clear()
+
+
+def writer_and_caches(
+    transformer: CachedModel, *, context: Context, cache_bytes: int | None, painter: Painter | None
+) -> tuple[SegmentWriter, CachePool]:
+    """What a model writes with: plainly, or as the leader or a follower of the processes that have joined.
+    What draws pictures at once is not cut, and left out there.
+    """
+    if parallel.tensor_group() is not None:
+        painter = None
+    leads = parallel.tensor_group() is not None and dist.get_rank() == 0
+    caches = (_LeadingCaches if leads else CachePool)(transformer, max_bytes=cache_bytes)
+    writer = _LeadingWriter if leads else SegmentWriter
+    return writer(transformer, context=context, caches=caches, painter=painter), caches
+
+
+def follow(writer: SegmentWriter, caches: CachePool) -> None:
+    """Write what the leader writes, until it ends."""
+    while (told := _hear()) != _END:
+        if told == _CLEAR:
+            caches.clear()
+        else:
+            finish(writer.write(told))
+
+
+def end() -> None:
+    """The leader has no more work: the others return from `follow`."""
+    _tell(_END)
+
+
+def _tell(what: Any) -> None:
+    dist.broadcast_object_list([what], src=0, device=torch.device("cpu"))
+
+
+def _hear() -> Any:
+    box: list[Any] = [None]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]

@@ -1,0 +1,180 @@
+"""Answers that a model in training draws to prompts, with the engine that serves worlds.
+
+On the CPU the model itself draws; on CUDA a bf16 copy in the fused form, into which the weights are copied
+before each round, so that recorded graphs stay good.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from emuworld import pictures
+from emuworld.cache_pool import CachedModel, CachePool
+from emuworld.context import Context
+from emuworld.decoding.autoregressive import finish
+from emuworld.decoding.sampling import Sampling
+from emuworld.manifest import Manifest
+from emuworld.model.fused import fused
+from emuworld.model.transformer import Transformer
+from emuworld.segments import SegmentWriter
+from emuworld.state import FINGERPRINT_BYTES, WorldState, block_codes, image_blocks
+from emuworld.tokens.sequence import parse_answer, prompt_ids
+from emuworld.tokens.text import TextTokenizer
+from emuworld.tokens.vision import VisionTokenizer
+from emuworld.training.rewards import Answer
+
+_FINGERPRINT = bytes(FINGERPRINT_BYTES)  # worlds of a round live no longer than its weights
+_WORDLESS = ("t2i", "x2i", "explore")  # what is drawn first in these modes is a picture
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What is asked: words, codes [h, w] of reference pictures, the commands of an answer's steps (none: the
+    model writes them, `steps` of them), and what a reward may want to know besides.
+    """
+
+    mode: str
+    text: str
+    codes: tuple[np.ndarray, ...] = ()
+    commands: tuple[str, ...] = ()
+    steps: int = 1
+    truth: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Rollout:
+    """An answer's ids behind its prompt's, and which of them were drawn (True), not given or forced."""
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    drawn: np.ndarray  # [len(answer_ids)] bool
+    answer: Answer
+
+
+class Drawer:
+    """Draws answers with the weights that a transformer has at the time."""
+
+    def __init__(
+        self,
+        policy: Transformer,
+        *,
+        vision: VisionTokenizer,
+        tokenizer: TextTokenizer,
+        manifest: Manifest,
+        size_px: int,
+    ) -> None:
+        self._policy, self._vision, self._tokenizer, self._manifest = policy, vision, tokenizer, manifest
+        self._size = (size_px, size_px)
+        self._copy = copy.deepcopy(policy).to(torch.bfloat16) if policy.device.type == "cuda" else None
+        self._engine: CachedModel = policy if self._copy is None else fused(self._copy)
+        self._caches = CachePool(self._engine)
+        context = Context(
+            manifest=manifest,
+            tokenizer=tokenizer,
+            fingerprint=_FINGERPRINT,
+            max_tokens=policy.config.max_position_embeddings,
+        )
+        self._writer = SegmentWriter(self._engine, context=context, caches=self._caches)
+
+    @torch.no_grad()
+    def draw(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, sampling: Sampling, at_once: int = 64
+    ) -> list[Rollout]:
+        """An answer for each prompt; `seeds` decide what is drawn."""
+        training = self._policy.training
+        self._policy.eval()
+        if self._copy is not None:
+            for mine, theirs in zip(self._copy.parameters(), self._policy.parameters(), strict=True):
+                mine.copy_(theirs)
+        self._caches.clear()
+        drawn: list[Rollout] = []
+        for start in range(0, len(prompts), at_once):
+            part = slice(start, start + at_once)
+            drawn += self._together(prompts[part], seeds[part], sampling)
+        self._policy.train(training)
+        return drawn
+
+    def _together(self, prompts: Sequence[Prompt], seeds: Sequence[int], sampling: Sampling) -> list[Rollout]:
+        states = [self._begin(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        drawn: list[list[bool]] = [[] for _ in prompts]
+        for step in range(max(len(p.commands) or p.steps for p in prompts)):
+            going = [
+                i
+                for i, p in enumerate(prompts)
+                if step < (len(p.commands) or p.steps) and not states[i].ended
+            ]
+            plans = [
+                self._writer.plan(states[i], _text(prompts[i], step, states[i]), sampling) for i in going
+            ]
+            for i, plan, written in zip(
+                going, plans, finish(self._writer.write(plans)) if plans else (), strict=True
+            ):
+                ended = parse_answer(written.ids, tokenizer=self._tokenizer).ended
+                drawn[i] += self._chosen(written.ids, len(plan.forced))
+                states[i] = dataclasses.replace(
+                    plan.state,
+                    answer_ids=(*plan.state.answer_ids, *written.ids),
+                    step=plan.state.step + 1,
+                    ended=ended or plan.state.mode in ("t2i", "x2i"),
+                )
+        return [self._rollout(*one) for one in zip(prompts, states, drawn, strict=True)]
+
+    def _begin(self, prompt: Prompt, seed: int) -> WorldState:
+        ids = prompt_ids(prompt.mode, question=prompt.text, images=prompt.codes, tokenizer=self._tokenizer)
+        return WorldState(
+            mode=prompt.mode,
+            prompt_ids=tuple(ids),
+            answer_ids=(),
+            seed=seed,
+            step=0,
+            size=self._size,
+            ended=False,
+            fingerprint=_FINGERPRINT,
+        )
+
+    def _chosen(self, ids: Sequence[int], num_forced: int) -> list[bool]:
+        """Which ids the model chose: codes, and words and what ends them; not a picture's frame and size."""
+        vocabulary = self._manifest.vocabulary
+        chosen, inside = [], False
+        for at, token in enumerate(ids):
+            opens = token == vocabulary.boi
+            free = vocabulary.is_visual(token) or (not inside and token != vocabulary.eos)
+            chosen.append(at >= num_forced and free)
+            inside = (inside or opens) and token != vocabulary.eoi
+        return chosen
+
+    def _rollout(self, prompt: Prompt, state: WorldState, drawn: list[bool]) -> Rollout:
+        vocabulary = self._manifest.vocabulary
+        grids = [block_codes(block, vocabulary) for block in image_blocks(state.answer_ids, vocabulary)]
+        shown = pictures.decode(self._vision, [*prompt.codes, *grids], device=self._policy.device)
+        parsed = parse_answer(state.answer_ids, tokenizer=self._tokenizer)
+        answer = Answer(
+            mode=prompt.mode,
+            prompt=prompt.text,
+            references=tuple(shown[: len(prompt.codes)]),
+            pictures=tuple(shown[len(prompt.codes) :]),
+            texts=tuple(segment.text for segment in parsed),
+            truth=prompt.truth,
+        )
+        return Rollout(
+            prompt_ids=state.prompt_ids,
+            answer_ids=state.answer_ids,
+            drawn=np.array(drawn, dtype=bool),
+            answer=answer,
+        )
+
+    def codes(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Codes of pictures uint8 [H, W, 3] of this drawer's size."""
+        return tuple(pictures.encode(self._vision, images, device=self._policy.device))
+
+
+def _text(prompt: Prompt, step: int, state: WorldState) -> str | None:
+    if prompt.commands:
+        return prompt.commands[step]
+    return "" if prompt.mode in _WORDLESS and not state.answer_ids else None

@@ -1,0 +1,331 @@
+"""Transformer, optimisers and one training step, on one device or on many.
+
+`Objective` is the module whose forward gives the loss: what is cut among processes, compiled or computed
+again in the backward pass is cut, compiled or computed again inside it.
+
+Shapes: B rows, T tokens, N = B T, D hidden size, V ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+from emuworld import parallel
+from emuworld.model.adapter import Adapter
+from emuworld.model.documents import Documents, documents
+from emuworld.model.transformer import Transformer
+from emuworld.tokens.vocabulary import Vocabulary
+from emuworld.training.examples import Batch
+from emuworld.training.muon import Muon
+from emuworld.training.ranks import Ranks
+
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How weights are moved, and in which arithmetic; defaults are the built-in model's."""
+
+    optimizer: str = "muon"  # or "adamw", the paper's
+    learning_rate: float = 3e-3  # of the matrices inside the layers
+    embedding_learning_rate: float = 2e-3
+    weight_decay: float = 0.1
+    gradient_clip: float = 1.0
+    precision: str = "auto"  # of the products: bf16, fp32, or bf16 on a GPU; weights are kept in fp32
+    compile: bool = False
+    recompute_layers: bool = False  # activation checkpoints: less memory, a third more time
+    loss_tokens: int = 8_192  # logits of so many tokens are held at once
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("muon", "adamw"):
+            raise ValueError(f"optimizer {self.optimizer!r} is not known; expected 'muon' or 'adamw'")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r} is not known; expected {', '.join(PRECISIONS)}")
+        if self.loss_tokens < 1:
+            raise ValueError(f"loss_tokens must be at least 1, got {self.loss_tokens}")
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """Of the products."""
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and device.type == "cuda")
+        return torch.bfloat16 if bf16 else torch.float32
+
+
+class Objective(nn.Module):
+    """Rows of ids -> weighted next-token loss.
+
+    Args:
+        model: the transformer; the module's only weights.
+        autocast: type of the products where it is not that of the weights.
+        tensor_mesh: the processes that share each layer, where several do.
+        loss_tokens: logits of so many tokens are held at once; the backward pass computes them again.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        vocabulary: Vocabulary,
+        autocast: torch.dtype | None,
+        tensor_mesh: DeviceMesh | None,
+        loss_tokens: int,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._vocabulary = vocabulary
+        self._autocast = autocast
+        self._mesh = tensor_mesh
+        self._loss_tokens = loss_tokens
+
+    def forward(
+        self, inputs_BT: Tensor, targets_BT: Tensor, weights_BT: Tensor, documents: Documents | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of weighted losses, and the plain losses of text and of visual targets as sums (nats)."""
+        losses_BT = self.losses(inputs_BT, targets_BT, documents)
+        visual = (targets_BT >= self._vocabulary.visual_start) & (weights_BT > 0)
+        text = (targets_BT < self._vocabulary.num_text_tokens) & (weights_BT > 0)
+        plain = losses_BT.detach()
+        return (losses_BT * weights_BT).sum(), (plain * text).sum(), (plain * visual).sum()
+
+    def losses(self, inputs_BT: Tensor, targets_BT: Tensor, documents: Documents | None = None) -> Tensor:
+        """Cross-entropy of every target in nats, fp32 [B, T]."""
+        attention, positions_BT = None, None
+        if documents is not None:
+            dropout = self.model.config.attention_dropout if self.training else 0.0
+            attention, positions_BT = partial(documents.attend, dropout=dropout), documents.positions_BT
+        with torch.autocast(inputs_BT.device.type, self._autocast, enabled=self._autocast is not None):
+            hidden_BTD = self.model(inputs_BT, attention=attention, positions_BT=positions_BT)
+            hidden_ND = hidden_BTD.flatten(0, 1)
+            targets_N = targets_BT.flatten()
+            if len(targets_N) <= self._loss_tokens:
+                return self._head_losses(hidden_ND, targets_N).view_as(targets_BT)
+            pieces = zip(hidden_ND.split(self._loss_tokens), targets_N.split(self._loss_tokens), strict=True)
+            losses = [checkpoint(self._head_losses, *piece, use_reentrant=False) for piece in pieces]
+        return torch.cat(losses).view_as(targets_BT)
+
+    def _head_losses(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        logits_NV = self.model.lm_head(hidden_ND)
+        if self._mesh is None:
+            return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+        return parallel.vocabulary_losses(
+            logits_NV, targets_N, mesh=self._mesh, num_ids=self.model.config.vocab_size
+        )
+
+
+class SupervisedTrainer:
+    """One optimiser step after the other over batches that somebody draws.
+
+    Args:
+        model: initialised, alike in every process; it is moved, and cut where there are several processes.
+        next_batches: the batches of this process's row for the next step.
+        seed: of dropout, where the transformer has it.
+        adapter: trained in place of the model that it is attached to.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        config: Optimisation,
+        vocabulary: Vocabulary,
+        device: torch.device,
+        ranks: Ranks,
+        next_batches: Callable[[], list[Batch]],
+        seed: int = 0,
+        adapter: Adapter | None = None,
+    ) -> None:
+        if adapter is not None and ranks.mesh is not None:
+            raise ValueError("an adapter trains in one process: start the stage without torchrun")
+        self.config = config
+        self.adapter = adapter
+        self.device = device
+        self.ranks = ranks
+        self.vocabulary = vocabulary
+        self.model = model.to(device)
+        self._next_batches = next_batches
+        self._seed = seed
+        dtype = config.dtype(device)
+        alone = ranks.mesh is None
+        tensor_mesh = ranks.mesh["tensor"] if ranks.mesh is not None and ranks.tensor > 1 else None
+        self.objective = Objective(
+            self.model,
+            vocabulary=vocabulary,
+            autocast=torch.bfloat16 if alone and dtype == torch.bfloat16 else None,
+            tensor_mesh=tensor_mesh,
+            loss_tokens=config.loss_tokens,
+        )
+        self._cut(tensor_mesh, dtype)
+        self.optimizers = (
+            make_optimizers(self.model, config) if adapter is None else adapter_optimizers(adapter, config)
+        )
+        self._losses: Callable[..., tuple[Tensor, Tensor, Tensor]] = self.objective
+        if config.compile and alone:  # a compilation a bucket, each with its own fixed shape
+            self._losses = torch.compile(self.objective, dynamic=False)
+
+    def _cut(self, tensor_mesh: DeviceMesh | None, dtype: torch.dtype) -> None:
+        """Everything that stands between one device and many."""
+        if self.config.recompute_layers:
+            parallel.checkpoint_layers(self.model)
+        if self.ranks.mesh is None:
+            return
+        if tensor_mesh is not None:
+            parallel.tensor_parallel(self.model, tensor_mesh)
+        if self.config.compile:
+            for layer in self.model.model.layers:
+                layer.compile(dynamic=False)
+        parallel.fully_sharded(
+            self.objective,
+            self.model,
+            self.ranks.mesh["data"],
+            param_dtype=None if dtype == torch.float32 else dtype,
+        )
+
+    def step(self, step: int, factor: float) -> Mapping[str, float | Tensor]:
+        """One optimiser step over the batches of all rows; losses are means over its tokens, in nats."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            optimizer.zero_grad(set_to_none=True)
+        batches = self.ranks.from_leader(self._next_batches() if self.ranks.leads_row else None)
+        # Processes average their gradients: each divides by its share of the weight of all.
+        (weight,) = self.ranks.total(float(sum(batch.weights.sum() for batch in batches)))
+        weight = max(weight, 1e-9) / self.ranks.data_world
+        text = visual = torch.zeros((), device=self.device)
+        with self._random(step):
+            for number, batch in enumerate(batches, start=1):
+                self._reduce_gradients(number == len(batches))
+                rows = self._to_device(batch)
+                with self._adapted(rows[0]):
+                    loss, text_sum, visual_sum = self._losses(*rows)
+                    (loss / weight).backward()
+                text, visual = text + text_sum, visual + visual_sum
+        trained = self.adapter or self.model
+        norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), self.config.gradient_clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        for optimizer in self.optimizers:
+            optimizer.step()
+        counts = [self._counts(batch) for batch in batches]
+        return {
+            "visual_loss": visual / max(1, sum(c[1] for c in counts)),
+            "text_loss": text / max(1, sum(c[0] for c in counts)),
+            "gradient_norm": norm,
+            "tokens": float(sum(batch.weights.size for batch in batches) * self.ranks.data_world),
+        }
+
+    def _reduce_gradients(self, now: bool) -> None:
+        """Of several batches a step only the last one's backward pass adds up over the processes."""
+        if self.ranks.mesh is not None:
+            self.objective.set_requires_gradient_sync(now)  # type: ignore[operator]  # FSDP2's
+
+    def _adapted(self, inputs_BT: Tensor) -> contextlib.AbstractContextManager[None]:
+        """The adapter, where there is one, is active on every token, in the backward pass too: layers may be
+        computed again there.
+        """
+        if self.adapter is None:
+            return contextlib.nullcontext()
+        return self.adapter.active(torch.ones_like(inputs_BT, dtype=torch.bool))
+
+    @contextlib.contextmanager
+    def _random(self, step: int) -> Iterator[None]:
+        """Dropout draws from the step and the row, so that a resumed run goes on as an unbroken one."""
+        if not self.model.config.attention_dropout:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            key = np.random.SeedSequence((self._seed, step, self.ranks.data_rank))
+            torch.manual_seed(int(key.generate_state(1)[0]))
+            yield
+
+    def validation_losses(self, batches: list[Batch]) -> dict[str, float]:
+        """Mean losses in nats over given batches, and of pictures for each kind of bucket by itself. All
+        processes call it with the same batches.
+        """
+        self.objective.eval()
+        sums = {
+            kind: self._sums([b for b in batches if b.kind == kind])
+            for kind in sorted({b.kind for b in batches})
+        }
+        self.objective.train()
+        text, num_text, visual, num_visual = np.sum(list(sums.values()), axis=0)
+        figures = {
+            "validation_visual_loss": float(visual / max(1, num_visual)),
+            "validation_text_loss": float(text / max(1, num_text)),
+        }
+        for kind, of_kind in sums.items():
+            figures[f"validation_visual_loss_{kind}"] = of_kind[2] / max(1, of_kind[3])
+        return figures
+
+    @torch.no_grad()
+    def _sums(self, batches: list[Batch]) -> tuple[float, int, float, int]:
+        """Sum of text losses and number of text targets, the same of visual ones."""
+        text, num_text, visual, num_visual = 0.0, 0, 0.0, 0
+        for batch in batches:
+            rows = self._to_device(batch)
+            with self._adapted(rows[0]):
+                _, text_sum, visual_sum = self.objective(*rows)
+            counts = self._counts(batch)
+            text, num_text = text + float(text_sum), num_text + counts[0]
+            visual, num_visual = visual + float(visual_sum), num_visual + counts[1]
+        return text, num_text, visual, num_visual
+
+    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Documents | None]:
+        """Inputs, targets and weights, [B, T] each, and what packed documents see."""
+        inputs, ids, weights = (torch.from_numpy(a) for a in (batch.inputs, batch.ids, batch.weights))
+        packed = None
+        if batch.documents is not None:
+            packed = documents(torch.from_numpy(batch.documents).to(self.device))
+        return inputs.to(self.device), ids.to(self.device)[:, 1:], weights.to(self.device), packed
+
+    def _counts(self, batch: Batch) -> tuple[int, int]:
+        targets, trained = batch.ids[:, 1:], batch.weights > 0
+        text = int(((targets < self.vocabulary.num_text_tokens) & trained).sum())
+        return text, int(((targets >= self.vocabulary.visual_start) & trained).sum())
+
+    def whole_model(self, dtype: torch.dtype) -> Transformer | None:
+        """A copy of the trained transformer on the CPU, for the first process; every process calls it."""
+        weights = parallel.whole_tensors(self.model, keep=self.ranks.first, dtype=dtype)
+        if not self.ranks.first:
+            return None
+        with torch.device("meta"):
+            copy = Transformer(self.model.config)
+        copy.load_state_dict(weights, assign=True)
+        copy.tie_weights()
+        return copy
+
+
+def adapter_optimizers(adapter: Adapter, config: Optimisation) -> list[torch.optim.Optimizer]:
+    """AdamW for matrices of low rank; their product is what decay would be about, so there is none."""
+    group = {"params": list(adapter.parameters()), "base_lr": config.learning_rate, "weight_decay": 0.0}
+    return [torch.optim.AdamW([group], betas=(0.9, 0.95), eps=1e-8)]
+
+
+def make_optimizers(model: Transformer, config: Optimisation) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices inside the layers and AdamW for the rest."""
+    matrices = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2]
+    inside = {id(p) for p in matrices}
+    embeddings = [p for p in model.parameters() if id(p) not in inside and p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups: list[dict[str, Any]] = [
+        {"params": embeddings, "base_lr": config.embedding_learning_rate, "weight_decay": 0.0},
+        {"params": vectors, "base_lr": config.embedding_learning_rate, "weight_decay": 0.0},
+    ]
+    fused = model.device.type == "cuda"
+    if config.optimizer == "adamw":
+        groups.append(
+            {"params": matrices, "base_lr": config.learning_rate, "weight_decay": config.weight_decay}
+        )
+        return [torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=fused)]
+    muon = Muon([{"params": matrices, "base_lr": config.learning_rate}], weight_decay=config.weight_decay)
+    return [torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=fused), muon]

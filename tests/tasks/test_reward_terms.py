@@ -1,0 +1,72 @@
+"""Rewards that the worlds know, on lines that `emuworld data prompts` writes: the truth scores best."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emuworld.checkpoint_folder import BUILTIN
+from emuworld.envs.palette import SHAPES
+from emuworld.tasks.detector import Detector
+from emuworld.tasks.reward_prompts import FILE_NAME, RewardPrompts, run
+from emuworld.tasks.rewards import DETECTOR_FILE, likeness, objects, terms
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    pictures: tuple[np.ndarray, ...]
+    truth: Mapping[str, Any]
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    out = tmp_path_factory.mktemp("prompts")
+    run(RewardPrompts(out=str(out), num_t2i=1, num_x2i=1, num_explore=1, num_steps=2, renderer="rays"))
+    read = [json.loads(line) for line in (out / FILE_NAME).read_text().splitlines()]
+    for line in read:
+        line["truth"]["folder"] = str(out)
+    return read
+
+
+def _shown(line: dict[str, Any], name: str) -> np.ndarray:
+    return np.asarray(Image.open(Path(line["truth"]["folder"], name)))
+
+
+def test_lines_hold_what_is_asked_and_the_truth(lines: list[dict[str, Any]]) -> None:
+    t2i, x2i, explore = lines
+    assert [line["mode"] for line in lines] == ["t2i", "x2i", "explore"]
+    assert t2i["truth"]["objects"] and all(shape in t2i["prompt"] for _, shape in t2i["truth"]["objects"])
+    assert x2i["prompt"] and len(x2i["images"]) == len(x2i["truth"]["pictures"]) == 1
+    assert len(explore["commands"]) == len(explore["truth"]["pictures"]) == 2
+
+
+def test_the_simulators_own_pictures_score_best(lines: list[dict[str, Any]]) -> None:
+    for line in lines[1:]:
+        before = _shown(line, line["images"][0])
+        true = tuple(_shown(line, name) for name in line["truth"]["pictures"])
+        grey = tuple(np.full_like(picture, 128) for picture in true)
+        values = likeness(
+            [_Answer(pictures, line["truth"]) for pictures in (true, (before,) * len(true), grey, true[:0])]
+        )
+        assert values[0] > 50 and values[0] > max(values[1:3]) and values[3] == 0
+    assert np.isnan(likeness([_Answer((grey[0],), lines[0]["truth"])])[0])
+
+
+def test_objects_are_what_the_judge_finds(lines: list[dict[str, Any]]) -> None:
+    """A plain wall shows nothing; of a view that the judge reads, what it finds scores 1, one more half."""
+    wall = np.full((256, 256, 3), 180, np.uint8)
+    assert objects([_Answer((wall,), {"objects": [("red", "ball")]})]) == [0.0]
+    view = _shown(lines[2], lines[2]["images"][0])
+    found = [one.pair for one in Detector.load(BUILTIN["small"] / DETECTOR_FILE).detect([view])[0]]
+    missing = next(("red", shape) for shape in SHAPES if ("red", shape) not in found)
+    asked = [*found, missing] if found else [missing]
+    assert objects([_Answer((view,), {"objects": asked})]) == [len(found) / len(asked)]
+    assert np.isnan(objects([_Answer((wall,), {})])[0])
+    assert set(terms()) == {"objects", "likeness"}
