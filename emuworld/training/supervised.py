@@ -194,7 +194,7 @@ class _Examples:
             self.sampler.add(shard.stories, shard=shard.stem)
         if not self.sampler.num_frames:
             raise ValueError(
-                f"none of the shards in {config.shards} falls to process {ranks.rank} of {ranks.world}; "
+                f"none of the shards in {config.shards} falls to process {ranks.rank} of {ranks.world}: "
                 "build more and smaller shards (episodes_per_shard), or start fewer processes"
             )
         if config.packing.tokens:
