@@ -45,8 +45,8 @@ def check_comparable(suite: str) -> None:
     """ValueError for a suite that has no scores here."""
     if suite not in SCORES:
         raise ValueError(
-            f"runs of {suite} cannot be compared yet, those of {' and '.join(SCORES)} can; give one number of "
-            "passes"
+            f"runs of {suite} cannot be compared yet, those of {' and '.join(SCORES)} can; give one number "
+            "of passes"
         )
 
 
