@@ -39,11 +39,12 @@ def test_scenes_are_those_of_the_test_split_and_the_frozen_ones() -> None:
 
 
 @pytest.mark.parametrize("index", FIRST)
-def test_the_oracle_succeeds_twice_and_nothing_does_not(index: int) -> None:
+def test_the_oracle_succeeds_and_nothing_does_not(index: int) -> None:
     task = TASKS[index]
-    one, other = execute_plan(task, task.oracle), execute_plan(task, task.oracle)
-    assert one.success and one.once and one == other
-    assert not execute_plan(task, plan_for(task, "nothing")).success
+    scene = TableScene.from_dict(task.scene)
+    assert not execute_plan(task, plan_for(task, "nothing"), scene=scene).success
+    done = execute_plan(task, task.oracle, scene=scene)
+    assert done.success and done.once
 
 
 def test_a_check_can_fail() -> None:
