@@ -2,22 +2,23 @@
 
 `torchrun --nproc-per-node N -m emuworld.cli train …` starts the processes. They stand in a grid, data by
 tensor: those of one row (`tensor` of them) cut every layer among themselves and take the same batch; the rows
-share the batch and the optimiser's state (`emuworld.parallel`). Alone it is the same code: every method is a
-plain no-op, and nothing is cut.
+share the batch and the optimiser's state (`emuworld.parallel`). A model that is small beside a GPU is better
+copied whole into every process. Alone it is the same code: every method is a plain no-op, and nothing is cut.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 T = TypeVar("T")
-PARALLEL = ("fsdp", "tp")
+PARALLEL = ("ddp", "fsdp", "tp")
 
 
 class Ranks:
@@ -25,7 +26,8 @@ class Ranks:
 
     Args:
         device: where this process trains.
-        parallel: "fsdp", every process a row of its own, or "tp", `tensor_ranks` to a row (0: all).
+        parallel: "ddp", every process a row of its own with a whole copy; "fsdp", a row of its own with a
+            part of every weight; or "tp", `tensor_ranks` to a row (0: all).
 
     Raises:
         ValueError: the processes do not stand in such a grid.
@@ -42,14 +44,15 @@ class Ranks:
                 f"{self.world} processes cannot stand in rows of {self.tensor}; set tensor_ranks to a divisor"
             )
         self.data_world, self.data_rank = self.world // self.tensor, self.rank // self.tensor
-        self.mesh: DeviceMesh | None = None
+        self.mesh: DeviceMesh | None = None  # where weights are cut
         if self.world > 1:
             if not dist.is_initialized():
                 # gloo beside NCCL: what is agreed on every step lies on the CPU, and must not wait for the
                 # GPU.
                 dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-            shape = (self.data_world, self.tensor)
-            self.mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
+            if parallel != "ddp":
+                shape = (self.data_world, self.tensor)
+                self.mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
 
     @property
     def first(self) -> bool:
@@ -84,6 +87,20 @@ class Ranks:
         together = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(together, op=op)
         return tuple(together.tolist())
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace every gradient by its mean over the copies: one message for all of them. Nothing where
+        weights are cut, because there the backward pass does it.
+        """
+        if self.world == 1 or self.mesh is not None:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(together)
+        together /= self.world
+        parts = together.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def from_leader(self, value: T | None) -> T:
         """What the row's leader gives; the others give None."""

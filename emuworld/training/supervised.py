@@ -73,7 +73,9 @@ class PretrainTraining(Optimisation):
     first_frames: int = 4_096
     wait_for_data_s: float = 0.0
     device: str = "auto"
-    parallel: str = "fsdp"  # of several processes (torchrun): fsdp, or tp, which cuts every layer
+    # Of several processes (torchrun): ddp, each with a whole copy; fsdp, each with a part of every weight;
+    # tp, which cuts every layer.
+    parallel: str = "ddp"
     tensor_ranks: int = 0  # with parallel=tp, processes that share a layer; 0: all
     model: str = "small"
     dropout: float = 0.0  # of embeddings, attention weights and outputs; the paper has 0.1

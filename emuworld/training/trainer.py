@@ -32,6 +32,7 @@ from emuworld.training.muon import Muon
 from emuworld.training.ranks import Ranks
 
 PRECISIONS = ("auto", "bf16", "fp32")
+_MOST_SHAPES = 64  # of batches; beyond its limit PyTorch goes on uncompiled, without a word
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,16 @@ class Objective(nn.Module):
         self._autocast = autocast
         self._mesh = tensor_mesh
         self._loss_tokens = loss_tokens
+        self._cross_entropies: Callable[[Tensor, Tensor], Tensor] = _cross_entropies
+
+    def compile_parts(self) -> None:
+        """Compile one layer for all of them, once a shape of batch, and the cross-entropy for any number of
+        tokens: a fraction of the minutes that the whole objective takes for each shape.
+        """
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
+        for layer in self.model.model.layers:
+            layer.compile(dynamic=False)
+        self._cross_entropies = torch.compile(_cross_entropies, dynamic=True)
 
     def forward(
         self, inputs_BT: Tensor, targets_BT: Tensor, weights_BT: Tensor, documents: Documents | None = None
@@ -117,10 +128,14 @@ class Objective(nn.Module):
     def _head_losses(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
         logits_NV = self.model.lm_head(hidden_ND)
         if self._mesh is None:
-            return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+            return self._cross_entropies(logits_NV, targets_N)
         return parallel.vocabulary_losses(
             logits_NV, targets_N, mesh=self._mesh, num_ids=self.model.config.vocab_size
         )
+
+
+def _cross_entropies(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
 
 
 class SupervisedTrainer:
@@ -145,7 +160,7 @@ class SupervisedTrainer:
         seed: int = 0,
         adapter: Adapter | None = None,
     ) -> None:
-        if adapter is not None and ranks.mesh is not None:
+        if adapter is not None and ranks.world > 1:
             raise ValueError("an adapter trains in one process: start the stage without torchrun")
         self.config = config
         self.adapter = adapter
@@ -169,21 +184,17 @@ class SupervisedTrainer:
         self.optimizers = (
             make_optimizers(self.model, config) if adapter is None else adapter_optimizers(adapter, config)
         )
-        self._losses: Callable[..., tuple[Tensor, Tensor, Tensor]] = self.objective
-        if config.compile and alone:  # a compilation a bucket, each with its own fixed shape
-            self._losses = torch.compile(self.objective, dynamic=False)
 
     def _cut(self, tensor_mesh: DeviceMesh | None, dtype: torch.dtype) -> None:
         """Everything that stands between one device and many."""
         if self.config.recompute_layers:
             parallel.checkpoint_layers(self.model)
-        if self.ranks.mesh is None:
-            return
         if tensor_mesh is not None:
             parallel.tensor_parallel(self.model, tensor_mesh)
         if self.config.compile:
-            for layer in self.model.model.layers:
-                layer.compile(dynamic=False)
+            self.objective.compile_parts()
+        if self.ranks.mesh is None:
+            return
         parallel.fully_sharded(
             self.objective,
             self.model,
@@ -207,10 +218,11 @@ class SupervisedTrainer:
                 self._reduce_gradients(number == len(batches))
                 rows = self._to_device(batch)
                 with self._adapted(rows[0]):
-                    loss, text_sum, visual_sum = self._losses(*rows)
+                    loss, text_sum, visual_sum = self.objective(*rows)
                     (loss / weight).backward()
                 text, visual = text + text_sum, visual + visual_sum
         trained = self.adapter or self.model
+        self.ranks.average_gradients(trained.parameters())
         norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), self.config.gradient_clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         for optimizer in self.optimizers:
@@ -273,7 +285,8 @@ class SupervisedTrainer:
         text, num_text, visual, num_visual = 0.0, 0, 0.0, 0
         for batch in batches:
             rows = self._to_device(batch)
-            with self._adapted(rows[0]):
+            # What was compiled for training would be compiled again to measure.
+            with self._adapted(rows[0]), torch.compiler.set_stance("force_eager"):
                 _, text_sum, visual_sum = self.objective(*rows)
             counts = self._counts(batch)
             text, num_text = text + float(text_sum), num_text + counts[0]

@@ -89,7 +89,11 @@ def _work(rank: int, folder: str) -> None:
     values = _store(folder, goes_on).load()
     assert values is not None and values["step"] == 1
     _steps(goes_on, 1, 3)
-    results = {"fsdp": _whole(trainer), "bf16": _whole(halves), "tp": _whole(goes_on)}
+    copies = _trainer(Ranks(CPU, parallel="ddp"), first=1)
+    assert copies.ranks.mesh is None and copies.ranks.data_rank == rank
+    assert _store(folder, copies).load() == values
+    _steps(copies, 1, 3)
+    results = {"fsdp": _whole(trainer), "ddp": _whole(copies), "bf16": _whole(halves), "tp": _whole(goes_on)}
     if rank == 0:
         torch.save(results, Path(folder, "results.pt"))
     ranks.close()
@@ -152,7 +156,7 @@ def test_what_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match="multiple of 4"):
         ranks.share(6)
     assert Ranks(CPU).share(6) == 6
-    with pytest.raises(ValueError, match="expected one of fsdp, tp"):
-        Ranks(CPU, parallel="ddp")
+    with pytest.raises(ValueError, match="expected one of ddp, fsdp, tp"):
+        Ranks(CPU, parallel="both")
     with pytest.raises(ValueError, match="rows of 3"):
         Ranks(CPU, parallel="tp", tensor_ranks=3)
