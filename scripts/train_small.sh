@@ -8,7 +8,7 @@
 #   scripts/train_small.sh detector     the detector of the suites  (DETECTOR_S seconds of training)
 # MODES=all trains all six modes together (data, text and pretrain heed it); by default rooms: explore and t2i.
 # Stages resume after a kill. WORK is the folder for data and runs, EMUWORLD the command, PYTHON the interpreter
-# that torchrun starts on each GPU.
+# that torchrun starts on each GPU; DEVICE=cpu COMPILE=false with small sizes behind the stage tries the recipe out.
 set -euo pipefail
 WORK=${WORK:-outputs/small}
 EMUWORLD=${EMUWORLD:-./run emuworld}
@@ -20,6 +20,8 @@ ROOMS=${ROOMS:-40000}
 WORKERS=${WORKERS:-6}
 GPUS=${GPUS:-1}
 PYTHON=${PYTHON:-./run python}
+DEVICE=${DEVICE:-cuda}
+COMPILE=${COMPILE:-true}
 MODES=${MODES:-rooms}
 case "$MODES" in
 rooms)
@@ -60,22 +62,23 @@ text)
     ;;
 tokenizer)
     $EMUWORLD train stage=tokenizer shards="$WORK/train" validation_shards="$WORK/validation" \
-        out="$WORK/tokenizer" device=cuda compile=true frames_in_memory=300000 workers=6 follow_shards=true \
+        out="$WORK/tokenizer" device="$DEVICE" compile="$COMPILE" frames_in_memory=300000 workers=6 follow_shards=true \
         wait_for_data_s=120 batch_size=32 compile_mode=reduce-overhead first_frames=800 loop.max_steps=1000000 \
         loop.max_seconds="$TOKENIZER_S" "${@:2}"
     ;;
 pretrain)
     $PARALLEL train stage=pretrain shards="$WORK/train" validation_shards="$WORK/validation" \
-        vision="$WORK/tokenizer" text="$WORK/text/text.tiktoken" out="$WORK/pretrain" device=cuda compile=true \
-        workers=6 follow_shards=true loop.max_steps=1000000 loop.max_seconds="$PRETRAIN_S" $BUCKETS "${@:2}"
+        vision="$WORK/tokenizer" text="$WORK/text/text.tiktoken" out="$WORK/pretrain" device="$DEVICE" compile="$COMPILE" \
+        loss_tokens=65536 workers=6 follow_shards=true loop.max_steps=1000000 loop.max_seconds="$PRETRAIN_S" \
+        $BUCKETS "${@:2}"
     ;;
 dida)
-    $EMUWORLD train stage=dida init_from="$WORK/pretrain" shards="$WORK/train" out="$WORK/dida" device=cuda \
+    $EMUWORLD train stage=dida init_from="$WORK/pretrain" shards="$WORK/train" out="$WORK/dida" device="$DEVICE" \
         workers=6 own.num_stories=6000 own.batch=256 loop.max_steps=1000000 loop.max_seconds="$DIDA_S" \
         $DIDA_BUCKETS "${@:2}"
     ;;
 detector)
-    $EMUWORLD train stage=detector out="$WORK/detector" vision="$WORK/tokenizer" device=cuda \
+    $EMUWORLD train stage=detector out="$WORK/detector" vision="$WORK/tokenizer" device="$DEVICE" \
         training.max_seconds="$DETECTOR_S" "${@:2}"
     ;;
 *)
