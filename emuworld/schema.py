@@ -13,7 +13,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +211,13 @@ def settings(module: str, name: str, *, root: Path, prefix: str = "") -> list[Se
             continue
         key = f"{prefix}{node.target.id}"
         nested = _factory(node.value)
-        target = _resolve(nested, tree, module, root=root) if nested is not None else None
-        if target is not None:
-            found.extend(settings(*target, root=root, prefix=f"{key}."))
+        target = _resolve(nested.func, tree, module, root=root) if nested is not None else None
+        if nested is not None and target is not None:
+            own = {f"{key}.{word.arg}": ast.unparse(word.value) for word in nested.keywords}
+            found.extend(
+                replace(one, default=own.get(one.key, one.default))
+                for one in settings(*target, root=root, prefix=f"{key}.")
+            )
             continue
         default = ast.unparse(node.value) if node.value is not None else "(must be given)"
         found.append(
@@ -252,14 +256,19 @@ def _comment(node: ast.AnnAssign, lines: list[str]) -> str:
     return " ".join(above)
 
 
-def _factory(value: ast.expr | None) -> ast.expr | None:
-    """The class behind `field(default_factory=Class)` or `Class()`, as an expression."""
+def _factory(value: ast.expr | None) -> ast.Call | None:
+    """What makes a default: the call in `Class()`, `field(default_factory=Class)` or
+    `field(default_factory=lambda: Class(key=…))`."""
     if not isinstance(value, ast.Call):
         return None
     for keyword in value.keywords:
-        if keyword.arg == "default_factory" and isinstance(keyword.value, ast.Name | ast.Attribute):
-            return keyword.value
-    return value.func if not value.args and not value.keywords else None
+        if keyword.arg != "default_factory":
+            continue
+        if isinstance(keyword.value, ast.Name | ast.Attribute):
+            return ast.Call(func=keyword.value, args=[], keywords=[])
+        if isinstance(keyword.value, ast.Lambda) and isinstance(keyword.value.body, ast.Call):
+            return keyword.value.body
+    return value if not value.args and not value.keywords else None
 
 
 def _resolve(expression: ast.expr, tree: ast.Module, module: str, *, root: Path) -> tuple[str, str] | None:
