@@ -99,9 +99,9 @@ def _picture_poses(scene: RoomScene, rng: np.random.Generator, count: int) -> It
                     pose, pitch_rad=pose.pitch_rad + PITCH_STEP_RAD * (1 if rng.random() < 0.4 else -1)
                 )
             view = scene.view(pose)
-            seen = len(view.objects)
+            seen = len(view.named)
             keep = (0.06, 1.0, 1.0, 0.55, 0.35)[min(seen, 4)]
-            if seen and view.objects[0].pixels < 250:
+            if seen and view.named[0].pixels < 250:
                 keep *= 0.4
             if view.near_share < 0.25 and rng.random() < keep:
                 break

@@ -199,8 +199,10 @@ def make_prompt(request: Request) -> PromptTruth:
         scene = RoomScene.sample(request.split, int(rng.integers(2**31)))
         poses = [scene.random_pose(rng) for _ in range(12)]
         for pose in poses:
-            objects = scene.view(pose).objects
-            if len(objects) != wanted or min(o.pixels for o in objects) < 256:  # of 256 x 256: one token
+            view = scene.view(pose)
+            objects = view.named
+            # Nothing else in view, and each object at least one token (of 256 x 256 pixels) large.
+            if len(objects) != wanted or objects != view.objects or min(o.pixels for o in objects) < 256:
                 continue
             frames, _, labels = _look(scene, [pose], request)
             pairs = tuple((o.colour, o.shape) for o in objects)

@@ -17,21 +17,33 @@ LANDMARKS = (*FURNITURE, "door", "window", "picture", "rug")
 FLOOR_WORDS = ("wooden", "checkered", "tiled", *FLOOR_COLOURS)
 MAX_NAMED = 4
 NAMED_SHARE = 0.015  # of the picture: smaller landmarks are not named
+# An object is named where its shape can be told: half a token (16 x 16 pixels) large, and not cut in two by
+# the picture's edge.
+NAMED_PX, NAMED_IN_FRAME = 128, 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisibleObject:
-    """A salient object in view, about how many pixels it covers, and the column of its middle (0..1)."""
+    """A salient object in view, about how many pixels it covers, and the column of its middle (0..1).
+
+    `in_frame`: share of the rectangle around the whole object that lies inside the picture.
+    """
 
     colour: str
     shape: str
     pixels: int
     column: float
     distance_m: float
+    in_frame: float = 1.0
 
     @property
     def identity(self) -> str:
         return f"{self.colour} {self.shape}"
+
+    @property
+    def clear(self) -> bool:
+        """Large and whole enough to be called by its name."""
+        return self.pixels >= NAMED_PX and self.in_frame >= NAMED_IN_FRAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +56,11 @@ class View:
     landmarks: tuple[tuple[str, float], ...]
     near_share: float
     """Share of the picture that is nearer than 0.8 m."""
+
+    @property
+    def named(self) -> tuple[VisibleObject, ...]:
+        """The objects that a caption may name, by falling size."""
+        return tuple(item for item in self.objects if item.clear)
 
     @property
     def bare(self) -> bool:
@@ -82,7 +99,7 @@ def _join(names: list[str]) -> str:
 
 def _ordered(view: View, rng: np.random.Generator | None) -> list[VisibleObject]:
     """At most `MAX_NAMED` objects, by size, or (half of the time with a generator) from left to right."""
-    objects = list(view.objects[:MAX_NAMED])
+    objects = list(view.named[:MAX_NAMED])
     if rng is not None and rng.random() < 0.5:
         objects.sort(key=lambda item: item.column)
     return objects
@@ -90,7 +107,7 @@ def _ordered(view: View, rng: np.random.Generator | None) -> list[VisibleObject]
 
 def _relation(view: View, rng: np.random.Generator, split: str) -> str | None:
     """ "a red ball to the left of a blue box", where two objects are clearly side by side."""
-    first, second = view.objects[:2]
+    first, second = view.named[:2]
     if abs(first.column - second.column) < 0.15:
         return None
     side = "left" if first.column < second.column else "right"
@@ -130,10 +147,10 @@ def _empty(view: View, rng: np.random.Generator | None) -> str:
 def caption(view: View, rng: np.random.Generator | None = None, *, split: str = "train") -> str:
     """A sentence about a view. Without a generator the plainest: "a room with" and the objects by size.
 
-    Names all objects in view (at most `MAX_NAMED`), except that relations name the two largest. Phrasings of
+    Names all objects that are clearly in view (at most `MAX_NAMED`). Phrasings of
     `HELD_OUT_CAPTION_TEMPLATES` and the relation "on the left of" appear for split "test" alone.
     """
-    if not view.objects:
+    if not view.named:
         return _empty(view, rng)
     if rng is None:
         return CAPTION_TEMPLATES[0].format(_join([item.identity for item in _ordered(view, None)]))
@@ -144,7 +161,7 @@ def caption(view: View, rng: np.random.Generator | None = None, *, split: str = 
     # The plain form is what users type, so it is the commonest.
     template = templates[0] if draw < 0.4 else templates[int(rng.integers(len(templates)))]
     body: str | None = None
-    if len(view.objects) == 2 and rng.random() < 0.3:
+    if len(view.named) == 2 and rng.random() < 0.3:
         body = _relation(view, rng, split)
     if body is None:
         body = _join([item.identity for item in _ordered(view, rng)])
@@ -157,7 +174,7 @@ def walk_prompt(view: View, rng: np.random.Generator, *, split: str = "train") -
     draw = rng.random()
     if draw < 0.4:
         return caption(view, rng, split=split)
-    if draw < 0.5 or not view.objects:
+    if draw < 0.5 or not view.named:
         return GENERIC_WALKS[int(rng.integers(len(GENERIC_WALKS)))]
     templates: tuple[str, ...] = WALK_TEMPLATES
     if split == "test" and rng.random() < 0.25:

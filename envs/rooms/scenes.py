@@ -122,7 +122,8 @@ class RoomScene:
                 continue
             scene = cls(plan, origin=origin)
             view = scene.view(scene.start_pose(0))
-            shown = {item.identity for item in view.objects} == {" ".join(pair) for pair in content.objects}
+            wanted = {" ".join(pair) for pair in content.objects}
+            shown = wanted == {item.identity for item in view.objects} == {one.identity for one in view.named}
             around = {name for name, share in (*view.landmarks, *view.walls) if share > NAMED_SHARE}
             # Furniture and walls are wishes of second rank: half of the draws insist on them.
             if shown and (attempt >= 100 or around.issuperset((*content.landmarks, *content.walls))):

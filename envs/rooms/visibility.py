@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from typing import NamedTuple
 
 import mujoco
 import numpy as np
@@ -18,11 +19,36 @@ from emuworld.envs.rooms.captions import LANDMARKS, View, VisibleObject
 from emuworld.envs.rooms.floorplan import RoomPlan
 
 PICTURE_PX = 256
-MIN_OBJECT_PX = 60  # 0.1 % of the picture: fewer pixels do not make a nameable object
+MIN_OBJECT_PX = 60  # 0.1 % of the picture: fewer pixels do not make an object in view
 _OBJECT_LATTICE = 10  # at most this many samples along each side of an object's rectangle
 _LANDMARK_LATTICE = 6
 _GRID = 12  # samples along each side of the whole picture, for walls, floor and nearness
 NEAR_M = 0.8
+
+
+class _Rectangle(NamedTuple):
+    """Part of the picture (pixels, half open) that something may cover, and how much of its whole rectangle
+    that is."""
+
+    x0: int
+    x1: int
+    y0: int
+    y1: int
+    in_frame: float
+
+    def around(self, other: _Rectangle) -> _Rectangle:
+        """The rectangle around both."""
+        x0, x1 = min(self.x0, other.x0), max(self.x1, other.x1)
+        y0, y1 = min(self.y0, other.y0), max(self.y1, other.y1)
+        return _Rectangle(x0, x1, y0, y1, max(self.in_frame, other.in_frame))
+
+
+class _Count(NamedTuple):
+    """About how much of something is seen: pixels, the column of their middle (0..1), share in the frame."""
+
+    pixels: int
+    column: float
+    in_frame: float
 
 
 class Lookout:
@@ -54,28 +80,26 @@ class Lookout:
 
     def _rectangles(
         self, position: NDArray[np.float64], rotation: NDArray[np.float64], focal_px: float
-    ) -> dict[int, tuple[int, int, int, int]]:
-        """Picture rectangle (x0, x1, y0, y1; pixels, half open) of each tracked group that may be in view."""
+    ) -> dict[int, _Rectangle]:
+        """Where each tracked group that may be in view stands in the picture."""
         local = (self._corners - position) @ rotation
         depth = -local[..., 2]
         safe = np.maximum(depth, 0.05)
         x = PICTURE_PX / 2 + focal_px * local[..., 0] / safe
         y = PICTURE_PX / 2 - focal_px * local[..., 1] / safe
-        found: dict[int, tuple[int, int, int, int]] = {}
-        limits = np.clip(
-            np.stack([np.floor(x.min(1)), np.ceil(x.max(1)), np.floor(y.min(1)), np.ceil(y.max(1))], axis=1),
-            0,
-            PICTURE_PX,
-        ).astype(int)
+        whole = np.stack(
+            [np.floor(x.min(1)), np.ceil(x.max(1)), np.floor(y.min(1)), np.ceil(y.max(1))], axis=1
+        )
+        limits = np.clip(whole, 0, PICTURE_PX).astype(int)
+        found: dict[int, _Rectangle] = {}
         for box in np.flatnonzero(
             (depth.max(1) > 0.05) & (limits[:, 0] < limits[:, 1]) & (limits[:, 2] < limits[:, 3])
         ):
             group = int(self._box_group[box])
             x0, x1, y0, y1 = (int(value) for value in limits[box])
-            if group in found:
-                a0, a1, b0, b1 = found[group]
-                x0, x1, y0, y1 = min(x0, a0), max(x1, a1), min(y0, b0), max(y1, b1)
-            found[group] = (x0, x1, y0, y1)
+            width, height = whole[box, 1] - whole[box, 0], whole[box, 3] - whole[box, 2]
+            one = _Rectangle(x0, x1, y0, y1, float((x1 - x0) * (y1 - y0) / (width * height)))
+            found[group] = one.around(found[group]) if group in found else one
         return found
 
     def view(self, position: NDArray[np.float64], rotation: NDArray[np.float64], fovy_rad: float) -> View:
@@ -83,23 +107,23 @@ class Lookout:
         focal_px = PICTURE_PX / 2 / math.tan(fovy_rad / 2)
         rectangles = self._rectangles(position, rotation, focal_px)
         lattices = [self._grid]
-        for group, (x0, x1, y0, y1) in rectangles.items():
+        for group, box in rectangles.items():
             samples = _OBJECT_LATTICE if self._names[group] in self._pairs else _LANDMARK_LATTICE
-            lattices.append(_lattice(x0, x1, y0, y1, samples))
+            lattices.append(_lattice(box.x0, box.x1, box.y0, box.y1, samples))
         pixels = np.concatenate(lattices)
         hits, ways = self._cast(position, rotation, pixels, focal_px)
         grid = slice(0, len(self._grid))
-        counts: dict[int, tuple[int, float]] = {}
+        counts: dict[int, _Count] = {}
         offset = len(self._grid)
-        for (group, (x0, x1, y0, y1)), lattice in zip(rectangles.items(), lattices[1:], strict=True):
+        for (group, box), lattice in zip(rectangles.items(), lattices[1:], strict=True):
             rows = slice(offset, offset + len(lattice))
             offset += len(lattice)
             hit = self._group_of_geom[hits[rows]] == group
             if hit.any():
-                area = (x1 - x0) * (y1 - y0) / len(lattice)
-                counts[group] = (
-                    round(int(hit.sum()) * area),
-                    float(pixels[rows][hit, 0].mean()) / PICTURE_PX,
+                counts[group] = _Count(
+                    pixels=round(int(hit.sum()) * (box.x1 - box.x0) * (box.y1 - box.y0) / len(lattice)),
+                    column=float(pixels[rows][hit, 0].mean()) / PICTURE_PX,
+                    in_frame=box.in_frame,
                 )
         return self._describe(counts, hits[grid], ways[grid], position)
 
@@ -126,26 +150,27 @@ class Lookout:
 
     def _describe(
         self,
-        counts: dict[int, tuple[int, float]],
+        counts: dict[int, _Count],
         grid_hits: NDArray[np.int32],
         grid_ways: NDArray[np.float64],
         position: NDArray[np.float64],
     ) -> View:
         objects, landmarks = [], []
-        for group, (pixels, column) in counts.items():
+        for group, count in counts.items():
             name = self._names[group]
             if name not in self._pairs:
-                landmarks.append((name, pixels / PICTURE_PX**2))
-            elif pixels >= MIN_OBJECT_PX:
+                landmarks.append((name, count.pixels / PICTURE_PX**2))
+            elif count.pixels >= MIN_OBJECT_PX:
                 colour, shape = self._pairs[name]
                 way = float(np.linalg.norm(self._positions[name] - position))
                 objects.append(
                     VisibleObject(
                         colour=colour,
                         shape=shape,
-                        pixels=pixels,
-                        column=round(column, 4),
+                        pixels=count.pixels,
+                        column=round(count.column, 4),
                         distance_m=round(way, 4),
+                        in_frame=round(count.in_frame, 4),
                     )
                 )
         objects.sort(key=lambda item: (-item.pixels, item.identity))

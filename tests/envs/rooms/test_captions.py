@@ -1,5 +1,7 @@
 """Captions say what is in view and are read back as what they say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,18 @@ def test_the_plain_caption_names_objects_by_size() -> None:
         caption(view_of("red ball", "blue box", "white cone"))
         == "a room with a red ball, a blue box and a white cone"
     )
+
+
+def test_what_is_tiny_or_cut_by_the_edge_is_not_named() -> None:
+    red, blue, white = view_of("red ball", "blue box", "white cone").objects
+    cut, tiny = replace(blue, in_frame=0.4), replace(white, pixels=80)
+    view = replace(view_of(), objects=(red, cut, tiny))
+    assert [item.identity for item in view.named] == ["red ball"]
+    assert caption(view) == "a room with a red ball"
+    assert caption(replace(view, objects=(cut, tiny))) == caption(view_of())
+    for seed in range(40):
+        words = caption(view, generator(seed)) + walk_prompt(view, generator(seed))
+        assert "blue box" not in words and "white cone" not in words
 
 
 def test_an_empty_view_is_called_by_its_walls_or_landmarks() -> None:

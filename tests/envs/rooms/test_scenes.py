@@ -1,6 +1,7 @@
 """Rooms: equal seeds, disjoint splits, truths that agree with pictures, rooms from prompts."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -137,6 +138,20 @@ def test_counted_views_agree_with_the_segmentation(rooms: dict[str, list[RoomSce
         seen = {item.identity for item in view.objects}
         assert {o.identity for o in scene.objects if truth.get(o.identity, 0) > 90} <= seen
         assert all(truth.get(name, 0) > 35 for name in seen)
+
+
+def test_turning_away_takes_an_object_out_of_the_frame_bit_by_bit() -> None:
+    """The share of it in the frame falls from 1; what is cut in two is in view but has no name any more."""
+    scene = RoomScene.from_prompt("a room with a red ball", split="train", seed=1)
+    pose = scene.start_pose(0)
+    seen = []
+    for degrees in range(0, 60):
+        turned = dataclasses.replace(pose, yaw_rad=pose.yaw_rad + math.radians(degrees))
+        seen += [o for o in scene.view(turned).objects if o.identity == "red ball"]
+    shares = [item.in_frame for item in seen]
+    assert shares[0] == 1.0 and shares[-1] < 0.6
+    assert all(later <= earlier for earlier, later in itertools.pairwise(shares))
+    assert seen[0].clear and not seen[-1].clear
 
 
 @pytest.mark.parametrize(
