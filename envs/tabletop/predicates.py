@@ -197,7 +197,7 @@ def _moved(truth: Truth, name: str, direction: str) -> bool:
 def _beside(truth: Truth, name: str, other: str, direction: tuple[float, float]) -> bool:
     first, second = truth.state(name), truth.state(other)
     along, across = _split(first.position - second.position, direction)
-    level = first.position[2] < max(first.half_m) + 0.012  # stands on the table, or lies on a plate
+    level = bool(first.position[2] < max(first.half_m) + 0.012)  # stands on the table, or lies on a plate
     return level and truth.held() != name and 0.02 < along < NEIGHBOUR_M and along > across
 
 

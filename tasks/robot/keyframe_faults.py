@@ -76,11 +76,16 @@ def moved_by(subtask: Subtask | None) -> tuple[str, ...]:
 
 
 def hidden_by(scene: TableScene, subtask: Subtask | None) -> tuple[str, ...]:
-    """What need not be seen after a subtask: what is in the hand, or in the drawer that is closed."""
-    if subtask is None or subtask.skill not in ("pick", "close"):
+    """What need not be seen after a subtask: what is in the hand, under another thing, or in the drawer that
+    is closed."""
+    if subtask is None:
         return ()
+    if subtask.skill == "stack":
+        return (str(subtask.destination),)
     if subtask.skill == "pick":
         return (subtask.target,)
+    if subtask.skill != "close":
+        return ()
     if subtask.target not in scene.furniture:
         return ()
     things = (item.name for item in scene.objects)
@@ -132,14 +137,15 @@ def judge_the_judges(task: Task, *, renderer: Renderer, size: tuple[int, int], s
     scene = TableScene.from_dict(task.scene)
     start = scene.save()
     step = task.oracle[0]
+    hidden = hidden_by(scene, step)
     scene.execute(step, goal_position=task.goal_position if step.from_picture else None)
     after = see(scene, renderer, size=size)
     end, truth = after.frame, {name: after.position(name) for name in after.names}
     shown = [name for name in after.names if in_view(after, name)]
-    planted = list(_planted(scene, after, shown, target=step.target, seed=seed))
+    judged = [name for name in shown if name not in hidden]
+    planted = list(_planted(scene, after, judged, target=step.target, seed=seed))
     scene.restore(start)
     view = see(scene, renderer, size=size)
-    hidden = hidden_by(scene, step)
     strayed = [
         name for name in shown
         if name != step.target and np.linalg.norm(truth[name] - view.position(name)) > STAYED_M

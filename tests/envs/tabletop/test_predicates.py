@@ -58,6 +58,7 @@ FALSE = [
     ("LeftOf", "red cube", "white cube"),
     ("Behind", "white cube", "red cube"),
     ("LeftOf", "white cube", "black cube"),  # too far, and more in front than aside
+    ("LeftOf", "blue cube", "black cube"),  # high up
     ("Closed", "drawer"),
     ("Pressed", "button"),
     ("Held", "blue cube"),

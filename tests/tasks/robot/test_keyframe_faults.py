@@ -54,4 +54,7 @@ def test_a_picture_of_a_cube_on_a_ball_is_one_that_falls(scene: TableScene) -> N
 def test_what_is_held_or_shut_away_need_not_be_seen(scene: TableScene) -> None:
     assert hidden_by(scene, Subtask(skill="pick", target="red cube")) == ("red cube",)
     assert hidden_by(scene, Subtask(skill="close", target="drawer")) == ()
+    assert hidden_by(scene, Subtask(skill="stack", target="red cube", destination="yellow cube")) == (
+        "yellow cube",
+    )
     assert hidden_by(scene, None) == ()
