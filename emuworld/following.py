@@ -68,11 +68,13 @@ def follow(writer: SegmentWriter, caches: CachePool) -> None:
             caches.clear()
         else:
             finish(writer.write(told))
+    parallel.leave()
 
 
 def end() -> None:
-    """The leader has no more work: the others return from `follow`."""
+    """The leader has no more work: the others return from `follow`, and all leave the group."""
     _tell(_END)
+    parallel.leave()
 
 
 def _tell(what: Any) -> None:

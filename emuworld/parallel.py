@@ -193,6 +193,15 @@ def join() -> None:
     _joined.append(dist.group.WORLD)
 
 
+def leave() -> None:
+    """Wait for the others and leave the group: a process that just ends may take the others' last message
+    along, or be ended by its own threads. Models that were opened in the group are of no use any more.
+    """
+    if _joined:
+        dist.barrier(_joined.pop())
+        dist.destroy_process_group()
+
+
 def tensor_group() -> dist.ProcessGroup | None:
     """The processes that cut every model among themselves, where `join` was called in several."""
     return _joined[0] if _joined else None
