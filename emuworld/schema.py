@@ -225,7 +225,7 @@ def settings(module: str, name: str, *, root: Path, prefix: str = "") -> list[Se
                 key=key, kind=ast.unparse(node.annotation), default=default, meaning=_comment(node, lines)
             )
         )
-    return found
+    return list({one.key: one for one in found}.values())  # a class may say an inherited setting anew
 
 
 def first_paragraph(module: str, name: str = "", *, root: Path) -> str:

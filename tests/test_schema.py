@@ -95,5 +95,6 @@ def test_help_lists_exactly_the_settings_that_exist(name: str, choice: str) -> N
     cls = getattr(__import__(target.schema_module, fromlist=["_"]), target.settings)
     flat = schema.flat_values(schema.defaults(cls))
     leaves = {key for key, value in flat.items() if not isinstance(value, dict) or not value}
-    listed = {one.key for one in schema.settings(target.schema_module, target.settings, root=ROOT)}
-    assert listed == leaves
+    listed = [one.key for one in schema.settings(target.schema_module, target.settings, root=ROOT)]
+    assert set(listed) == leaves
+    assert len(listed) == len(leaves), "a setting that a class says anew is listed once"
