@@ -68,7 +68,7 @@ class GrpoTraining(Optimisation):
     measure_every_steps: int = 25
     measured_answers: int = 2  # of each held-out prompt
     optimizer: str = "adamw"
-    learning_rate: float = 1e-6  # paper
+    learning_rate: float = 1e-6  # the paper's is 1e-6
     embedding_learning_rate: float = 1e-6
     weight_decay: float = 0.0
     device: str = "auto"
