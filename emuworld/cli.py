@@ -108,7 +108,8 @@ def _run(name: str, choice: str | None, overrides: Sequence[str]) -> None:
         name, choice, [word for word in overrides if not (together and word == _TOGETHER)]
     )
     if together and _follow(config, name):
-        return
+        sys.stdout.flush()
+        os._exit(0)  # threads of PyTorch's end some followers with an error when the interpreter goes
     run = getattr(_import(target.module, f"emuworld {name}"), target.run)
     out = getattr(config, "out", None)
     if out:

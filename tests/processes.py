@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -43,3 +44,9 @@ def _enter(work: Callable[..., None], rank: int, world: int, port: int, argument
 
     torch.set_num_threads(1)
     work(rank, *arguments)
+    # All is done and compared by files. Threads of PyTorch's that are still alive when the interpreter goes end
+    # some processes with "terminate called without an active exception". What went wrong in the work itself has
+    # been raised before this.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
