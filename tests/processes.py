@@ -44,9 +44,9 @@ def _enter(work: Callable[..., None], rank: int, world: int, port: int, argument
 
     torch.set_num_threads(1)
     work(rank, *arguments)
-    # All is done and compared by files, and what went wrong in the work has been raised before this. Threads of
-    # PyTorch's that are still alive when the interpreter goes end some processes with "terminate called without
-    # an active exception".
+    # All is done and compared by files; what went wrong in the work has been raised before this.
+    # Threads of PyTorch's that are still alive when the interpreter goes end some processes with
+    # "terminate called without an active exception".
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
