@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from emuworld.envs.dream import Dream, Episode
 from emuworld.tasks.detector import Detector
 from emuworld.tasks.metrics import Frame
+from emuworld.tasks.progress import OnProgress
 from emuworld.tasks.run_folder import Record, append_records, read_records
 from emuworld.tasks.suites import RoomSuite, case_seed
 from emuworld.tasks.truth import Request, StartTruth, WalkTruth
 from emuworld.world_model import WorldModel
 
-OnProgress = Callable[[str, int, int], None]
 Frames = NDArray[np.uint8]  # [N, H, W, 3]
 C = TypeVar("C")
 

@@ -1,6 +1,5 @@
 """Command `convert`: a checkpoint written again, in the layout of the release or as a Qwen3ForCausalLM."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,8 +9,7 @@ import torch
 from emuworld import published
 from emuworld.checkpoint_folder import BUILTIN, find
 from emuworld.manifest import FILE_NAME
-
-OnProgress = Callable[[str, int, int], None]
+from emuworld.tasks.progress import OnProgress, quiet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +29,6 @@ class Convert:
     def __post_init__(self) -> None:
         if self.shard_gb <= 0:
             raise ValueError(f"shard_gb must be above 0, got {self.shard_gb}")
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    """No report of progress."""
 
 
 def run(config: Convert, *, on_progress: OnProgress = quiet) -> Path:

@@ -12,11 +12,10 @@ from emuworld.envs.tabletop.plans import sample_task
 from emuworld.tasks import page
 from emuworld.tasks.film import side_by_side, write_film
 from emuworld.tasks.metrics import Frame, psnr
+from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.robot.demo_part import robot_part
 from emuworld.tasks.run_folder import PictureRow, Pictures
 from emuworld.world_model import WorldModel, load
-
-OnProgress = Callable[[str, int, int], None]
 
 # There and back three ways: what was left is looked at again, and the last view should be the first one.
 WALK = (
@@ -55,10 +54,6 @@ class Walk:
     branches_dreamt: list[Frame]
     state_bytes: int  # size of the saved state
     frame_s: float  # seconds a dreamt frame took, one at a time
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    """No report of progress."""
 
 
 def run(config: Demo, *, on_progress: OnProgress = quiet) -> Path:

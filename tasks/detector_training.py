@@ -32,11 +32,10 @@ from emuworld.tasks.detector import (
     errors,
     true_shares,
 )
+from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.table_views import make_table_views
 from emuworld.tasks.truth import Labels, Request, make_views, render_pool
 from emuworld.tokens.vision import VisionTokenizer
-
-OnProgress = Callable[[str, int, int], None]
 
 # Seeds of rooms, far from those of suites (below 2^31) and of training data (which count up from 0).
 TRAINING_ROOMS, MEASURED_ROOMS = 1 << 40, 1 << 41
@@ -87,10 +86,6 @@ class Examples:
     frames: NDArray[np.uint8]
     labels: Labels
     num_tokenized: int = 0
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    """No report of progress."""
 
 
 def train(config: DetectorStage, *, on_progress: OnProgress = quiet) -> dict[str, Any]:

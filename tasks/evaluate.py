@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from emuworld.tasks import explore_twin, image_edits, page, report, text_to_image
-from emuworld.tasks.bench import Bench, OnProgress
+from emuworld.tasks.bench import Bench
 from emuworld.tasks.comparison import check_comparable, write_comparison
 from emuworld.tasks.detector import Detector
+from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.robot import evaluation
 from emuworld.tasks.run_folder import FORMAT
 from emuworld.tasks.suites import EditPictures, ExploreTwin, RobotSuite, RoomSuite, Suite
@@ -35,10 +36,6 @@ _NOT_PART_OF_A_CASE = (
     "device", "batch", "workers", "out", "num_pictures", "resume", "score_only", "num_starts", "num_walks",
     "num_turns", "num_prompts", "num_edits", "first", "families", "num_judged", "against",
 )  # fmt: skip
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    """No report of progress."""
 
 
 def run(suite: Suite, *, on_progress: OnProgress = quiet) -> dict[str, Any]:

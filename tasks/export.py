@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,8 @@ from emuworld.story import Story
 from emuworld.story_schema import StoryError
 from emuworld.tasks.answer_film import write_answer_film
 from emuworld.tasks.page import png_bytes
+from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.sharding import parse_shard, take_shard
-
-OnProgress = Callable[[str, int, int], None]
 
 SUFFIXES = (".pb", ".proto", ".bin")  # what the published viewer reads
 VIDEO = "video.mp4"
@@ -47,10 +46,6 @@ class Export:
         parse_shard(self.shard)
         if not 0.0 < self.fps <= 120.0:
             raise ValueError(f"fps must lie between 0 and 120, got {self.fps}")
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    """No report of progress."""
 
 
 def run(config: Export, *, on_progress: OnProgress = quiet) -> list[Path]:

@@ -6,7 +6,7 @@ made again.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ from emuworld.story import Story
 from emuworld.tasks.answering import Answer, Rules, answer_all
 from emuworld.tasks.metrics import Frame
 from emuworld.tasks.page import contact_sheet, png_bytes, replace_file
+from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.prompts import Question, read_prompts
 from emuworld.tasks.sharding import parse_shard, take_shard
 from emuworld.world_model import Sampling, WorldModel, load
-
-OnProgress = Callable[[str, int, int], None]
 
 MODES = ("t2i", "x2i", "story", "howto", "explore", "vla")
 FOLDER = "proto"  # where the published code keeps its answers, too
@@ -72,10 +71,6 @@ class Generate:
         if self.size_px is not None and self.aspect:
             raise ValueError("give size_px or aspect, not both")
         parse_shard(self.shard)
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    """No report of progress."""
 
 
 def run(config: Generate, *, on_progress: OnProgress = quiet) -> list[Path]:

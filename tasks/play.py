@@ -10,7 +10,7 @@ line from standard input.
 import os
 import select
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,6 +22,7 @@ from PIL import Image
 from emuworld.tasks.film import write_film
 from emuworld.tasks.metrics import Frame, psnr
 from emuworld.tasks.page import png_bytes, replace_file
+from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.world_model import load
 
 try:
@@ -30,7 +31,6 @@ try:
 except ModuleNotFoundError:  # not a POSIX system: commands come as lines only
     termios = tty = None  # type: ignore[assignment]
 
-OnProgress = Callable[[str, int, int], None]
 
 SOURCES = ("dream", "sim")
 KEYS = {
@@ -165,10 +165,6 @@ class Session:
     def close(self) -> None:
         for world in self.worlds.values():
             world.env.close()
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    """No report of progress: a walk has no end known beforehand."""
 
 
 def run(

@@ -25,13 +25,13 @@ from emuworld.model.transformer import Transformer
 from emuworld.pictures import Pixels
 from emuworld.state import FINGERPRINT_BYTES
 from emuworld.tasks import step_times
+from emuworld.tasks.progress import OnProgress
 from emuworld.tasks.run_log import Figures, RunLog
 from emuworld.tokens.text import TextTokenizer, read_ranks
 from emuworld.tokens.vision import DOWNSAMPLE, PUBLISHED, VisionConfig, VisionTokenizer
 from emuworld.tokens.vocabulary import EMU35, Vocabulary, builtin
 from emuworld.world_model import Segment, WorldModel, WorldState
 
-OnProgress = Callable[[str, int, int], None]
 CLOSING_TOKENS = 48  # words that the model may write behind the last picture before its answer is closed
 _VISIONS = {
     "published": PUBLISHED,

@@ -8,7 +8,7 @@ training is never asked in an evaluation.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from PIL import Image
 from emuworld.envs.render import make_renderer
 from emuworld.envs.rooms.edit_episodes import edit_stories
 from emuworld.tasks.metrics import Frame
+from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.truth import Request, make_prompt, make_start
 
-OnProgress = Callable[[str, int, int], None]
 FILE_NAME = "prompts.jsonl"
 _SEED_STRIDE = 1_000_003  # rooms of different kinds are different rooms
 
@@ -45,7 +45,7 @@ class RewardPrompts:
             raise ValueError(f"numbers must be 0 or more and num_steps 1 or more, got {self}")
 
 
-def run(config: RewardPrompts, *, on_progress: OnProgress = lambda label, done, total: None) -> None:
+def run(config: RewardPrompts, *, on_progress: OnProgress = quiet) -> None:
     """Write OUT/prompts.jsonl and the pictures that it names; the file comes last, and whole."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)

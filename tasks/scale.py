@@ -15,14 +15,11 @@ import torch
 
 from emuworld.checkpoint_folder import find_device
 from emuworld.tasks import step_times
-from emuworld.tasks.published_rig import CLOSING_TOKENS, OnProgress, PublishedSpeed, Rig
+from emuworld.tasks.progress import OnProgress, quiet
+from emuworld.tasks.published_rig import CLOSING_TOKENS, PublishedSpeed, Rig
 from emuworld.tasks.published_way import ATTENTIONS
 from emuworld.tasks.run_log import Figures, RunLog
 from emuworld.tokens.sequence import image_length
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    """No report of progress."""
 
 
 def run(config: PublishedSpeed, *, on_progress: OnProgress = quiet) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import mujoco
 
 from emuworld.envs.tabletop.plans import Task
+from emuworld.tasks.progress import OnProgress
 from emuworld.tasks.robot.agents import NEEDS_MODEL
 from emuworld.tasks.robot.keyframe_execution import USES
 from emuworld.tasks.robot.scene_cases import SceneCase, SceneResult, do_case, open_renderer
@@ -29,7 +30,6 @@ from emuworld.world_model import WorldModel
 
 __all__ = ["NEEDS_MODEL", "case_settings", "measure"]
 
-OnProgress = Callable[[str, int, int], None]
 WITH_PICTURES = ("planner", "oracle")  # agents whose steps have keyframes
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from emuworld.envs.tabletop.orders import FAMILY_WEIGHTS
 from emuworld.envs.tabletop.plans import Task, sample_task
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.tasks.metrics import wilson
+from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.robot.calibration import Frame
 from emuworld.tasks.robot.keyframe_execution import USES
 from emuworld.tasks.robot.keyframe_fidelity import Via, tell, try_again
@@ -31,7 +32,6 @@ from emuworld.tasks.sharding import take_shard
 from emuworld.tokens.vision import VisionTokenizer
 from emuworld.world_model import load
 
-OnProgress = Callable[[str, int, int], None]
 Row = dict[str, Any]
 
 SIMULATOR = "simulator"
@@ -52,10 +52,6 @@ class KeyframeBench:
     renderer: str = "auto"  # auto | gl | rays
     shard: str = "0/1"  # i/n: every n-th task, for several processes with one folder
     out: str = "outputs/bench/keyframes"
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    """No report of progress."""
 
 
 def run(config: KeyframeBench, *, on_progress: OnProgress = quiet) -> Path:

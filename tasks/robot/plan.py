@@ -7,7 +7,6 @@ a film and the verdict. `run=FOLDER` carries out a plan that is there already.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,11 @@ from emuworld.envs.tabletop.plans import Task
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.envs.tabletop.subtasks import parse
 from emuworld.tasks.film import write_film
+from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.robot.agents import NEEDS_MODEL, Workplace, make_agent
 from emuworld.tasks.robot.episode import Outcome, RobotEpisode, run_agent
 from emuworld.tasks.robot.plan_pictures import SECONDS_A_SHOT, ArmFilm, strip
 from emuworld.world_model import WorldModel, load
-
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +53,6 @@ class MakePlan:
     arm: str = "primitive"  # primitive | franka (the Panda's meshes, out of gymnasium-robotics)
     film: bool = True  # write film.mp4
     out: str = "outputs/plan"  # folder of plan.json, strip.png and film.mp4
-
-
-def quiet(label: str, done: int, total: int) -> None:
-    """No report of progress."""
 
 
 def run(config: MakePlan, *, on_progress: OnProgress = quiet) -> Path:

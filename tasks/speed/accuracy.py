@@ -23,9 +23,9 @@ from emuworld.model.cache import StaticCache
 from emuworld.model.exact import ExactTransformer, exact
 from emuworld.model.fused import FusedTransformer
 from emuworld.model.transformer import Transformer
-from emuworld.tasks.published_rig import OnProgress
+from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.run_log import Figures, RunLog
-from emuworld.tasks.scale import machine, quiet
+from emuworld.tasks.scale import machine
 from emuworld.tasks.speed import opened
 from emuworld.tokens.vocabulary import Vocabulary
 from emuworld.world_model import WorldModel, load

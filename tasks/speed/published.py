@@ -17,9 +17,10 @@ from emuworld.checkpoint_folder import find_device
 from emuworld.decoding.sampling import MAX_DRAFT_WINDOW, Sampling
 from emuworld.model.fused import WEIGHTS, FusedTransformer
 from emuworld.tasks import step_times
-from emuworld.tasks.published_rig import OnProgress, PublishedSize, Rig
+from emuworld.tasks.progress import OnProgress, quiet
+from emuworld.tasks.published_rig import PublishedSize, Rig
 from emuworld.tasks.run_log import Figures, RunLog
-from emuworld.tasks.scale import machine, quiet
+from emuworld.tasks.scale import machine
 from emuworld.tokens.sequence import image_length
 
 _MARGIN = 1.3  # of the time that a picture is expected to take, over its steps alone

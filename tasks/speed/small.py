@@ -19,9 +19,9 @@ from emuworld.checkpoint_folder import find_device
 from emuworld.model import checkpoint
 from emuworld.model.cache import StaticCache
 from emuworld.model.exact import ExactTransformer, exact
-from emuworld.tasks.published_rig import OnProgress
+from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.run_log import Figures, RunLog
-from emuworld.tasks.scale import machine, quiet
+from emuworld.tasks.scale import machine
 from emuworld.tasks.speed import opened
 from emuworld.tasks.step_times import spread, timed
 from emuworld.world_model import WorldModel, load

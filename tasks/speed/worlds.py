@@ -8,9 +8,9 @@ from pathlib import Path
 
 from emuworld.checkpoint_folder import find_device
 from emuworld.tasks import step_times
-from emuworld.tasks.published_rig import OnProgress
+from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.run_log import Figures, RunLog
-from emuworld.tasks.scale import machine, quiet
+from emuworld.tasks.scale import machine
 from emuworld.tasks.speed import opened
 from emuworld.world_model import WorldModel, load
 
