@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from emuworld import parallel
 from emuworld.model.cache import StaticCache
 from emuworld.model.transformer import Transformer, sized
+from emuworld.training import sharding
 
 NUM_IDS = 301
 
@@ -45,7 +46,7 @@ class _Losses(nn.Module):
         logits, targets = self.model.lm_head(self.model(ids[:, :-1])).flatten(0, 1), ids[:, 1:].flatten()
         if self.mesh is None:
             return F.cross_entropy(logits, targets, reduction="none")
-        return parallel.vocabulary_losses(logits, targets, mesh=self.mesh, num_ids=NUM_IDS)  # type: ignore[arg-type]
+        return sharding.vocabulary_losses(logits, targets, mesh=self.mesh, num_ids=NUM_IDS)  # type: ignore[arg-type]
 
 
 def _train_form(rank: int, *, tensor: int, tied: bool) -> None:
@@ -55,14 +56,14 @@ def _train_form(rank: int, *, tensor: int, tied: bool) -> None:
     expected.mean().backward()
     mesh = init_device_mesh("cpu", (2 // tensor, tensor), mesh_dim_names=("data", "tensor"))
     if tensor > 1:
-        parallel.tensor_parallel(model, mesh["tensor"])
+        sharding.tensor_parallel(model, mesh["tensor"])
         logits = model.lm_head(model(ids[:, :-1]))
         part = slice(*parallel.vocabulary_part(NUM_IDS, rank=rank, world=2))
         whole = reference.logits(reference(ids[:, :-1]))
         torch.testing.assert_close(logits, whole[..., part], rtol=0, atol=2e-5)
-    parallel.checkpoint_layers(model)
+    sharding.checkpoint_layers(model)
     losses = _Losses(model, mesh["tensor"] if tensor > 1 else None)
-    parallel.fully_sharded(losses, model, mesh["data"])
+    sharding.fully_sharded(losses, model, mesh["data"])
     rows = slice(None) if tensor > 1 else slice(2 * rank, 2 * rank + 2)
     mine = losses(ids[rows])
     torch.testing.assert_close(mine, expected.view(4, -1)[rows].flatten(), rtol=0, atol=1e-5)
@@ -72,7 +73,7 @@ def _train_form(rank: int, *, tensor: int, tied: bool) -> None:
         gradient = ours.grad.full_tensor()  # type: ignore[attr-defined]
         worst = (gradient - theirs.grad).abs().max() / theirs.grad.abs().max()
         assert worst < 1e-5, f"{name}: {worst}"
-    whole_weights = parallel.whole_tensors(model, keep=rank == 0)
+    whole_weights = sharding.whole_tensors(model, keep=rank == 0)
     assert (rank == 0) == bool(whole_weights)
     for name, tensor_ in whole_weights.items():
         assert torch.equal(tensor_, reference.state_dict()[name]), name

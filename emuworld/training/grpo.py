@@ -24,13 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from emuworld import parallel
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.model import checkpoint
 from emuworld.model.transformer import Transformer
 from emuworld.tokens.sequence import MODES
 from emuworld.tokens.vocabulary import Vocabulary
-from emuworld.training import loop, rewards
+from emuworld.training import loop, rewards, sharding
 from emuworld.training.checkpoints import Source, open_source, save_checkpoint
 from emuworld.training.devices import pick_device
 from emuworld.training.picture_folder import picture
@@ -175,7 +174,7 @@ class GrpoTrainer:
         )
         self.optimizers = make_optimizers(policy, config)
         if config.recompute_layers:  # behind the copies above, which need no gradients
-            parallel.checkpoint_layers(policy)
+            sharding.checkpoint_layers(policy)
 
     def step(self, step: int, factor: float) -> Mapping[str, float | Tensor]:
         """Draw, score, learn. Figures: mean reward, each term's mean, KL, clipped share, gradient norm."""

@@ -22,11 +22,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from emuworld import parallel
 from emuworld.model.adapter import Adapter
 from emuworld.model.documents import Documents, documents
 from emuworld.model.transformer import Transformer
 from emuworld.tokens.vocabulary import Vocabulary
+from emuworld.training import sharding
 from emuworld.training.examples import Batch
 from emuworld.training.muon import Muon
 from emuworld.training.ranks import Ranks
@@ -129,7 +129,7 @@ class Objective(nn.Module):
         logits_NV = self.model.lm_head(hidden_ND)
         if self._mesh is None:
             return self._cross_entropies(logits_NV, targets_N)
-        return parallel.vocabulary_losses(
+        return sharding.vocabulary_losses(
             logits_NV, targets_N, mesh=self._mesh, num_ids=self.model.config.vocab_size
         )
 
@@ -188,14 +188,14 @@ class SupervisedTrainer:
     def _cut(self, tensor_mesh: DeviceMesh | None, dtype: torch.dtype) -> None:
         """Everything that stands between one device and many."""
         if self.config.recompute_layers:
-            parallel.checkpoint_layers(self.model)
+            sharding.checkpoint_layers(self.model)
         if tensor_mesh is not None:
-            parallel.tensor_parallel(self.model, tensor_mesh)
+            sharding.tensor_parallel(self.model, tensor_mesh)
         if self.config.compile:
             self.objective.compile_parts()
         if self.ranks.mesh is None:
             return
-        parallel.fully_sharded(
+        sharding.fully_sharded(
             self.objective,
             self.model,
             self.ranks.mesh["data"],
@@ -308,7 +308,7 @@ class SupervisedTrainer:
 
     def whole_model(self, dtype: torch.dtype) -> Transformer | None:
         """A copy of the trained transformer on the CPU, for the first process; every process calls it."""
-        weights = parallel.whole_tensors(self.model, keep=self.ranks.first, dtype=dtype)
+        weights = sharding.whole_tensors(self.model, keep=self.ranks.first, dtype=dtype)
         if not self.ranks.first:
             return None
         with torch.device("meta"):
