@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -128,6 +128,8 @@ class Prepared(NamedTuple):
 
     cache: StaticCache
     hiddens_D: list[Tensor]
+    refill: Callable[[int, Sequence[Ids], int], Tensor]
+    """A row, the sequence that it shall hold instead, the room behind it -> the hidden state [D] there."""
 
 
 class CachePool:
@@ -161,17 +163,25 @@ class CachePool:
         """Rows that hold the sequences (each a list of chunks), in this order, with `room` free tokens in
         each.
 
-        What is written behind them is forgotten at the next call. A sequence has at least one chunk.
+        What is written behind them is forgotten at the next call. A sequence without chunks is a row to be
+        filled later (`Prepared.refill`); one of them has some.
         """
         self._num_calls += 1
         paths = [_path(chunks) for chunks in sequences]
         longest = max(sum(map(len, chunks)) for chunks in sequences)
         cache = self._make_room(len(sequences), longest + room)
         slots = self._assign(paths)
-        for slot, path, chunks in zip(slots, paths, sequences, strict=True):
-            self._fill(cache, slot, path, chunks)
-        hiddens = [self._held[slot].hiddens_D[-1] for slot in slots]
-        return Prepared(cache if slots == list(range(cache.num_rows)) else cache.rows(slots), hiddens)
+        rows = cache if slots == list(range(cache.num_rows)) else cache.rows(slots)
+        held = [self._held[slot] for slot in slots]
+        hiddens = []
+        for row, (path, chunks) in enumerate(zip(paths, sequences, strict=True)):
+            hiddens += [self._fill(rows.rows([row]), held[row], path, chunks)] if chunks else []
+
+        def refill(row: int, chunks: Sequence[Ids], room: int) -> Tensor:
+            self._reserve(rows, sum(map(len, chunks)) + room)
+            return self._fill(rows.rows([row]), held[row], _path(chunks), chunks)
+
+        return Prepared(rows, hiddens, refill)
 
     @contextmanager
     def lend(self, sequences: Sequence[Sequence[Ids]], *, room: int) -> Iterator[Prepared]:
@@ -210,10 +220,13 @@ class CachePool:
                 grown.copy_row(row, row, origin=cache)
             self._held += [_Held() for _ in range(num_rows - len(self._held))]
             self._working = cache = grown
+        self._reserve(cache, capacity)
+        return cache
+
+    def _reserve(self, cache: StaticCache, capacity: int) -> None:
         if cache.capacity < capacity:
             grown_by = min(int(cache.capacity * _GROWTH), self._model.config.max_position_embeddings)
             cache.reserve(max(capacity, grown_by))
-        return cache
 
     def _give_up_if_oversized(self, num_rows: int) -> None:
         """Drop a working cache that is above the bound and has been half empty for long."""
@@ -256,11 +269,10 @@ class CachePool:
         held = self._held[slot]
         return held.common(path), -held.last_call, -len(held.keys)
 
-    def _fill(self, cache: StaticCache, slot: int, path: Sequence[bytes], chunks: Sequence[Ids]) -> None:
-        held = self._held[slot]
+    def _fill(self, row: StaticCache, held: _Held, path: Sequence[bytes], chunks: Sequence[Ids]) -> Tensor:
+        """Make a row hold these chunks; the hidden state [D] behind the last."""
         common = held.common(path)
-        cache.truncate(slot, held.cut(common))
-        row = cache.rows([slot])
+        row.truncate(0, held.cut(common))
         for key, ids in zip(path[common:], chunks[common:], strict=True):
             chunk = self._chunks.get(key)
             if chunk is None:
@@ -270,6 +282,7 @@ class CachePool:
                 _append(row, chunk)
             held.extend(key, len(ids), chunk.hidden_D)
         self._chunks.touch(path)
+        return held.hiddens_D[-1]
 
     def _prefill(self, row: StaticCache, ids: Ids) -> Chunk:
         """One forward pass over a chunk, behind what the row holds."""

@@ -7,8 +7,9 @@ draw the same tokens (`SplitTransformer`, `TokenUniforms`). Only the first sees 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,20 +19,33 @@ from emuworld.cache_pool import CachedModel, CachePool
 from emuworld.context import Context
 from emuworld.decoding.autoregressive import News, StepCallback, Written, finish
 from emuworld.decoding.dida import Painter
-from emuworld.segments import Plan, SegmentWriter
+from emuworld.segments import Places, Plan, SegmentWriter
 
 _END, _CLEAR = "end", "clear"
 
 
+class _Task(NamedTuple):
+    """Segments to write, and where others may join them: how many worlds, and rows of each."""
+
+    plans: list[Plan]
+    places: tuple[int, int] | None
+
+
 class _LeadingWriter(SegmentWriter):
-    """Tells the plans, then writes them to their end: who follows does not wait for a listener."""
+    """Tells the plans, then writes them to their end: who follows does not wait for a listener. Plans for
+    free places are taken as long as there are any, and all is told at that end.
+    """
 
     def write(
-        self, plans: Sequence[Plan], on_step: StepCallback | None = None
+        self,
+        plans: Sequence[Plan],
+        on_step: StepCallback | None = None,
+        *,
+        places: Places | None = None,
     ) -> Generator[News, None, list[Written]]:
-        _tell(list(plans))
+        _tell(_Task(list(plans), None if places is None else (places.num_worlds, places.num_rows)))
         told: list[News] = []
-        writing = super().write(plans, on_step)
+        writing = super().write(plans, on_step, places=places and replace(places, exchange=_telling(places)))
         while True:
             try:
                 told.append(next(writing))
@@ -67,7 +81,9 @@ def follow(writer: SegmentWriter, caches: CachePool) -> None:
         if told == _CLEAR:
             caches.clear()
         else:
-            finish(writer.write(told))
+            plans, size = told
+            places = size and Places(num_worlds=size[0], num_rows=size[1], exchange=lambda _: _hear())
+            finish(writer.write(plans, places=places))
     parallel.leave()
 
 
@@ -75,6 +91,17 @@ def end() -> None:
     """The leader has no more work: the others return from `follow`, and all leave the group."""
     _tell(_END)
     parallel.leave()
+
+
+def _telling(places: Places) -> Callable[[list[tuple[int, Written]]], Mapping[int, Plan]]:
+    """Its exchange, whose answers the others hear."""
+
+    def exchange(written: list[tuple[int, Written]]) -> Mapping[int, Plan]:
+        plans = places.exchange(written)
+        _tell(plans)
+        return plans
+
+    return exchange
 
 
 def _tell(what: Any) -> None:

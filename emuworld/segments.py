@@ -6,7 +6,7 @@ only rows of a cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -42,6 +42,19 @@ class Plan:
     num_rows: int
     max_tokens: int
     overrun: Stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Room for so many worlds of so many rows each, which are left and taken while the others write.
+
+    `exchange` gets the places whose segments are written and gives plans for free places, none with more rows
+    than a place has.
+    """
+
+    num_worlds: int
+    num_rows: int
+    exchange: Callable[[list[tuple[int, Written]]], Mapping[int, Plan]]
 
 
 class SegmentWriter:
@@ -97,30 +110,48 @@ class SegmentWriter:
         )
 
     def write(
-        self, plans: Sequence[Plan], on_step: StepCallback | None = None
+        self,
+        plans: Sequence[Plan],
+        on_step: StepCallback | None = None,
+        *,
+        places: Places | None = None,
     ) -> Generator[News, None, list[Written]]:
         """Write the segments, all in one batch; yields and returns what `autoregressive.write` does.
 
-        The caller holds the model's lock whenever this runs, its closing included.
+        With `places` the plans take the first of them, and others follow. The caller holds the model's lock
+        whenever this runs, its closing included.
         """
-        layout = row_layout([plan.num_rows for plan in plans])
-        chunks: dict[int, list[Ids]] = {}
-        for plan, rows in zip(plans, layout, strict=True):
-            chunks |= zip(rows, self._row_chunks(plan), strict=True)
-        sequences = [chunks[row] for row in range(len(chunks))]
-        room = max(self._room(plan) for plan in plans)
-        with self._caches.lend(sequences, room=room) as (cache, hiddens_D):
-            requests = [
-                self._request(plan, hidden_D) for plan, hidden_D in zip(plans, hiddens_D, strict=False)
-            ]
+        num_rows = (
+            [plan.num_rows for plan in plans] if places is None else [places.num_rows] * places.num_worlds
+        )
+        layout = row_layout(num_rows)
+        sequences: list[list[Ids]] = [[] for _ in range(sum(num_rows))]
+        for plan, rows in zip(plans, layout, strict=False):
+            for row, chunks in zip(rows, self._row_chunks(plan), strict=False):
+                sequences[row] = chunks
+        with self._caches.lend(sequences, room=max(self._room(plan) for plan in plans)) as prepared:
+
+            def joining(written: list[tuple[int, Written]]) -> dict[int, Request]:
+                requests = {}
+                assert places is not None
+                for place, plan in places.exchange(written).items():
+                    rows, chunks = layout[place][: plan.num_rows], self._row_chunks(plan)
+                    hidden_D, *_ = [
+                        prepared.refill(*one, self._room(plan)) for one in zip(rows, chunks, strict=True)
+                    ]
+                    requests[place] = self._request(plan, hidden_D)
+                return requests
+
             return (
                 yield from write(
                     self._transformer,
-                    cache,
-                    requests,
+                    prepared.cache,
+                    [self._request(*one) for one in zip(plans, prepared.hiddens_D, strict=False)],
                     grammar=self._grammar,
                     painter=self._painter,
                     on_step=on_step,
+                    num_rows=num_rows,
+                    exchange=None if places is None else joining,
                 )
             )
 

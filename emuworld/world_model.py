@@ -22,12 +22,11 @@ from emuworld import pictures
 from emuworld.cache_pool import CachePool
 from emuworld.checkpoint_folder import Located, Parts, check_weights, find_device, locate, signature
 from emuworld.context import Context
-from emuworld.decoding.autoregressive import Draft, News, StepCallback, Written, finish
+from emuworld.decoding.autoregressive import StepCallback, finish
 from emuworld.decoding.request import Stop
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.events import (
     Event,
-    EventReader,
     ImageDone,
     ImageDraft,
     ImageRow,
@@ -37,8 +36,9 @@ from emuworld.events import (
 )
 from emuworld.following import follow, writer_and_caches
 from emuworld.pictures import Codes, Pixels
-from emuworld.segments import Plan
+from emuworld.running_batch import Imagined, RunningBatch
 from emuworld.state import ContextFull, Segment, SnapshotError, WorldState, block_codes, image_blocks
+from emuworld.stream import stream
 from emuworld.tokens.sequence import MODES, prompt_ids
 
 __all__ = [
@@ -47,6 +47,8 @@ __all__ = [
     "ImageDone",
     "ImageDraft",
     "ImageRow",
+    "Imagined",
+    "RunningBatch",
     "Sampling",
     "Segment",
     "SegmentDone",
@@ -245,7 +247,28 @@ class WorldModel:
         model is free between two events: other worlds may be imagined meanwhile, and whoever has heard enough
         stops listening. Arguments and errors are those of `imagine`; errors come at the call.
         """
-        return self._stream(self._writer.plan(state, text, sampling))
+        return stream(
+            self._writer.plan(state, text, sampling),
+            writer=self._writer,
+            tokenizer=self.tokenizer,
+            decode=self.decode,
+            lock=self._lock,
+        )
+
+    def running_batch(self, num_worlds: int = 8, *, on_step: StepCallback | None = None) -> RunningBatch[Any]:
+        """A batch of so many worlds that others join as soon as one is done: for many segments of unequal
+        length, and for worlds that go on at their own pace.
+
+            with model.running_batch(32) as batch:
+                for name, state in states.items():
+                    batch.add(state, name=name)
+                for name, state, segment in batch:  # as they are finished
+                    if not state.ended:
+                        batch.add(state, name=name)
+        """
+        return RunningBatch(
+            self._writer, num_worlds=num_worlds, decode=self.decode, lock=self._lock, on_step=on_step
+        )
 
     def fits(self, state: WorldState, text: str | None) -> bool:
         """Whether the context has room for this text and a picture (None: a picture and one word)."""
@@ -311,30 +334,6 @@ class WorldModel:
                 "this model was built in memory; pickle one that emuworld.load opened from a folder"
             )
         return self._reopen
-
-    def _stream(self, plan: Plan) -> Iterator[Event]:
-        reader, writing = EventReader(self.tokenizer), self._writer.write([plan])
-        try:
-            written: Written | None = None
-            while written is None:
-                news: News = []
-                with self._lock, torch.inference_mode():
-                    try:
-                        news = next(writing)
-                    except StopIteration as end:
-                        (written,) = end.value
-                for one in news:
-                    if isinstance(one, Draft):
-                        yield ImageDraft(codes=one.codes, done=one.done, num_passes=one.num_passes)
-                    else:
-                        yield from reader.read(one[1])
-        finally:
-            with self._lock:
-                writing.close()
-        state, segment = self._writer.read(plan.state, written, decode=self.decode)
-        if segment.image is not None:
-            yield ImageDone(image=segment.image)
-        yield SegmentDone(state=state, segment=segment)
 
 
 _opened: dict[tuple[Located, torch.device, str], tuple[object, WorldModel]] = {}

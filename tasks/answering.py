@@ -1,4 +1,4 @@
-"""Questions -> answers, several worlds at a time: a world that is done makes room for the next question.
+"""Questions -> answers, several worlds at a time: a segment that is done makes room for the next at once.
 
 It knows no files. A question that cannot be answered (a prompt too long, a picture that does not open) is an
 answer with a `problem`, and the others go on.
@@ -6,14 +6,14 @@ answer with a `problem`, and the others go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from emuworld.answers import to_story
 from emuworld.story import Story
 from emuworld.tasks.metrics import Frame
 from emuworld.tasks.prompts import Question, read_picture
-from emuworld.world_model import Sampling, Segment, WorldModel, WorldState
+from emuworld.world_model import RunningBatch, Sampling, Segment, WorldModel, WorldState
 
 ONE_PICTURE_MODES = ("t2i", "x2i")
 OnStep = Callable[[int, int], None]
@@ -63,7 +63,7 @@ class _World:
 
 def answer_all(
     model: WorldModel,
-    questions: Iterable[Question],
+    questions: Sequence[Question],
     *,
     rules: Rules,
     sampling_for: Callable[[str], Sampling],
@@ -76,30 +76,28 @@ def answer_all(
     and expected of the segments in hand.
     """
     waiting = iter(questions)
-    worlds: list[_World] = []
-    while True:
-        while len(worlds) < batch and (question := next(waiting, None)) is not None:
-            try:
-                worlds.append(_begun(model, question, rules=rules, sampling_for=sampling_for))
-            except ValueError as error:
-                yield Answer(question=question, problem=str(error))
-        if not worlds:
-            return
-        results = model.imagine_batch(
-            [world.state for world in worlds],
-            [world.next_text for world in worlds],
-            sampling=[world.sampling for world in worlds],
-            on_step=on_step,
-        )
-        going = []
-        for world, (state, segment) in zip(worlds, results, strict=True):
+    with model.running_batch(min(batch, len(questions)) or 1, on_step=on_step) as running:
+        while True:
+            while len(running) < batch and (question := next(waiting, None)) is not None:
+                try:
+                    world = _begun(model, question, rules=rules, sampling_for=sampling_for)
+                except ValueError as error:
+                    yield Answer(question=question, problem=str(error))
+                else:
+                    _ask(running, world)
+            if (imagined := next(iter(running), None)) is None:
+                return
+            world, state, segment = imagined
             world = _after(world, state, segment)
             stopped = _stopped(model, world, rules=rules)
             if stopped:
                 yield _answer(world, stopped)
             else:
-                going.append(world)
-        worlds = going
+                _ask(running, world)
+
+
+def _ask(running: RunningBatch[_World], world: _World) -> None:
+    running.add(world.state, world.next_text, sampling=world.sampling, name=world)
 
 
 def _begun(

@@ -59,7 +59,7 @@ def test_rows_equal_fresh_ones_whatever_came_before(transformer: ExactTransforme
                 for _ in range(rng.integers(1, 5))
             ]
             room = int(rng.integers(1, 80))
-            cache, hiddens = pool.prepare(sequences, room=room)
+            cache, hiddens, _ = pool.prepare(sequences, room=room)
             assert cache.num_rows == len(sequences)
             for row, chunks in enumerate(sequences):
                 expected, hidden = fresh(transformer, chunks)
@@ -118,10 +118,10 @@ def test_lent_rows_stay_while_others_work(transformer: ExactTransformer) -> None
     pool = CachePool(transformer, max_bytes=1)
     mine, other = [chunk(0), chunk(1)], [chunk(2)]
     with torch.inference_mode():
-        with pool.lend([mine], room=5) as (cache, _):
+        with pool.lend([mine], room=5) as (cache, _, _):
             before = held(cache, 0).clone()
             pool.prepare([other], room=30)
-            with pool.lend([other], room=5) as (second, _):
+            with pool.lend([other], room=5) as (second, _, _):
                 transformer(torch.full((1, 5), 5), cache=second)
             assert torch.equal(held(cache, 0), before)
             transformer(torch.full((1, 5), 6), cache=cache)

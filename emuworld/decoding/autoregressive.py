@@ -16,12 +16,14 @@ device: while all worlds draw images the host waits once an image row, not once 
 Where a world's settings say so, its pictures are drawn at once (`decoding.dida`). Such worlds wait at the
 IMG token until no world has anything else to do, so that their passes are shared.
 
+A world that is done may make room for another while the others go on (`Exchange`).
+
 Shapes: W worlds, R cache rows, T tokens of one feed, D hidden size, V ids of a span.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +40,7 @@ from emuworld.tokens.vocabulary import Vocabulary
 
 __all__ = [
     "Draft",
+    "Exchange",
     "LanguageModel",
     "News",
     "Request",
@@ -55,6 +58,9 @@ StepCallback = Callable[[int, int], None]
 News = list[tuple[int, list[int]] | Draft]
 """A world and the ids that it has written since the last news; or the draft of a picture that is drawn at
 once, whose `picture` is the world."""
+Exchange = Callable[[list[tuple[int, Written]]], Mapping[int, Request]]
+"""Gets the worlds that are done, with what they wrote, and gives requests for the places of any that are done
+by now; their cache rows, the first of the place's, hold the requests' prefixes then."""
 
 
 def row_layout(num_rows: Sequence[int]) -> list[list[int]]:
@@ -113,34 +119,52 @@ def write(
     num_images: int = 1,
     painter: Painter | None = None,
     on_step: StepCallback | None = None,
+    num_rows: Sequence[int] | None = None,
+    exchange: Exchange | None = None,
 ) -> Generator[News, None, list[Written]]:
     """Write each request's ids: up to the EOI of its `num_images`-th image, or up to the end of its answer.
 
     The cache must hold the prefixes of all rows, laid out by `row_layout`, and room for what comes. The
     tokens written last (those behind which a world stops) are not in the cache afterwards. `painter` draws
-    the pictures of requests that want them at once.
+    the pictures of requests that want them at once. With `exchange`, which is asked whenever a place is free,
+    `num_rows` says how many rows each place has; the requests take the first places.
 
     Yields:
         After every step (a token, the rest of an image's row, a pass over an image), what is new. Ids that
         were told stay.
 
     Returns:
-        The ids of each request, forced ones included, and why it stopped.
+        The ids of each request, forced ones included, and why it stopped; nothing where `exchange` was told.
     """
-    layout = row_layout([request.num_rows for request in requests])
-    if cache.num_rows != sum(map(len, layout)):
+    places = row_layout([request.num_rows for request in requests] if num_rows is None else num_rows)
+    if cache.num_rows != sum(map(len, places)):
         raise ValueError(
-            f"requests for {[len(rows) for rows in layout]} rows need {sum(map(len, layout))} cache rows, "
+            f"requests for {[len(rows) for rows in places]} rows need {sum(map(len, places))} cache rows, "
             f"got {cache.num_rows}"
         )
-    if painter is None and any(request.sampling.passes for request in requests):
-        raise ValueError("pictures are to be drawn at once, and there is no painter; set passes=0")
-    worlds = [Progress(request, grammar, num_images=num_images) for request in requests]
-    rows = CacheRows(model, cache, layout, [request.hidden_D for request in requests])
+    layout = [list(rows) for rows in places]  # a world may need fewer rows than its place has
+    rows = CacheRows(model, cache, layout, requests[0].hidden_D)
+    worlds: dict[int, Progress] = {}
+
+    def begin(joining: Mapping[int, Request]) -> None:
+        for i, request in joining.items():
+            if painter is None and request.sampling.passes:
+                raise ValueError("pictures are to be drawn at once, and there is no painter; set passes=0")
+            layout[i][:] = places[i][: request.num_rows]
+            worlds[i] = Progress(request, grammar, num_images=num_images)
+        rows.begin({i: request.hidden_D for i, request in joining.items()})
+
+    begin(dict(enumerate(requests)))
     drafter = _drafter(model, rows, layout, grammar.vocabulary)
     banned: dict[Span, Tensor] = {}
     yield _news(worlds)
-    while active := [i for i, world in enumerate(worlds) if not world.done]:
+    while True:
+        if exchange is not None and any(i not in worlds or worlds[i].done for i in range(len(places))):
+            done = {i: worlds.pop(i) for i in sorted(worlds) if worlds[i].done}
+            begin(exchange([(i, world.written) for i, world in done.items()]))
+        active = [i for i in sorted(worlds) if not worlds[i].done]
+        if not active:
+            break
         rows.feed_pending(worlds, active)
         waiting = [i for i in active if worlds[i].draws_at_once]
         if painter is not None and waiting == active:
@@ -153,13 +177,13 @@ def write(
             draws = _draws(worlds, members, grammar=grammar, layout=layout, banned=banned)
             _draw_run(model, rows, worlds, draws)
         if on_step is not None:
-            on_step(sum(len(w.ids) for w in worlds), sum(w.expected_tokens() for w in worlds))
+            on_step(*_tokens(worlds))
         yield _news(worlds)
-    return [world.written for world in worlds]
+    return [worlds[i].written for i in sorted(worlds)]
 
 
 def _draw_run(
-    model: LanguageModel, rows: CacheRows, worlds: Sequence[Progress], draws: Sequence[_Draw]
+    model: LanguageModel, rows: CacheRows, worlds: Mapping[int, Progress], draws: Sequence[_Draw]
 ) -> None:
     """Draw a token for each world, or as many as are visual for all of them, and write them down."""
     members = [i for draw in draws for i in draw.members]
@@ -195,7 +219,7 @@ def _drafter(
 def _paint(
     painter: Painter,
     cache: StaticCache,
-    worlds: Sequence[Progress],
+    worlds: Mapping[int, Progress],
     active: Sequence[int],
     *,
     layout: Sequence[Sequence[int]],
@@ -213,7 +237,7 @@ def _paint(
         for i in active
     ]
     painting = painter.paint(cache, pictures)
-    written = sum(len(world.ids) for world in worlds)
+    written, expected = _tokens(worlds)
     finished = [0] * len(pictures)
     while True:
         try:
@@ -225,13 +249,18 @@ def _paint(
         for draft in drafts:
             finished[draft.picture] = draft.codes.size * draft.done // draft.num_passes
         if on_step is not None:
-            on_step(written + sum(finished), sum(world.expected_tokens() for world in worlds))
+            on_step(written + sum(finished), expected)
         yield [draft._replace(picture=active[draft.picture]) for draft in drafts]
     yield _news(worlds)
 
 
-def _news(worlds: Sequence[Progress]) -> News:
-    return [(i, ids) for i, world in enumerate(worlds) if (ids := world.take_news())]
+def _news(worlds: Mapping[int, Progress]) -> News:
+    return [(i, ids) for i, world in worlds.items() if (ids := world.take_news())]
+
+
+def _tokens(worlds: Mapping[int, Progress]) -> tuple[int, int]:
+    """Tokens written, and those expected when all are done."""
+    return sum(len(w.ids) for w in worlds.values()), sum(w.expected_tokens() for w in worlds.values())
 
 
 class _Draw:
@@ -276,7 +305,7 @@ class _Draw:
 
 
 def _draws(
-    worlds: Sequence[Progress],
+    worlds: Mapping[int, Progress],
     active: Sequence[int],
     *,
     grammar: Grammar,

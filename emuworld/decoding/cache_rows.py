@@ -7,7 +7,7 @@ Shapes: R cache rows, T tokens of one feed, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,23 +22,34 @@ _GROWTH = 1.5  # a cache that a long text fills grows by this factor, so that co
 
 
 class CacheRows:
-    """The cache rows of all worlds and the hidden state behind each: what puts tokens into the model."""
+    """The cache rows of all worlds and the hidden state behind each: what puts tokens into the model.
+
+    Args:
+        layout: the rows of each world; may change between calls, where a world joins.
+        like_D: any hidden state.
+    """
 
     def __init__(
         self,
         model: LanguageModel,
         cache: StaticCache,
         layout: Sequence[Sequence[int]],
-        hiddens_D: Sequence[Tensor],
+        like_D: Tensor,
     ) -> None:
         self._model = model
         self._cache = cache
         self._layout = layout
         self._indices: dict[tuple[int, ...], Tensor] = {}
-        world_of = {row: world for world, rows in enumerate(layout) for row in rows}
-        self.hidden_RD = torch.stack([hiddens_D[world_of[row]] for row in range(len(world_of))])
+        self.hidden_RD = like_D.new_zeros((cache.num_rows, len(like_D)))
 
-    def feed_pending(self, worlds: Sequence[Progress], active: Sequence[int]) -> None:
+    def begin(self, hiddens_D: Mapping[int, Tensor]) -> None:
+        """Worlds join: the cache holds their prefixes, and these are the hidden states behind them."""
+        rows = [row for world in hiddens_D for row in self._layout[world]]
+        if rows:
+            joining = [hiddens_D[world] for world in hiddens_D for _ in self._layout[world]]
+            self.hidden_RD = self.hidden_RD.index_copy(0, self._index_of(rows), torch.stack(joining))
+
+    def feed_pending(self, worlds: Mapping[int, Progress], active: Sequence[int]) -> None:
         """Put all pending tokens into the cache; rows without any keep their hidden states.
 
         How a row's tokens are cut into calls is the row's own affair: always all that are pending at once. A

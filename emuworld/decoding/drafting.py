@@ -23,7 +23,7 @@ Shapes: W worlds, R their cache rows, T tokens of a pass, N = W T, D hidden size
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -82,7 +82,7 @@ class Drafter:
         self._pads = pads
         self._pictures: dict[int, _Picture] = {}
 
-    def step(self, worlds: Sequence[Progress], members: Sequence[int]) -> None:
+    def step(self, worlds: Mapping[int, Progress], members: Sequence[int]) -> None:
         """One pass for each of these worlds, those with equal windows and settings together.
 
         Everything before the token that is written last must be in the cache.
@@ -102,7 +102,7 @@ class Drafter:
         scales = (sampling.guidance, sampling.image_guidance)[: request.num_rows - 1]
         return _Kind(num_tokens, sampling.image, scales)
 
-    def _pass(self, kind: _Kind, worlds: Sequence[Progress], members: Sequence[int]) -> None:
+    def _pass(self, kind: _Kind, worlds: Mapping[int, Progress], members: Sequence[int]) -> None:
         num_tokens = kind.num_tokens
         pictures = [self._picture(worlds[i], i) for i in members]
         fed_WT = [picture.fed(num_tokens) for picture in pictures]
