@@ -27,8 +27,9 @@ def command_help(name: str, choice: str | None) -> str:
     lines = [f"emuworld {name}: {command.summary}", ""]
     if command.choice and choice is None:
         lines += [f"usage: emuworld {name} {command.choice}=NAME [key=value ...]", ""]
+        width = max(map(len, command.targets)) + 2
         for one, target in command.targets.items():
-            lines.append(f"  {command.choice}={one:<14}{_about(target)}")
+            lines.append(f"  {command.choice}={one:<{width}}{_about(target)}")
         lines.append(
             f"\nThe settings of one: emuworld {name} {command.choice}={next(iter(command.targets))} --help"
         )
@@ -40,6 +41,8 @@ def command_help(name: str, choice: str | None) -> str:
 
 
 def _about(target: Target) -> str:
+    if target.about:
+        return target.about
     with contextlib.suppress(FileNotFoundError):
         name = "" if target.explained_by_module else target.settings
         words = schema.first_paragraph(target.schema_module, name, root=ROOT.parent)

@@ -4,7 +4,7 @@ Only names: nothing is imported until a command runs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class Target:
     reports_progress: bool = True  # takes on_progress=; the training stages draw their own bar
     handed_down: str = ""  # a module whose terms() the run gets as terms=: rewards of the tasks
     explained_by_module: bool = False  # help quotes the module's docstring, else that of the settings
+    about: str = ""  # what help says instead
 
     @property
     def schema_module(self) -> str:
@@ -36,6 +37,29 @@ class Command:
     examples: Sequence[str] = field(default_factory=tuple)
 
 
+# One loop, other settings.
+PAPER_STAGES = {
+    "pretrain1": "The paper's pretraining, first stage, for the small model: packed rows.",
+    "pretrain2": "Its second stage: longer rows, from pretrain1's result.",
+    "sft1": "Supervised fine-tuning, stage A: only answers are learnt, from pretrain2's result.",
+    "sft2": "Stage B: longer rows, less weight on pictures, from sft1's result.",
+}
+
+
+def _stage(module: str, settings: str, *, handed_down: str = "", about: str = "") -> Target:
+    """A training stage: `train(config)`, which draws its own progress."""
+    return Target(
+        module=module,
+        settings=settings,
+        run="train",
+        handed_down=handed_down,
+        reports_progress=False,
+        explained_by_module=True,
+        about=about,
+    )
+
+
+_GRPO = _stage("emuworld.training.grpo", "GrpoTraining", handed_down="emuworld.tasks.rewards")
 COMMANDS: dict[str, Command] = {
     "demo": Command(
         summary="Make a page: pictures from words, a walk beside MuJoCo's, branches, a robot at work, films.",
@@ -77,69 +101,25 @@ COMMANDS: dict[str, Command] = {
         summary="Train one stage on CPU or one GPU; a killed run resumes with the same command.",
         choice="stage",
         targets={
-            "text": Target(
-                module="emuworld.training.text",
-                settings="TextTraining",
-                run="train",
-                reports_progress=False,
-                explained_by_module=True,
-            ),
-            "tokenizer": Target(
-                module="emuworld.training.tokenizer",
-                settings="TokenizerTraining",
-                run="train",
-                reports_progress=False,
-                explained_by_module=True,
-            ),
-            "pretrain": Target(
-                module="emuworld.training.supervised",
-                settings="PretrainTraining",
-                run="train",
-                reports_progress=False,
-                explained_by_module=True,
-            ),
-            "tune": Target(
-                module="emuworld.training.tune",
-                settings="Tuning",
-                run="train",
-                reports_progress=False,
-                explained_by_module=True,
-            ),
-            "grpo": Target(
-                module="emuworld.training.grpo",
-                settings="GrpoTraining",
-                run="train",
-                handed_down="emuworld.tasks.rewards",
-                reports_progress=False,
-                explained_by_module=True,
-            ),
-            "emu3_5/grpo": Target(
-                module="emuworld.training.grpo",
-                settings="GrpoTraining",
-                run="train",
-                handed_down="emuworld.tasks.rewards",
-                reports_progress=False,
-                explained_by_module=True,
-            ),
-            "dida": Target(
-                module="emuworld.training.distil",
-                settings="DidaTraining",
-                run="train",
-                reports_progress=False,
-                explained_by_module=True,
-            ),
+            "text": _stage("emuworld.training.text", "TextTraining"),
+            "tokenizer": _stage("emuworld.training.tokenizer", "TokenizerTraining"),
+            "pretrain": _stage("emuworld.training.supervised", "PretrainTraining"),
+            "tune": _stage("emuworld.training.tune", "Tuning"),
+            "dida": _stage("emuworld.training.distil", "DidaTraining"),
+            "grpo": _GRPO,
             **{
-                # The paper's stages: one loop, other settings. Under emu3_5/ the paper's own.
-                f"{folder}{stage}": Target(
-                    module="emuworld.training.supervised",
-                    settings="PretrainTraining",
-                    run="train",
-                    reports_progress=False,
-                    explained_by_module=True,
-                )
-                for folder in ("", "emu3_5/")
-                for stage in ("pretrain1", "pretrain2", "sft1", "sft2")
+                stage: _stage("emuworld.training.supervised", "PretrainTraining", about=about)
+                for stage, about in PAPER_STAGES.items()
             },
+            **{
+                f"emu3_5/{stage}": _stage(
+                    "emuworld.training.supervised",
+                    "PretrainTraining",
+                    about=f"The same with the paper's settings: configs/train/emu3_5/{stage}.yaml.",
+                )
+                for stage in PAPER_STAGES
+            },
+            "emu3_5/grpo": replace(_GRPO, about="GRPO with the paper's settings."),
             "detector": Target(
                 module="emuworld.tasks.detector_training",
                 settings="DetectorStage",

@@ -66,8 +66,13 @@ def save_checkpoint(out: Path, model: Transformer, *, source: Source) -> None:
     checkpoint.save(out, model, dtype=torch.bfloat16)
     for name in checkpoint_folder.FILES:
         if name not in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE, manifests.FILE_NAME):
-            part = out / f".{name}.part"
-            shutil.copyfile(source.weights / name, part)
-            part.replace(out / name)
+            copy_file(source.weights / name, out / name)
     sampling = {mode: dataclasses.replace(one, passes=0) for mode, one in source.manifest.sampling.items()}
     dataclasses.replace(source.manifest, dida=None, sampling=sampling).save(out)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """A copy that is there whole or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, part)
+    part.replace(target)

@@ -13,7 +13,6 @@ Source: Emu3.5 (arXiv 2510.26583), section on DiDA; what it leaves open is in do
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from emuworld.model.transformer import Transformer
 from emuworld.tokens.vision import DOWNSAMPLE
 from emuworld.tokens.vocabulary import Vocabulary
 from emuworld.training import loop
+from emuworld.training.checkpoints import copy_file
 from emuworld.training.data import TokenStory, wait_for_shards
 from emuworld.training.devices import pick_device
 from emuworld.training.encoding import TokenFeed
@@ -339,9 +339,7 @@ def write_folder(config: DidaTraining, trainer: DidaTrainer, *, source: Path, ma
         save_adapter(out, trainer.adapter)
     for name in (*present_files(source), *_KEPT_FILES):
         if name not in changed and (source / name).is_file():
-            part = out / f".{name}.part"
-            shutil.copyfile(source / name, part)
-            part.replace(out / name)
+            copy_file(source / name, out / name)
     sampling = {
         mode: dataclasses.replace(manifest.sampling_for(mode), passes=config.default_passes)
         for mode in manifest.modes

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer
 from emuworld.tokens.vocabulary import Vocabulary, builtin
 from emuworld.training import loop
+from emuworld.training.checkpoints import copy_file
 from emuworld.training.data import wait_for_shards
 from emuworld.training.devices import pick_device
 from emuworld.training.encoding import TokenFeed
@@ -281,9 +281,7 @@ def complete_folder(config: PretrainTraining, *, vocabulary: Vocabulary) -> None
     sources = {name: Path(config.vision) / name for name in ("vision.json", "vision.safetensors")}
     sources[TEXT_FILE] = Path(config.text)
     for name, source in sources.items():
-        part = Path(config.out) / f"{name}.part"
-        shutil.copyfile(source, part)
-        part.replace(Path(config.out) / name)
+        copy_file(source, Path(config.out) / name)
     modes = tuple(sorted({BUCKET_MODES[bucket.kind] for bucket in config.buckets}))
     Manifest(
         vocabulary=vocabulary,
