@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from emuworld.envs.edit_chains import Edit
 from emuworld.envs.palette import (
     FLOOR_COLOURS,
     HELD_OUT_PAIRS,
@@ -53,22 +54,6 @@ _COLUMNS = {"on the left": (0.0, 0.36), "in the middle": (0.40, 0.60), "on the r
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit:
-    """One edit: the pictures that are given, the instruction, and the picture that answers it.
-
-    `target` is what it is about ("red ball", "walls", "light", ...), `result` what that is afterwards ("blue
-    ball", "teal", "warm", "to the left"; "" where it is gone).
-    """
-
-    kind: str
-    instruction: str
-    references: tuple[Shot, ...]
-    answer: Shot
-    target: str
-    result: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Change:
     """What an edit does, before it is known whether it can be seen: a phrasing with its words, and a new plan
     or a new pose.
@@ -83,7 +68,7 @@ class _Change:
     seen: Callable[[Shot, Shot], bool] = lambda before, after: True
 
 
-def sample_edit(shot: Shot, rng: np.random.Generator, *, kind: str | None = None) -> Edit | None:
+def sample_edit(shot: Shot, rng: np.random.Generator, *, kind: str | None = None) -> Edit[Shot] | None:
     """An edit of what a shot shows, of a random kind or of one of `EDIT_KINDS`; None where none can be seen.
 
     Phrasings, colours and shapes are those of the scene's split.
@@ -99,7 +84,7 @@ def sample_edit(shot: Shot, rng: np.random.Generator, *, kind: str | None = None
     return None
 
 
-def _carried_out(shot: Shot, kind: str, change: _Change, rng: np.random.Generator) -> Edit | None:
+def _carried_out(shot: Shot, kind: str, change: _Change, rng: np.random.Generator) -> Edit[Shot] | None:
     """The edit, or None where it cannot be seen."""
     scene = shot.scene if change.plan is None else shot.scene.edited(change.plan)
     after = Shot(scene=scene, pose=change.pose or shot.pose)
