@@ -245,14 +245,7 @@ def _light(shot: Shot, rng: np.random.Generator) -> _Change | None:
     if tone in _TINTS:
         new = _tinted(light, _TINTS[tone])
     else:
-        factor = _DIM if tone == "darker" else _BRIGHT
-        red, green, blue = (channel * factor for channel in light.diffuse)
-        new = replace(
-            light,
-            diffuse=(red, green, blue),
-            ambient=light.ambient * factor,
-            headlight=light.headlight * factor,
-        )
+        new = brightened(light, _DIM if tone == "darker" else _BRIGHT)
     return _Change(
         phrasing=tone, words={}, target="light", result=tone, plan=replace(shot.scene.plan, light=new)
     )
@@ -361,6 +354,13 @@ def painted(plan: RoomPlan, colour: str, rng: np.random.Generator, *, only: str 
     if partition is not None and only in (None, partition[1]):
         partition = (partition[0], colour, rgb)
     return replace(plan, walls=walls, partition=partition)
+
+
+def brightened(light: Light, factor: float) -> Light:
+    """The light so many times as bright; below 1 it is darker."""
+    red, green, blue = (channel * factor for channel in light.diffuse)
+    ambient, headlight = light.ambient * factor, light.headlight * factor
+    return replace(light, diffuse=(red, green, blue), ambient=ambient, headlight=headlight)
 
 
 def _tinted(light: Light, tint: RGB) -> Light:
