@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,18 +50,11 @@ def generate_episode(
     question = walk_prompt(steps[0].view, rng, split=split)
     if generator(split, seed, _QUESTION_STREAM).random() < PUBLISHED_SHARE:
         question = explore_question(caption(steps[0].view))
+    draw = partial(stored_view, scene, renderer=renderer, size=size, format=format)
     segments = []
     for step in steps:
         text = "" if step.command is None else phrase(step.command, rng, split)
-        image = stored_view(
-            scene,
-            step.outcome,
-            step.view,
-            caption=caption(step.view, rng, split=split),
-            renderer=renderer,
-            size=size,
-            format=format,
-        )
+        image = draw(step.outcome, step.view, caption=caption(step.view, rng, split=split))
         segments.append(StorySegment(text=text, images=(image,)))
     return Story(question=question, segments=tuple(segments), story_id=f"walk-{split}-{seed}")
 
@@ -78,17 +72,10 @@ def generate_pictures(
     """Single views of a room as one story without commands, most of them with one or two objects."""
     scene = RoomScene.sample(split, seed) if scene is None else scene
     rng = generator(split, seed, _PICTURE_STREAM)
+    draw = partial(stored_view, scene, renderer=renderer, size=size, format=format)
     segments = []
     for pose, view in _picture_poses(scene, rng, num_pictures):
-        image = stored_view(
-            scene,
-            Outcome(pose=pose),
-            view,
-            caption=caption(view, rng, split=split),
-            renderer=renderer,
-            size=size,
-            format=format,
-        )
+        image = draw(Outcome(pose=pose), view, caption=caption(view, rng, split=split))
         segments.append(StorySegment(images=(image,)))
     return Story(segments=tuple(segments), story_id=f"pictures-{split}-{seed}")
 

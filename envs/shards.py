@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypedDict
 
 from rich.console import Console
 from rich.progress import (
@@ -152,47 +153,30 @@ def _stories(config: ShardsConfig, first_seed: int, renderer: Renderer) -> Itera
         yield from _room_stories(config, seed, renderer)
 
 
+class _Drawn(TypedDict):
+    """How every picture of a shard is drawn."""
+
+    renderer: Renderer
+    size: int
+    format: str
+
+
 def _room_stories(config: ShardsConfig, seed: int, renderer: Renderer) -> Iterator[Story]:
     """All stories of one room, which is compiled once."""
-    scene = RoomScene.sample(config.split, seed)
-    split, size, format = config.split, config.size, config.format
+    split, scene = config.split, RoomScene.sample(config.split, seed)
+    drawn: _Drawn = {"renderer": renderer, "size": config.size, "format": config.format}
     if config.num_frames:
-        yield generate_episode(
-            split,
-            seed,
-            num_frames=config.num_frames,
-            renderer=renderer,
-            size=size,
-            format=format,
-            scene=scene,
-        )
+        yield generate_episode(split, seed, num_frames=config.num_frames, scene=scene, **drawn)
     if config.num_pictures:
-        yield generate_pictures(
-            split,
-            seed,
-            num_pictures=config.num_pictures,
-            renderer=renderer,
-            size=size,
-            format=format,
-            scene=scene,
-        )
-    yield from edit_stories(
-        split, seed, num_edits=config.num_edits, renderer=renderer, size=size, format=format, scene=scene
-    )
+        yield generate_pictures(split, seed, num_pictures=config.num_pictures, scene=scene, **drawn)
+    yield from edit_stories(split, seed, num_edits=config.num_edits, scene=scene, **drawn)
     for index in range(config.num_tales):
-        story = tale_story(split, seed, index=index, renderer=renderer, size=size, format=format, scene=scene)
+        story = tale_story(split, seed, index=index, scene=scene, **drawn)
         if story is not None:
             yield story
     for index in range(config.num_tasks):
+        task_seed = seed * config.num_tasks + index
         yield from table_stories(
-            split,
-            seed * config.num_tasks + index,
-            renderer=renderer,
-            size=size,
-            format=format,
-            num_pictures=config.num_tables,
-            num_views=config.num_views,
+            split, task_seed, num_pictures=config.num_tables, num_views=config.num_views, **drawn
         )
-    yield from table_edit_stories(
-        split, seed, num_edits=config.num_table_edits, renderer=renderer, size=size, format=format
-    )
+    yield from table_edit_stories(split, seed, num_edits=config.num_table_edits, **drawn)

@@ -5,26 +5,19 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
-from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
-import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
-from emuworld.envs.render import shared_renderer
 from emuworld.envs.rooms import commands as moves
 from emuworld.envs.rooms.captions import View, caption
 from emuworld.envs.rooms.commands import COMMANDS, Command, Outcome, Pose
-from emuworld.envs.rooms.scenes import SPLITS, RoomScene
+from emuworld.envs.rooms.scenes import RoomScene
 from emuworld.envs.sim_state import not_a_state, pack_state, unpack_state
-from emuworld.envs.spaces import MAX_COMMAND_LENGTH, CommandText, frame_space, is_unicode, picture_sides
+from emuworld.envs.simulated import SimulatedArguments, SimulatedEnv, understood
+from emuworld.envs.spaces import RENDER_MODES
 
-Frame = NDArray[np.uint8]  # [H, W, 3]
-
-RENDER_MODES = ("rgb_array", "ansi")
-OPTIONS = ("prompt", "state")
 MAGIC = b"EWSIM\x00\x00\x01"  # the last byte is the format's version
 MAX_STATE_BYTES = 8192
 
@@ -39,7 +32,7 @@ class _Walk:
     frame_index: int = 0
 
 
-class ExploreSimEnv(gymnasium.Env[Any, str]):
+class ExploreSimEnv(SimulatedEnv):
     """A furnished room in MuJoCo, walked through by text commands, seen in the first person.
 
     The simulated twin of `EmuWorld/Explore-v0`: same spaces, same commands, and `info` with the same keys
@@ -98,93 +91,12 @@ class ExploreSimEnv(gymnasium.Env[Any, str]):
     """
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 4}  # noqa: RUF012
+    place = "room"
+    option_names = ("prompt", "state")
 
-    def __init__(
-        self,
-        *,
-        size: int | tuple[int, int] | None = None,
-        split: str = "train",
-        renderer: str = "auto",
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
-    ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(SPLITS)}")
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise ValueError(f"render_mode is {render_mode!r}, expected None or one of {list(RENDER_MODES)}")
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise ValueError(
-                f"max_episode_steps={max_episode_steps}; expected at least 1, or None for no limit"
-            )
-        self.size = picture_sides(size)
-        self.split = split
-        self.render_mode = render_mode
-        self.max_episode_steps = max_episode_steps
-        self._backend = renderer
-        self.action_space = CommandText(tuple(command.phrase for command in COMMANDS))
-        self.observation_space = frame_space(self.size)
+    def __init__(self, **arguments: Unpack[SimulatedArguments]) -> None:
+        super().__init__(tuple(command.phrase for command in COMMANDS), **arguments)
         self._walk: _Walk | None = None
-        self._frame: Frame | None = None
-        self._info: dict[str, Any] = {}
-        self._steps = 0
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Frame, dict[str, Any]]:
-        """Begin a walk; see "Starting state" above. ValueError for options that cannot be used."""
-        super().reset(seed=seed)
-        options = _checked_options(options)
-        room_seed = int(self.np_random.integers(2**62))
-        if "state" in options:
-            self._walk = self._restored(options["state"])
-        elif "prompt" in options:
-            scene = RoomScene.from_prompt(options["prompt"], split=self.split, seed=room_seed)
-            self._walk = _Walk(scene=scene, pose=scene.start_pose(0), prompt=options["prompt"])
-        else:
-            scene = RoomScene.sample(self.split, room_seed)
-            pose = scene.start_pose(0)
-            self._walk = _Walk(scene=scene, pose=pose, prompt=caption(scene.view(pose)))
-        self._steps = 0
-        self._frame = None
-        self._look(Outcome(pose=self._walk.pose), command="", text="")
-        return self._observation(), dict(self._info)
-
-    def step(self, action: str) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        """Carry out one command; see "Action space" above."""
-        walk = self._current
-        command, reason = _understood(action)
-        if isinstance(action, str) and action.strip() == "":
-            command, reason = _free_step(walk), ""
-        if command is None:
-            outcome = Outcome(pose=walk.pose, possible=False, reason=reason)
-        else:
-            outcome = walk.scene.execute(walk.pose, command)
-        if outcome.possible:
-            self._walk = _Walk(
-                scene=walk.scene, pose=outcome.pose, prompt=walk.prompt, frame_index=walk.frame_index + 1
-            )
-        given = (
-            action
-            if isinstance(action, str) and len(action) <= MAX_COMMAND_LENGTH and is_unicode(action)
-            else ""
-        )
-        free = command is not None and not given.strip()
-        self._look(outcome, command=given, text=command.phrase if command is not None and free else given)
-        self._steps += 1
-        truncated = self.max_episode_steps is not None and self._steps >= self.max_episode_steps
-        return self._observation(), 0.0, False, truncated, dict(self._info)
-
-    def render(self) -> Frame | str | None:
-        """The picture already there ("rgb_array") or a line about it ("ansi")."""
-        if self.render_mode is None:
-            gymnasium.logger.warn(f"render() needs render_mode={' or '.join(RENDER_MODES)} at construction")
-            return None
-        walk = self._current
-        if self.render_mode == "rgb_array":
-            return self._observation()
-        flag = " (unusable)" if self._info["invalid_action"] else ""
-        said = self._info["command"] or walk.prompt
-        return f"[explore-sim {walk.frame_index}] {said}{flag} -> {self._info['caption']}"
 
     def save_state(self) -> bytes:
         """This walk in a few hundred bytes, for `reset(options={"state": ...})` anywhere."""
@@ -197,10 +109,6 @@ class ExploreSimEnv(gymnasium.Env[Any, str]):
             "frame_index": walk.frame_index,
         }
         return pack_state(fields, magic=MAGIC)
-
-    def fork(self) -> ExploreSimEnv:
-        """A second environment in the same state, step count and random generator too."""
-        return deepcopy(self)
 
     @property
     def scene(self) -> RoomScene:
@@ -215,54 +123,54 @@ class ExploreSimEnv(gymnasium.Env[Any, str]):
     @property
     def _current(self) -> _Walk:
         if self._walk is None:
-            raise gymnasium.error.ResetNeeded("call reset() first: there is no room yet")
+            raise self._needs_reset()
         return self._walk
 
-    def _observation(self) -> Frame:
-        assert self._frame is not None
-        return self._frame.copy()
+    def _begin(self, options: Mapping[str, Any], seed: int) -> None:
+        if "state" in options:
+            self._walk = _restored(options["state"])
+        elif "prompt" in options:
+            scene = RoomScene.from_prompt(options["prompt"], split=self.split, seed=seed)
+            self._walk = _Walk(scene=scene, pose=scene.start_pose(0), prompt=options["prompt"])
+        else:
+            scene = RoomScene.sample(self.split, seed)
+            pose = scene.start_pose(0)
+            self._walk = _Walk(scene=scene, pose=pose, prompt=caption(scene.view(pose)))
+        self._look(Outcome(pose=self._walk.pose), command="", text="")
+
+    def _carry_out(self, action: object, *, shown: str, free: bool) -> bool:
+        walk = self._current
+        command, reason = (_free_step(walk), "") if free else understood(action, moves.parse, "command")
+        if command is None:
+            outcome = Outcome(pose=walk.pose, possible=False, reason=reason)
+        else:
+            outcome = walk.scene.execute(walk.pose, command)
+        if outcome.possible:
+            self._walk = replace(walk, pose=outcome.pose, frame_index=walk.frame_index + 1)
+        self._look(outcome, command=shown, text=command.phrase if command is not None and free else shown)
+        return False
+
+    def _told(self) -> tuple[str, str]:
+        return self._info["command"], self._info["caption"]
 
     def _look(self, outcome: Outcome, *, command: str, text: str) -> None:
         """Draw the view, unless nothing changed, and gather `info`."""
         walk = self._current
         view = walk.scene.view(walk.pose)
-        if self._frame is None or outcome.possible:
-            height, width = self.size
-            scene, camera = walk.scene, walk.scene.camera(walk.pose)
-            self._frame = shared_renderer(self._backend).render(
-                scene.model, scene.data, camera, height=height, width=width
-            )
+        if outcome.possible:
+            self._draw(walk.scene.model, walk.scene.data, walk.scene.camera(walk.pose))
         self._info = _info(walk, view, outcome, command=command, text=text)
 
-    def _restored(self, state: object) -> _Walk:
-        fields = _parse_state(state)
-        try:
-            scene = RoomScene.from_dict(fields["room"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise not_a_state(f"its room cannot be built ({error})") from error
-        x, y, yaw, pitch = (float(value) for value in fields["pose"])
-        pose = Pose(x_m=x, y_m=y, yaw_rad=yaw, pitch_rad=pitch)
-        return _Walk(scene=scene, pose=pose, prompt=fields["prompt"], frame_index=fields["frame_index"])
 
-
-def _checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    given = dict(options or {})
-    unknown = sorted(set(given) - set(OPTIONS))
-    if unknown or len(given) > 1:
-        raise ValueError(f"options {sorted(given)} cannot be used; give one of {', '.join(OPTIONS)}, or none")
-    if "prompt" in given and not isinstance(given["prompt"], str):
-        raise ValueError(f"options['prompt'] is {type(given['prompt']).__name__}; expected a string")
-    return given
-
-
-def _understood(action: object) -> tuple[Command | None, str]:
-    """The command that an action means, or None and why not."""
-    if not isinstance(action, str):
-        return None, "not a string"
-    if len(action) > MAX_COMMAND_LENGTH:
-        return None, f"longer than {MAX_COMMAND_LENGTH} characters"
-    command = moves.parse(action)
-    return command, "" if command is not None else "not a command of this world"
+def _restored(state: object) -> _Walk:
+    fields = _parse_state(state)
+    try:
+        scene = RoomScene.from_dict(fields["room"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise not_a_state(f"its room cannot be built ({error})") from error
+    x, y, yaw, pitch = (float(value) for value in fields["pose"])
+    pose = Pose(x_m=x, y_m=y, yaw_rad=yaw, pitch_rad=pitch)
+    return _Walk(scene=scene, pose=pose, prompt=fields["prompt"], frame_index=fields["frame_index"])
 
 
 def _free_step(walk: _Walk) -> Command:

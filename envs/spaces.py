@@ -1,4 +1,4 @@
-"""The two spaces that every environment shares: a text command in, a picture out.
+"""The two spaces that every environment shares, a text command in and a picture out, and its render modes.
 
 `gymnasium.spaces.Text` cannot serve as it is: its default charset has no space and no punctuation, any finite
 charset rejects most languages, and its samples are random letters, which say nothing to a model or a
@@ -16,6 +16,7 @@ MAX_COMMAND_LENGTH = 1_000  # characters; a published prompt is at most about 70
 PRINTABLE = "".join(character for character in string.printable if character.isprintable())
 DEFAULT_SIZE = (256, 256)  # pixels, height and width
 SIDE_LIMITS_PX = (16, 1024)
+RENDER_MODES = ("rgb_array", "ansi")
 _PLACEHOLDER = "?"  # what `flatten` writes for a character outside the printable charset
 
 
@@ -100,6 +101,13 @@ def picture_sides(size: int | tuple[int, int] | None) -> tuple[int, int]:
             f"size={size!r}; expected a number of pixels or (height, width), each {low} to {high}"
         )
     return sides[0], sides[1]
+
+
+def checked_render_mode(render_mode: str | None) -> str | None:
+    """`render_mode` as it came. ValueError if it is neither None nor one of `RENDER_MODES`."""
+    if render_mode is not None and render_mode not in RENDER_MODES:
+        raise ValueError(f"render_mode is {render_mode!r}, expected None or one of {list(RENDER_MODES)}")
+    return render_mode
 
 
 def checked_table(table: Sequence[str]) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from emuworld.envs.dream import Dream, DreamArguments, Episode, Frame, Outcome, Turn
-from emuworld.envs.spaces import checked_table, command_at, frame_space
-from emuworld.envs.world_env import RENDER_FPS, RENDER_MODES, checked_render_mode, render_outcome
+from emuworld.envs.spaces import RENDER_MODES, checked_render_mode, checked_table, command_at, frame_space
+from emuworld.envs.world_env import RENDER_FPS, render_outcome
 
 Frames = npt.NDArray[np.uint8]  # [N, H, W, 3]
 Flags = npt.NDArray[np.bool_]  # [N]

@@ -6,19 +6,16 @@ import base64
 import binascii
 import math
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 from emuworld.envs.prompts import example_commands
-from emuworld.envs.render import shared_renderer
-from emuworld.envs.rooms.scenes import SPLITS
 from emuworld.envs.sim_state import not_a_state, pack_state, unpack_state
-from emuworld.envs.spaces import MAX_COMMAND_LENGTH, CommandText, frame_space, is_unicode, picture_sides
+from emuworld.envs.simulated import SimulatedArguments, SimulatedEnv, understood
+from emuworld.envs.spaces import RENDER_MODES
 from emuworld.envs.tabletop.franka import checked_arm
 from emuworld.envs.tabletop.layout import ARMS
 from emuworld.envs.tabletop.orders import draw_task, task_of_prompt
@@ -27,10 +24,6 @@ from emuworld.envs.tabletop.predicates import Predicate
 from emuworld.envs.tabletop.scene import SkillResult, TableScene
 from emuworld.envs.tabletop.subtasks import Subtask, canonical, parse
 
-Frame = NDArray[np.uint8]  # [H, W, 3]
-
-RENDER_MODES = ("rgb_array", "ansi")
-OPTIONS = ("prompt", "task", "scene", "state")
 MAGIC = b"EWVLA\x00\x00\x01"  # the last byte is the format's version
 MAX_STATE_BYTES = 1 << 16
 _FIELDS = (
@@ -56,7 +49,7 @@ class _Work:
         return self.oracle[self.num_done] if self.num_done < len(self.oracle) else None
 
 
-class VLASimEnv(gymnasium.Env[Any, str]):
+class VLASimEnv(SimulatedEnv):
     """A table-top with a 7-joint arm in MuJoCo: subtasks in words, the picture at the end of each.
 
     The simulated twin of `EmuWorld/VLA-v0`: same spaces, same commands, and `info` with the same keys (and
@@ -119,100 +112,14 @@ class VLASimEnv(gymnasium.Env[Any, str]):
     """
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 1}  # noqa: RUF012
+    place = "table"
+    option_names = ("prompt", "task", "scene", "state")
 
-    def __init__(
-        self,
-        *,
-        size: int | tuple[int, int] | None = None,
-        split: str = "train",
-        renderer: str = "auto",
-        arm: str = ARMS[0],
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
-    ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r} is unknown; expected one of {', '.join(SPLITS)}")
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise ValueError(f"render_mode is {render_mode!r}, expected None or one of {list(RENDER_MODES)}")
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise ValueError(
-                f"max_episode_steps={max_episode_steps}; expected at least 1, or None for no limit"
-            )
-        self.size = picture_sides(size)
-        self.split = split
-        self.render_mode = render_mode
-        self.max_episode_steps = max_episode_steps
-        self._backend = renderer
+    def __init__(self, *, arm: str = ARMS[0], **arguments: Unpack[SimulatedArguments]) -> None:
+        super().__init__(example_commands("vla"), **arguments)
         self._arm = checked_arm(arm)
-        self.action_space = CommandText(example_commands("vla"))
-        self.observation_space = frame_space(self.size)
         self._table: TableScene | None = None
         self._work = _Work()
-        self._frame: Frame | None = None
-        self._info: dict[str, Any] = {}
-        self._steps = 0
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Frame, dict[str, Any]]:
-        """Begin an episode; see "Starting state" above. ValueError for options that cannot be used."""
-        super().reset(seed=seed)
-        options = _checked_options(options)
-        task_seed = int(self.np_random.integers(2**62))
-        if "state" in options:
-            self._table, self._work = _restored(options["state"])
-        elif "scene" in options:
-            self._table, self._work = self._set(options["scene"]), _Work()
-        else:
-            task = self._task(options, task_seed)
-            self._table = self._set(task.scene)
-            self._work = _Work(
-                prompt=task.instruction, goal=task.goal, oracle=task.oracle, goal_position=task.goal_position
-            )
-        self._steps = 0
-        self._look()
-        self._info = self._facts(SkillResult(done=False, reason="", control_steps=0), command="", text="")
-        return self._observation(), dict(self._info)
-
-    def step(self, action: str) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        """Carry out one subtask; see "Action space" above."""
-        table, work = self.scene, self._work
-        given = _shown(action)
-        free = isinstance(action, str) and not action.strip()
-        subtask, reason = (work.next_step, "") if free else _understood(action)
-        if work.ended:
-            gymnasium.logger.warn(
-                "step() was called after the episode terminated: nothing changes until reset()"
-            )
-            subtask, reason = None, "the episode has ended"
-        elif free and subtask is None:
-            self._work = replace(work, ended=True)
-        result = SkillResult(done=False, reason=reason, control_steps=0)
-        if subtask is not None:
-            goal = work.goal_position if subtask.from_picture else None
-            result = table.execute(subtask, goal_position=goal)
-        if _carried_out(result):
-            on_plan = subtask == work.next_step and result.done
-            self._work = replace(work, num_done=work.num_done + on_plan, frame_index=work.frame_index + 1)
-            self._look()
-        text = canonical(subtask) if free and subtask is not None else given
-        ended_now = self._work.ended and not work.ended
-        self._info = self._facts(result, command=given, text=text, ended_now=ended_now)
-        self._steps += 1
-        truncated = self.max_episode_steps is not None and self._steps >= self.max_episode_steps
-        return self._observation(), 0.0, self._work.ended, truncated, dict(self._info)
-
-    def render(self) -> Frame | str | None:
-        """The picture already there ("rgb_array") or a line about it ("ansi")."""
-        if self.render_mode is None:
-            gymnasium.logger.warn(f"render() needs render_mode={' or '.join(RENDER_MODES)} at construction")
-            return None
-        if self.render_mode == "rgb_array":
-            return self._observation()
-        info = self._info
-        flag = " (unusable)" if info["invalid_action"] else ""
-        outcome = info["reason"] or ("done" if info["subtask_done"] else ", ".join(info["objects"]))
-        return f"[vla-sim {info['frame_index']}] {info['text'] or info['prompt']}{flag} -> {outcome}"
 
     def save_state(self) -> bytes:
         """The table, its physics and the task in a few kilobytes, for `reset(options={"state": ...})`."""
@@ -230,16 +137,66 @@ class VLASimEnv(gymnasium.Env[Any, str]):
         }
         return pack_state(fields, magic=MAGIC)
 
-    def fork(self) -> VLASimEnv:
-        """A second environment in the same state, step count and random generator too."""
-        return deepcopy(self)
-
     @property
     def scene(self) -> TableScene:
         """The table: all truths about it, and the physics. Changing it changes the episode."""
         if self._table is None:
-            raise gymnasium.error.ResetNeeded("call reset() first: there is no table yet")
+            raise self._needs_reset()
         return self._table
+
+    def _begin(self, options: Mapping[str, Any], seed: int) -> None:
+        if "state" in options:
+            self._table, self._work = _restored(options["state"])
+        elif "scene" in options:
+            self._table, self._work = self._set(options["scene"]), _Work()
+        else:
+            task = self._task(options, seed)
+            self._table = self._set(task.scene)
+            self._work = _Work(
+                prompt=task.instruction, goal=task.goal, oracle=task.oracle, goal_position=task.goal_position
+            )
+        self._look()
+        self._info = self._facts(SkillResult(done=False, reason="", control_steps=0), command="", text="")
+
+    def _carry_out(self, action: object, *, shown: str, free: bool) -> bool:
+        table, work = self.scene, self._work
+        subtask, reason = (work.next_step, "") if free else _understood(action)
+        if work.ended:
+            gymnasium.logger.warn(
+                "step() was called after the episode terminated: nothing changes until reset()"
+            )
+            subtask, reason = None, "the episode has ended"
+        elif free and subtask is None:
+            self._work = replace(work, ended=True)
+        result = SkillResult(done=False, reason=reason, control_steps=0)
+        if subtask is not None:
+            goal = work.goal_position if subtask.from_picture else None
+            result = table.execute(subtask, goal_position=goal)
+        if _carried_out(result):
+            on_plan = subtask == work.next_step and result.done
+            self._work = replace(work, num_done=work.num_done + on_plan, frame_index=work.frame_index + 1)
+            self._look()
+        text = canonical(subtask) if free and subtask is not None else shown
+        ended_now = self._work.ended and not work.ended
+        self._info = self._facts(result, command=shown, text=text, ended_now=ended_now)
+        return self._work.ended
+
+    def _told(self) -> tuple[str, str]:
+        info = self._info
+        done = "done" if info["subtask_done"] else ", ".join(info["objects"])
+        return info["text"], info["reason"] or done
+
+    def _checked_options(self, options: Mapping[str, Any] | None) -> dict[str, Any]:
+        given = super()._checked_options(options)
+        if "scene" in given and not isinstance(given["scene"], Mapping):
+            raise ValueError(
+                f"options['scene'] is {type(given['scene']).__name__}; expected TableScene.to_dict()"
+            )
+        if "task" in given and not isinstance(given["task"], Task | Mapping):
+            raise ValueError(
+                f"options['task'] is {type(given['task']).__name__}; expected a Task or its to_dict()"
+            )
+        return given
 
     def _task(self, options: Mapping[str, Any], seed: int) -> Task:
         if "task" in options:
@@ -253,15 +210,8 @@ class VLASimEnv(gymnasium.Env[Any, str]):
         """The table of a description; one that names its arm keeps it."""
         return TableScene.from_dict({"arm": self._arm, **scene})
 
-    def _observation(self) -> Frame:
-        assert self._frame is not None
-        return self._frame.copy()
-
     def _look(self) -> None:
-        table, (height, width) = self.scene, self.size
-        self._frame = shared_renderer(self._backend).render(
-            table.model, table.data, table.camera(), height=height, width=width
-        )
+        self._draw(self.scene.model, self.scene.data, self.scene.camera())
 
     def _facts(
         self, result: SkillResult, *, command: str, text: str, ended_now: bool = True
@@ -296,40 +246,12 @@ def _succeeds(table: TableScene, work: _Work) -> bool:
     return all(table.holds(predicate) for predicate in work.goal)
 
 
-def _shown(action: object) -> str:
-    """The command as `info` repeats it: "" for what is no command text at all."""
-    if isinstance(action, str) and len(action) <= MAX_COMMAND_LENGTH and is_unicode(action):
-        return action
-    return ""
-
-
 def _understood(action: object) -> tuple[Subtask | None, str]:
     """The subtask that an action means, or None and why not."""
-    if not isinstance(action, str):
-        return None, "not a string"
-    if len(action) > MAX_COMMAND_LENGTH:
-        return None, f"longer than {MAX_COMMAND_LENGTH} characters"
-    subtask = parse(action)
+    subtask, reason = understood(action, parse, "subtask")
     if subtask is not None and subtask.from_picture:
         return None, "its goal place is only in a picture, and a command holds none"
-    return subtask, "" if subtask is not None else "not a subtask of this world"
-
-
-def _checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    given = dict(options or {})
-    if set(given) - set(OPTIONS) or len(given) > 1:
-        raise ValueError(f"options {sorted(given)} cannot be used; give one of {', '.join(OPTIONS)}, or none")
-    if "prompt" in given and not isinstance(given["prompt"], str):
-        raise ValueError(f"options['prompt'] is {type(given['prompt']).__name__}; expected a string")
-    if "scene" in given and not isinstance(given["scene"], Mapping):
-        raise ValueError(
-            f"options['scene'] is {type(given['scene']).__name__}; expected TableScene.to_dict()"
-        )
-    if "task" in given and not isinstance(given["task"], Task | Mapping):
-        raise ValueError(
-            f"options['task'] is {type(given['task']).__name__}; expected a Task or its to_dict()"
-        )
-    return given
+    return subtask, reason
 
 
 def _restored(state: object) -> tuple[TableScene, _Work]:

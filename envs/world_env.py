@@ -7,9 +7,8 @@ import gymnasium
 import numpy as np
 
 from emuworld.envs.dream import Dream, DreamArguments, Episode, Frame, Outcome
-from emuworld.envs.spaces import frame_space
+from emuworld.envs.spaces import RENDER_MODES, checked_render_mode, frame_space
 
-RENDER_MODES = ("rgb_array", "ansi")
 RENDER_FPS = 4  # a picture is a step of about half a metre or 30 degrees; 4 a second reads as a walk
 
 
@@ -150,13 +149,6 @@ class WorldModelEnv(gymnasium.Env[Any, str]):
 
     def _frame(self) -> Frame:
         return np.array(self._episode.frame)
-
-
-def checked_render_mode(render_mode: str | None) -> str | None:
-    """`render_mode` as it came. ValueError if it is neither None nor one of `RENDER_MODES`."""
-    if render_mode is not None and render_mode not in RENDER_MODES:
-        raise ValueError(f"render_mode is {render_mode!r}, expected None or one of {list(RENDER_MODES)}")
-    return render_mode
 
 
 def render_outcome(outcome: Outcome, render_mode: str) -> Frame | str:

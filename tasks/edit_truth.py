@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emuworld.envs.edit_chains import Edit
 from emuworld.envs.rooms.combinations import sample_combination
-from emuworld.envs.rooms.edits import EDIT_KINDS, Edit, sample_edit
+from emuworld.envs.rooms.edits import EDIT_KINDS, sample_edit
 from emuworld.envs.rooms.scenes import RoomScene
 from emuworld.envs.rooms.shots import Shot, sample_shot
 from emuworld.envs.tabletop.edit_episodes import sample_table_combination
-from emuworld.envs.tabletop.edits import TABLE_EDIT_KINDS, TableEdit, sample_table_edit
+from emuworld.envs.tabletop.edits import TABLE_EDIT_KINDS, sample_table_edit
 from emuworld.envs.tabletop.shots import TableShot, sample_table_shot
 from emuworld.tasks.metrics import Frame, Mask
 from emuworld.tasks.truth import LABEL_STRIDE, Request, shared_renderer
@@ -29,7 +30,7 @@ _OBJECT_KINDS = ("add", "remove", "recolour", "move", "replace")  # there are su
 _SAME_GREY = 6  # levels of 256: nearer than this two pixels of the simulator show the same
 
 AnyShot = Shot | TableShot
-AnyEdit = Edit | TableEdit
+AnyEdit = Edit[Shot] | Edit[TableShot]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ class RunLog:
 
     def __init__(self, path: Path, *, budget_s: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        self.path = path
         self._start_s = time.perf_counter()
         self._budget_s = budget_s
         self.figures: dict[str, Figures] = {}
@@ -46,6 +46,6 @@ class RunLog:
 
     def _write(self, part: str, figures: Figures) -> None:
         line = json.dumps({"part": part, **figures})
-        with self._path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, flush=True)

@@ -22,7 +22,8 @@ MODULES = {"story": "story", "story_schema": "story", "world_model": "world_mode
 MODULES |= {"cli": "cli", "__main__": "cli"}
 MODULES |= {"questions": "story"}  # words that stories are told from
 # Modules and packages of envs that reach no model code.
-SIMULATOR = ("rooms", "tabletop", "rendering", "render", "sim_env", "vla_sim_env", "episodes", "shards")
+SIMULATOR = ("rooms", "tabletop", "rendering", "render", "simulated", "sim_env", "vla_sim_env")
+SIMULATOR += ("episodes", "edit_chains", "shards")
 NO_MODEL_CODE = ("torch", "transformers", "tiktoken", "safetensors")
 IMPORTING_CALLS = (
     "__import__",

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from emuworld.envs.edit_chains import Edit
 from emuworld.envs.palette import WALL_COLOURS
 from emuworld.envs.rooms.edit_words import edit_phrase
-from emuworld.envs.rooms.edits import Edit, appeared, painted
+from emuworld.envs.rooms.edits import appeared, painted
 from emuworld.envs.rooms.floorplan import choice
 from emuworld.envs.rooms.shots import CLEAR_PX, Shot, free_spot, item_of, others
 
 
-def sample_combination(shot: Shot, rng: np.random.Generator) -> Edit | None:
+def sample_combination(shot: Shot, rng: np.random.Generator) -> Edit[Shot] | None:
     """Two reference pictures and one answer: the object of the first view is put into the second.
 
     The second view is of the same room, painted anew and without that object; None where none is found.

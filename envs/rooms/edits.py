@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from emuworld.envs.edit_chains import Edit
 from emuworld.envs.palette import (
     FLOOR_COLOURS,
     HELD_OUT_PAIRS,
@@ -53,22 +54,6 @@ _COLUMNS = {"on the left": (0.0, 0.36), "in the middle": (0.40, 0.60), "on the r
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit:
-    """One edit: the pictures that are given, the instruction, and the picture that answers it.
-
-    `target` is what it is about ("red ball", "walls", "light", ...), `result` what that is afterwards ("blue
-    ball", "teal", "warm", "to the left"; "" where it is gone).
-    """
-
-    kind: str
-    instruction: str
-    references: tuple[Shot, ...]
-    answer: Shot
-    target: str
-    result: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Change:
     """What an edit does, before it is known whether it can be seen: a phrasing with its words, and a new plan
     or a new pose.
@@ -83,7 +68,7 @@ class _Change:
     seen: Callable[[Shot, Shot], bool] = lambda before, after: True
 
 
-def sample_edit(shot: Shot, rng: np.random.Generator, *, kind: str | None = None) -> Edit | None:
+def sample_edit(shot: Shot, rng: np.random.Generator, *, kind: str | None = None) -> Edit[Shot] | None:
     """An edit of what a shot shows, of a random kind or of one of `EDIT_KINDS`; None where none can be seen.
 
     Phrasings, colours and shapes are those of the scene's split.
@@ -99,7 +84,7 @@ def sample_edit(shot: Shot, rng: np.random.Generator, *, kind: str | None = None
     return None
 
 
-def _carried_out(shot: Shot, kind: str, change: _Change, rng: np.random.Generator) -> Edit | None:
+def _carried_out(shot: Shot, kind: str, change: _Change, rng: np.random.Generator) -> Edit[Shot] | None:
     """The edit, or None where it cannot be seen."""
     scene = shot.scene if change.plan is None else shot.scene.edited(change.plan)
     after = Shot(scene=scene, pose=change.pose or shot.pose)
@@ -260,14 +245,7 @@ def _light(shot: Shot, rng: np.random.Generator) -> _Change | None:
     if tone in _TINTS:
         new = _tinted(light, _TINTS[tone])
     else:
-        factor = _DIM if tone == "darker" else _BRIGHT
-        red, green, blue = (channel * factor for channel in light.diffuse)
-        new = replace(
-            light,
-            diffuse=(red, green, blue),
-            ambient=light.ambient * factor,
-            headlight=light.headlight * factor,
-        )
+        new = brightened(light, _DIM if tone == "darker" else _BRIGHT)
     return _Change(
         phrasing=tone, words={}, target="light", result=tone, plan=replace(shot.scene.plan, light=new)
     )
@@ -376,6 +354,13 @@ def painted(plan: RoomPlan, colour: str, rng: np.random.Generator, *, only: str 
     if partition is not None and only in (None, partition[1]):
         partition = (partition[0], colour, rgb)
     return replace(plan, walls=walls, partition=partition)
+
+
+def brightened(light: Light, factor: float) -> Light:
+    """The light so many times as bright; below 1 it is darker."""
+    red, green, blue = (channel * factor for channel in light.diffuse)
+    ambient, headlight = light.ambient * factor, light.headlight * factor
+    return replace(light, diffuse=(red, green, blue), ambient=ambient, headlight=headlight)
 
 
 def _tinted(light: Light, tint: RGB) -> Light:

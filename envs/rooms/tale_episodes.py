@@ -17,6 +17,7 @@ from emuworld.envs.palette import object_pairs, with_article
 from emuworld.envs.render import Renderer
 from emuworld.envs.rooms.captions import caption
 from emuworld.envs.rooms.commands import Outcome, Pose
+from emuworld.envs.rooms.edits import brightened
 from emuworld.envs.rooms.floorplan import choice
 from emuworld.envs.rooms.placement import new_object
 from emuworld.envs.rooms.scenes import RoomScene, generator
@@ -205,15 +206,7 @@ def _shown(scene: RoomScene, pose: Pose, cast: Cast, scenery: Scenery) -> Shot |
         apart = math.dist((placed[0].x_m, placed[0].y_m), (placed[1].x_m, placed[1].y_m))
         if apart < reach_m(cast):
             return None
-    light = scene.plan.light
-    if scenery.night:
-        red, green, blue = (channel * _NIGHT for channel in light.diffuse)
-        light = replace(
-            light,
-            diffuse=(red, green, blue),
-            ambient=light.ambient * _NIGHT,
-            headlight=light.headlight * _NIGHT,
-        )
+    light = brightened(scene.plan.light, _NIGHT) if scenery.night else scene.plan.light
     shot = Shot(scene=scene.edited(replace(scene.plan, objects=tuple(placed), light=light)), pose=pose)
     front = min(placed, key=lambda item: math.hypot(item.x_m - pose.x_m, item.y_m - pose.y_m))
     return shot if shot.pixels().get(front.identity, 0) >= CLEAR_PX else None

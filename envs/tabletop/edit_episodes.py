@@ -1,24 +1,21 @@
-"""Edits of table-tops as stories, in the form of `emuworld.envs.rooms.edit_episodes`.
-
-Reference pictures, then instructions and their answers, each an edit of the picture before; some combine two
-reference pictures.
-"""
+"""Edits of table-tops as stories, in the form of `emuworld.envs.edit_chains`."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
+from emuworld.envs.edit_chains import Edit, edit_chains
 from emuworld.envs.episodes import TRUTH
 from emuworld.envs.render import Renderer
-from emuworld.envs.rooms.edit_episodes import CHAIN_EDITS, COMBINATION_SHARE
 from emuworld.envs.rooms.floorplan import choice
 from emuworld.envs.rooms.scenes import generator
 from emuworld.envs.tabletop.captions import table_caption
 from emuworld.envs.tabletop.edit_words import table_edit_phrase
-from emuworld.envs.tabletop.edits import TableEdit, sample_table_edit
+from emuworld.envs.tabletop.edits import sample_table_edit
 from emuworld.envs.tabletop.episodes import frame_truth
 from emuworld.envs.tabletop.layout import OBJECT_KINDS, ObjectPlan
 from emuworld.envs.tabletop.shots import (
@@ -31,7 +28,7 @@ from emuworld.envs.tabletop.shots import (
     sample_table_shot,
     stands_alone,
 )
-from emuworld.story import Story, StoryImage, StorySegment
+from emuworld.story import Story, StoryImage
 
 _STREAM = 53
 
@@ -51,51 +48,28 @@ def table_edit_stories(
     """
     rng = generator(split, seed, _STREAM)
 
-    def image(shot: TableShot, edit: TableEdit | None = None) -> StoryImage:
-        return stored_shot(shot, edit, rng, renderer=renderer, size=size, format=format)
-
-    left, index = num_edits, 0
-    while left > 0:
-        first = sample_table_shot(split, rng)
-        chain = _chain(first, rng, min(left, CHAIN_EDITS))
-        if not chain:
-            continue
-        before = image(first)
-        yield _story(
-            f"x2i-table-{split}-{seed}-{index}", (before,), [(one, image(one.answer, one)) for one in chain]
+    def image(shot: TableShot, edit: Edit[TableShot] | None) -> StoryImage:
+        scene = shot.scene
+        pixels = renderer.render(scene.model, scene.data, scene.camera(), height=size, width=size)
+        return StoryImage.from_array(
+            pixels,
+            format=format,
+            caption=table_caption(scene, shot.sights, rng, split=shot.split),
+            features={TRUTH: frame_truth(scene, None, shot.sights, None if edit is None else edit.truth)},
         )
-        left, index = left - len(chain), index + 1
-        both = sample_table_combination(first, rng) if left and rng.random() < COMBINATION_SHARE else None
-        if both is not None:
-            pictures = (before, image(both.references[1]))
-            yield _story(f"x2i-table-{split}-{seed}-{index}", pictures, [(both, image(both.answer, both))])
-            left, index = left - 1, index + 1
 
-
-def stored_shot(
-    shot: TableShot,
-    edit: TableEdit | None,
-    rng: np.random.Generator,
-    *,
-    renderer: Renderer,
-    size: int,
-    format: str,
-) -> StoryImage:
-    """A shot drawn, with its caption and its truth."""
-    scene = shot.scene
-    pixels = renderer.render(scene.model, scene.data, scene.camera(), height=size, width=size)
-    more = {}
-    if edit is not None:
-        more = {"edit": {"kind": edit.kind, "target": edit.target, "result": edit.result}}
-    return StoryImage.from_array(
-        pixels,
-        format=format,
-        caption=table_caption(scene, shot.sights, rng, split=shot.split),
-        features={TRUTH: frame_truth(scene, None, shot.sights, more)},
+    yield from edit_chains(
+        f"x2i-table-{split}-{seed}",
+        (sample_table_shot(split, rng) for _ in itertools.count()),
+        rng,
+        num_edits=num_edits,
+        edit=sample_table_edit,
+        combination=sample_table_combination,
+        image=image,
     )
 
 
-def sample_table_combination(shot: TableShot, rng: np.random.Generator) -> TableEdit | None:
+def sample_table_combination(shot: TableShot, rng: np.random.Generator) -> Edit[TableShot] | None:
     """Two reference pictures and one answer: a loose object of the first is put on the table of the second,
     which has no thing of its colour. None where none is found.
     """
@@ -117,7 +91,7 @@ def sample_table_combination(shot: TableShot, rng: np.random.Generator) -> Table
             continue
         alone = len(shot.plan.objects) == 1 and not shot.plan.furniture
         phrasing = "combine one" if alone and rng.random() < 0.5 else "combine"
-        return TableEdit(
+        return Edit(
             kind="combine",
             instruction=table_edit_phrase(phrasing, rng, shot.split, a=thing.name),
             references=(shot, base),
@@ -126,22 +100,3 @@ def sample_table_combination(shot: TableShot, rng: np.random.Generator) -> Table
             result=thing.name,
         )
     return None
-
-
-def _chain(shot: TableShot, rng: np.random.Generator, count: int) -> list[TableEdit]:
-    """Up to `count` edits, each of the one before."""
-    edits: list[TableEdit] = []
-    while len(edits) < count:
-        edit = sample_table_edit(shot, rng)
-        if edit is None:
-            break
-        edits.append(edit)
-        shot = edit.answer
-    return edits
-
-
-def _story(
-    story_id: str, references: tuple[StoryImage, ...], steps: list[tuple[TableEdit, StoryImage]]
-) -> Story:
-    segments = tuple(StorySegment(text=edit.instruction, images=(image,)) for edit, image in steps)
-    return Story(reference_images=references, segments=segments, story_id=story_id)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from emuworld.envs.edit_chains import Edit
 from emuworld.envs.palette import RGB, WALL_COLOURS, WOOD, with_article
 from emuworld.envs.rooms.floorplan import choice
 from emuworld.envs.tabletop import layout as sizes
@@ -77,22 +78,6 @@ _VIEWS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableEdit:
-    """One edit: the pictures that are given, the instruction, and the picture that answers it.
-
-    `target` is what it is about ("red ball", "wall", "light", ...), `result` what that is afterwards ("blue
-    ball", "gray", "warm", "to the left", "on the blue plate"; "" where it is gone).
-    """
-
-    kind: str
-    instruction: str
-    references: tuple[TableShot, ...]
-    answer: TableShot
-    target: str
-    result: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Change:
     """What an edit does, before it is known whether it can be seen."""
 
@@ -108,7 +93,7 @@ class _Change:
 
 def sample_table_edit(
     shot: TableShot, rng: np.random.Generator, *, kind: str | None = None
-) -> TableEdit | None:
+) -> Edit[TableShot] | None:
     """An edit of what a shot shows, of a random kind or one of `TABLE_EDIT_KINDS`; None where none can be
     seen. Phrasings, colours and uses are those of the shot's split.
     """
@@ -121,7 +106,7 @@ def sample_table_edit(
             continue
         after = replace(shot, plan=change.plan, turned=shot.turned or change.turned)
         if _can_be_seen(shot, after, change):
-            return TableEdit(
+            return Edit(
                 kind=drawn,
                 instruction=table_edit_phrase(change.phrasing, rng, shot.split, **change.words),
                 references=(shot,),

@@ -20,8 +20,8 @@ from emuworld.envs.tabletop.plans import Task, sample_task
 from emuworld.envs.tabletop.predicates import Predicate
 from emuworld.envs.tabletop.subtasks import MOVABLE_KINDS, Subtask, parse
 
-# The numbers of the suite `robot-331`.
-FAMILY_WEIGHTS = {
+# Tasks of each family in the suite `robot-331`; families are drawn by the same numbers.
+FAMILY_COUNTS = {
     "pick-place": 60,
     "sorting": 40,
     "stacking": 40,
@@ -48,10 +48,10 @@ _GOALS: dict[str, Callable[[Subtask], Predicate]] = {
 
 
 def draw_task(split: str, seed: int) -> Task:
-    """A task of a split: the family drawn from the seed by `FAMILY_WEIGHTS`."""
-    weights = np.array(list(FAMILY_WEIGHTS.values()), np.float64)
+    """A task of a split: the family drawn from the seed by `FAMILY_COUNTS`."""
+    weights = np.array(list(FAMILY_COUNTS.values()), np.float64)
     rng = generator(split, seed, _FAMILY_STREAM)
-    return sample_task(str(rng.choice(list(FAMILY_WEIGHTS), p=weights / weights.sum())), split, seed)
+    return sample_task(str(rng.choice(list(FAMILY_COUNTS), p=weights / weights.sum())), split, seed)
 
 
 def task_of_prompt(prompt: str, split: str, seed: int) -> Task:

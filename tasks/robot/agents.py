@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from emuworld.agents.agent import Agent, Step
 from emuworld.agents.baselines import KnownPlan, LanguageRules, NoPlan, TextOnly
 from emuworld.agents.planner import Imagines, Planner, PlannerConfig
-from emuworld.envs.render import Renderer
-from emuworld.envs.tabletop.plans import Task, random_plan
-from emuworld.envs.tabletop.scene import TableScene
+from emuworld.envs.tabletop.plans import random_plan
 from emuworld.envs.tabletop.subtasks import Subtask, canonical, parse
+from emuworld.tasks.robot.episode import Workplace
 from emuworld.tasks.robot.plan_scores import PlanScores
 from emuworld.tasks.robot.table_view import TableView
 from emuworld.world_model import Sampling
 
 AGENTS = ("planner", "text-only", "scripted", "oracle", "random", "none")
 NEEDS_MODEL = ("planner", "text-only")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Workplace:
-    """What agents are built for: a task, its scene, and what draws it."""
-
-    task: Task
-    scene: TableScene
-    renderer: Renderer
-    size: tuple[int, int] = (256, 256)
 
 
 def make_agent(

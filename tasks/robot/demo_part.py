@@ -14,8 +14,8 @@ from emuworld.envs.tabletop.plans import Task
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.tasks import page
 from emuworld.tasks.film import write_film
-from emuworld.tasks.robot.agents import Workplace, make_agent
-from emuworld.tasks.robot.episode import RobotEpisode, run_agent
+from emuworld.tasks.robot.agents import make_agent
+from emuworld.tasks.robot.episode import RobotEpisode, Workplace, run_agent
 from emuworld.tasks.robot.plan_pictures import SECONDS_A_SHOT, ArmFilm
 from emuworld.tasks.run_folder import PictureRow, Pictures
 from emuworld.world_model import WorldModel
@@ -37,16 +37,7 @@ def robot_part(model: WorldModel, task: Task, out: Path, *, seed: int) -> str:
     place = Workplace(task=task, scene=scene, renderer=renderer, size=_SIZE)
     agent = make_agent(agent_name, place, model=model, config=_PLANNER)
     film = ArmFilm(renderer, size=_SIZE)
-    episode = run_agent(
-        task,
-        agent,
-        renderer=renderer,
-        scene=scene,
-        size=_SIZE,
-        seed=seed,
-        on_step=film.tell,
-        on_motion=film.shoot,
-    )
+    episode = run_agent(place, agent, seed=seed, on_step=film.tell, on_motion=film.shoot)
     if film.shots:
         write_film(out / FILM_NAME, film.shots, seconds_a_shot=SECONDS_A_SHOT)
     who = _who(model.manifest.modes, agent_name)

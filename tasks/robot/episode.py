@@ -23,6 +23,16 @@ MAX_STEPS = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Workplace:
+    """Where an agent works: at a task, in its scene, seen as (height, width) through a renderer."""
+
+    task: Task
+    scene: TableScene
+    renderer: Renderer
+    size: tuple[int, int] = (256, 256)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
     """One step, what became of it, what was seen after it, and which goals held then."""
 
@@ -78,38 +88,33 @@ class RobotEpisode:
 
 
 def run_agent(
-    task: Task,
+    place: Workplace,
     agent: Agent,
     *,
-    renderer: Renderer,
-    scene: TableScene | None = None,
-    size: tuple[int, int] = (256, 256),
     seed: int = 0,
     use: str = "both",
     max_steps: int = MAX_STEPS,
     on_step: Callable[[Outcome], None] | None = None,
     on_motion: Callable[[TableScene], None] | None = None,
 ) -> RobotEpisode:
-    """Let an agent work at a task from its start.
+    """Let an agent work at a task from its start; the scene is reset first.
 
     Args:
-        scene: the task's scene where it is compiled already; it is reset first.
-        size: (height, width) of what the agent sees.
         use: of `keyframe_execution.USES`: what is believed, words, pictures or both.
         max_steps: subtasks after which it is over.
         on_step, on_motion: called after every subtask, and with the scene after every control step.
     """
-    scene = TableScene.from_dict(task.scene) if scene is None else scene
+    task, scene = place.task, place.scene
     scene.reset()
     moving = None if on_motion is None else functools.partial(on_motion, scene)
-    view = see(scene, renderer, size=size)
+    view = see(scene, place.renderer, size=place.size)
     first = view.frame
     agent.begin(Assignment(instruction=task.instruction, frame=first, seed=seed))
     outcomes: list[Outcome] = []
     info: dict[str, Any] = {}
     while len(outcomes) < max_steps and (step := agent.act(view.frame, info)) is not None:
         executed = execute_step(scene, step, view=view, use=use, on_motion=moving)
-        view = see(scene, renderer, size=size)
+        view = see(scene, place.renderer, size=place.size)
         outcome = Outcome(step=step, executed=executed, frame=view.frame, facts=facts_of(scene, task.goal))
         info = {
             "invalid_action": executed.subtask is None or executed.result.control_steps == 0,

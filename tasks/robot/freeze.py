@@ -22,24 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from emuworld.envs.render import shared_renderer
+from emuworld.envs.tabletop.orders import FAMILY_COUNTS
 from emuworld.envs.tabletop.plans import Task, sample_task, variations_of
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.envs.tabletop.subtasks import parse
 from emuworld.tasks import page
 from emuworld.tasks.robot.suite import DATA, FORMAT, SUITE, execute_plan, plan_for, suite_hash
 
-COUNTS = {
-    "pick-place": 60,
-    "sorting": 40,
-    "stacking": 40,
-    "holders": 40,
-    "relations": 30,
-    "pushing": 25,
-    "drawers": 25,
-    "buttons": 15,
-    "open-put-close": 26,
-    "chains": 30,
-}
 # Families whose tasks come in sorts: the tags that a family's places ask for, in turn.
 SORTS = {
     "pick-place": ("goal in picture", "into a holder", "goal in picture", "into a holder", "in the hand"),
@@ -78,7 +67,7 @@ class Place:
 def places() -> tuple[Place, ...]:
     """The 331 places, family by family; each takes its variations ("seen" twice) and sorts in turn."""
     found: list[Place] = []
-    for family, count in COUNTS.items():
+    for family, count in FAMILY_COUNTS.items():
         turns = ("seen", *variations_of(family))
         for number in range(count):
             variation = turns[number % len(turns)]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from emuworld.envs.render import Renderer, make_renderer
-from emuworld.envs.tabletop.orders import FAMILY_WEIGHTS
+from emuworld.envs.tabletop.orders import FAMILY_COUNTS
 from emuworld.envs.tabletop.plans import Task, sample_task
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.tasks.metrics import wilson
@@ -104,7 +104,7 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(_line(name, use, "all", group))
         lines += [
             _line("", "", family, part)
-            for family in FAMILY_WEIGHTS
+            for family in FAMILY_COUNTS
             if (part := [row for row in group if row["family"] == family])
         ]
         in_picture = [row for row in group if row["goal_in_picture"]]
@@ -124,10 +124,10 @@ def _line(name: str, use: str, family: str, rows: Sequence[Row]) -> str:
 
 
 def _tasks(config: KeyframeBench) -> list[Task]:
-    unknown = sorted(set(config.families) - set(FAMILY_WEIGHTS))
+    unknown = sorted(set(config.families) - set(FAMILY_COUNTS))
     if unknown:
-        raise ValueError(f"families {unknown} are unknown; expected some of {', '.join(FAMILY_WEIGHTS)}")
-    families = config.families or tuple(FAMILY_WEIGHTS)
+        raise ValueError(f"families {unknown} are unknown; expected some of {', '.join(FAMILY_COUNTS)}")
+    families = config.families or tuple(FAMILY_COUNTS)
     if config.tasks == SUITE:
         tasks = [task for task in load_suite() if task.family in families]
         if config.in_picture_only:

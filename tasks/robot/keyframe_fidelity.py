@@ -21,7 +21,7 @@ from emuworld.envs.tabletop.plans import Task
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.envs.tabletop.subtasks import canonical
 from emuworld.tasks.robot.calibration import Frame
-from emuworld.tasks.robot.episode import Outcome, run_agent
+from emuworld.tasks.robot.episode import Outcome, Workplace, run_agent
 from emuworld.tasks.robot.keyframe_execution import PLACING, see
 from emuworld.tasks.robot.keyframe_readout import Position
 
@@ -99,7 +99,8 @@ def try_again(
         step if via is None or step.keyframe is None else Step(text=step.text, keyframe=via(step.keyframe))
         for step in told.steps
     ]
-    episode = run_agent(task, KnownPlan(steps), renderer=renderer, scene=scene, size=size, use=use)
+    place = Workplace(task=task, scene=scene, renderer=renderer, size=size)
+    episode = run_agent(place, KnownPlan(steps), use=use)
     return Trial(
         family=task.family,
         seed=task.seed,

@@ -26,8 +26,8 @@ from emuworld.envs.tabletop.scene import TableScene
 from emuworld.envs.tabletop.subtasks import parse
 from emuworld.tasks.film import write_film
 from emuworld.tasks.progress import OnProgress, quiet
-from emuworld.tasks.robot.agents import NEEDS_MODEL, Workplace, make_agent
-from emuworld.tasks.robot.episode import Outcome, RobotEpisode, run_agent
+from emuworld.tasks.robot.agents import NEEDS_MODEL, make_agent
+from emuworld.tasks.robot.episode import Outcome, RobotEpisode, Workplace, run_agent
 from emuworld.tasks.robot.plan_pictures import SECONDS_A_SHOT, ArmFilm, strip
 from emuworld.world_model import WorldModel, load
 
@@ -76,11 +76,8 @@ def run(config: MakePlan, *, on_progress: OnProgress = quiet) -> Path:
 
         done: list[Outcome] = []
         episode = run_agent(
-            task,
+            place,
             agent,
-            renderer=renderer,
-            scene=scene,
-            size=size,
             seed=config.seed,
             use=config.use,
             max_steps=config.max_steps,

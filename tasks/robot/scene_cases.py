@@ -17,10 +17,10 @@ from emuworld.agents.planner import Imagines, Planner, PlannerConfig
 from emuworld.envs.render import Renderer, make_renderer
 from emuworld.envs.tabletop.plans import Task
 from emuworld.envs.tabletop.scene import TableScene
-from emuworld.tasks.robot.agents import Workplace, make_agent
+from emuworld.tasks.robot.agents import make_agent
 from emuworld.tasks.robot.blame import Tried, effect_of, first_failure
 from emuworld.tasks.robot.calibration import Frame
-from emuworld.tasks.robot.episode import Outcome, RobotEpisode, run_agent
+from emuworld.tasks.robot.episode import Outcome, RobotEpisode, Workplace, run_agent
 from emuworld.tasks.robot.keyframe_execution import see
 from emuworld.tasks.robot.keyframe_faults import judge_the_judges, judged_keyframe
 from emuworld.tasks.robot.plan_scores import goal_of
@@ -105,15 +105,7 @@ def _run(renderer: Renderer, case: SceneCase, model: Imagines | None) -> SceneRe
     )
     follower = _Follower(task, scene)
     episode = run_agent(
-        task,
-        agent,
-        renderer=renderer,
-        scene=scene,
-        size=size,
-        seed=suite.seed,
-        use=case.use,
-        max_steps=suite.max_steps,
-        on_step=follower.on_step,
+        place, agent, seed=suite.seed, use=case.use, max_steps=suite.max_steps, on_step=follower.on_step
     )
     end = scene.state_hash()
     steps = [

@@ -17,18 +17,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from emuworld.checkpoint_folder import find_device
 from emuworld.model import checkpoint
 from emuworld.model.cache import StaticCache
 from emuworld.model.exact import ExactTransformer, exact
 from emuworld.model.fused import FusedTransformer
 from emuworld.model.transformer import Transformer
 from emuworld.tasks.progress import OnProgress, quiet
-from emuworld.tasks.run_log import Figures, RunLog
-from emuworld.tasks.scale import machine
+from emuworld.tasks.run_log import Figures
 from emuworld.tasks.speed import opened
 from emuworld.tokens.vocabulary import Vocabulary
-from emuworld.world_model import WorldModel, load
+from emuworld.world_model import WorldModel
 
 Reader = Callable[[list[int]], Tensor]
 """Ids of a world -> scores [N, V] of the visual ids, at every place of its pictures."""
@@ -52,12 +50,8 @@ class Fp8Accuracy:
 
 def run(config: Fp8Accuracy, *, on_progress: OnProgress = quiet) -> Path:
     """Measure; returns the file of figures."""
-    device = find_device(config.device)
-    path = Path(config.out) / "records.jsonl"
-    log = RunLog(path, budget_s=config.budget_s)
-    log.run("machine", lambda: machine(device))
-    model = load(config.model, device=config.device)
-    plain = checkpoint.load(model.folder, device=device, dtype=torch.float32)
+    model, log = opened.begin(config.model, device=config.device, out=config.out, budget_s=config.budget_s)
+    plain = checkpoint.load(model.folder, device=model.device, dtype=torch.float32)
     vocabulary = model.manifest.vocabulary
     read = _reader(plain, vocabulary, num_tokens=None)
     forms = _forms(plain, vocabulary)
@@ -67,7 +61,7 @@ def run(config: Fp8Accuracy, *, on_progress: OnProgress = quiet) -> Path:
         expected = [read(ids) for ids in worlds]
         for name, form in forms.items():
             log.run(f"{mode}: {name}", partial(_compare, form, worlds, expected))
-    return path
+    return log.path
 
 
 def _forms(plain: Transformer, vocabulary: Vocabulary) -> dict[str, Reader]:

@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from emuworld.checkpoint_folder import find_device
 from emuworld.tasks.progress import OnProgress, quiet
-from emuworld.tasks.run_log import Figures, RunLog
-from emuworld.tasks.scale import machine
+from emuworld.tasks.run_log import Figures
 from emuworld.tasks.speed import opened
 from emuworld.tasks.step_times import spread
-from emuworld.world_model import WorldModel, WorldState, load
+from emuworld.world_model import WorldModel, WorldState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +43,7 @@ class DraftingSpeed:
 
 def run(config: DraftingSpeed, *, on_progress: OnProgress = quiet) -> Path:
     """Measure; returns the file of figures."""
-    device = find_device(config.device)
-    path = Path(config.out) / "records.jsonl"
-    log = RunLog(path, budget_s=config.budget_s)
-    log.run("machine", lambda: machine(device))
-    model = load(config.model, device=config.device)
+    model, log = opened.begin(config.model, device=config.device, out=config.out, budget_s=config.budget_s)
     published = opened.published_ms(model, log)
     for mode in config.modes:
         pictures = _Pictures(config, model, mode)
@@ -61,7 +55,7 @@ def run(config: DraftingSpeed, *, on_progress: OnProgress = quiet) -> Path:
         on_progress(mode, config.num_worlds, config.num_worlds)
         for window in config.windows:
             log.run(f"{mode}, window {window}", partial(pictures.figures, window, published))
-    return path
+    return log.path
 
 
 class _Pictures:

@@ -1,23 +1,36 @@
-"""What the rows of `emuworld bench` over an opened checkpoint share: worlds to draw in, pictures on the
-clock, and a token the published way with the same weights.
+"""What the rows of `emuworld bench` over an opened checkpoint share: its log, worlds to draw in, pictures on
+the clock, and a token the published way with the same weights.
 """
 
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from emuworld.checkpoint_folder import find_device
 from emuworld.decoding.sampling import Sampling
 from emuworld.envs.prompts import draw_prompt, example_commands
 from emuworld.model import checkpoint
 from emuworld.tasks import step_times
 from emuworld.tasks.run_log import Figures, RunLog
-from emuworld.world_model import WorldModel, WorldState
+from emuworld.tasks.scale import machine
+from emuworld.world_model import WorldModel, WorldState, load
 
 _CONTEXT_TOKENS = 300  # held by both passes of the published way: a prompt and half a picture of 256 px
 _PUBLISHED_TOKENS = 20
+
+
+def begin(
+    name: str, *, device: str, out: str, budget_s: float, weights: str = "bf16"
+) -> tuple[WorldModel, RunLog]:
+    """A checkpoint, and the log of what is measured on it, which begins with the machine."""
+    place = find_device(device)
+    log = RunLog(Path(out) / "records.jsonl", budget_s=budget_s)
+    log.run("machine", lambda: machine(place))
+    return load(name, device=device, weights=weights), log
 
 
 def published_ms(model: WorldModel, log: RunLog) -> float | None:

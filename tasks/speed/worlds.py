@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from emuworld.checkpoint_folder import find_device
 from emuworld.tasks import step_times
 from emuworld.tasks.progress import OnProgress, quiet
-from emuworld.tasks.run_log import Figures, RunLog
-from emuworld.tasks.scale import machine
+from emuworld.tasks.run_log import Figures
 from emuworld.tasks.speed import opened
-from emuworld.world_model import WorldModel, load
+from emuworld.world_model import WorldModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +38,9 @@ class ManyWorldsSpeed:
 
 def run(config: ManyWorldsSpeed, *, on_progress: OnProgress = quiet) -> Path:
     """Measure; returns the file of figures."""
-    device = find_device(config.device)
-    path = Path(config.out) / "records.jsonl"
-    log = RunLog(path, budget_s=config.budget_s)
-    log.run("machine", lambda: machine(device))
-    model = load(config.model, device=config.device, weights=config.weights)
+    model, log = opened.begin(
+        config.model, device=config.device, out=config.out, budget_s=config.budget_s, weights=config.weights
+    )
     published_ms = opened.published_ms(model, log)
     walk = _Walk(config, model)
     expected_s = 0.0
@@ -56,7 +52,7 @@ def run(config: ManyWorldsSpeed, *, on_progress: OnProgress = quiet) -> Path:
         expected_s = figures["total_s"]
     on_progress("frames of all worlds", config.num_steps, config.num_steps)
     log.run("summary", partial(walk.summary, published_ms))
-    return path
+    return log.path
 
 
 class _Walk:

@@ -185,6 +185,8 @@ def test_damaged_states_are_refused(env: VLASimEnv, change: str) -> None:
 def test_wrong_arguments_are_named(env: VLASimEnv) -> None:
     with pytest.raises(ResetNeeded):
         env.step("press the button")
+    with pytest.raises(ResetNeeded):
+        VLASimEnv(render_mode="ansi").render()
     for prompt, message in (("a castle", "no table"), ("pick up the cube", "no colour")):
         with pytest.raises(ValueError, match=message):
             env.reset(seed=0, options={"prompt": prompt})

@@ -8,13 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from emuworld.envs.edit_chains import CHAIN_EDITS, Edit
 from emuworld.envs.episodes import TRUTH
 from emuworld.envs.palette import HELD_OUT_PAIRS
 from emuworld.envs.rendering.rays import RayRenderer
 from emuworld.envs.rooms.combinations import sample_combination
-from emuworld.envs.rooms.edit_episodes import CHAIN_EDITS, edit_stories
+from emuworld.envs.rooms.edit_episodes import edit_stories
 from emuworld.envs.rooms.edit_words import PHRASINGS, WAYS, edit_phrase
-from emuworld.envs.rooms.edits import EDIT_KINDS, Edit, sample_edit
+from emuworld.envs.rooms.edits import EDIT_KINDS, sample_edit
 from emuworld.envs.rooms.scenes import RoomScene, generator
 from emuworld.envs.rooms.shots import Shot, sample_shot
 
@@ -22,7 +23,7 @@ SIZE = 64
 RAYS = RayRenderer()
 
 
-def _edits(kind: str, *, split: str = "train", rooms: int = 12) -> list[Edit]:
+def _edits(kind: str, *, split: str = "train", rooms: int = 12) -> list[Edit[Shot]]:
     found = []
     for seed in range(rooms):
         scene, rng = RoomScene.sample(split, seed), generator(split, seed, 99)

@@ -8,14 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from emuworld.envs.edit_chains import CHAIN_EDITS, Edit
 from emuworld.envs.episodes import TRUTH
 from emuworld.envs.rendering.rays import RayRenderer
-from emuworld.envs.rooms.edit_episodes import CHAIN_EDITS
 from emuworld.envs.rooms.scenes import generator
 from emuworld.envs.tabletop.drafts import HELD_OUT_TABLE_PAIRS
 from emuworld.envs.tabletop.edit_episodes import sample_table_combination, table_edit_stories
 from emuworld.envs.tabletop.edit_words import TABLE_PHRASINGS
-from emuworld.envs.tabletop.edits import TABLE_EDIT_KINDS, TableEdit, sample_table_edit
+from emuworld.envs.tabletop.edits import TABLE_EDIT_KINDS, sample_table_edit
 from emuworld.envs.tabletop.looks import sample_camera
 from emuworld.envs.tabletop.predicates import Predicate
 from emuworld.envs.tabletop.scene import TableScene
@@ -25,7 +25,7 @@ SIZE = 64
 RAYS = RayRenderer()
 
 
-def _edits(kind: str, *, split: str = "train", tables: int = 10) -> list[TableEdit]:
+def _edits(kind: str, *, split: str = "train", tables: int = 10) -> list[Edit[TableShot]]:
     found = []
     for seed in range(tables):
         rng = generator(split, seed, 99)

@@ -18,8 +18,8 @@ from emuworld.envs.tabletop.orders import task_of_prompt
 from emuworld.envs.tabletop.plans import Task
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.envs.tabletop.subtasks import canonical
-from emuworld.tasks.robot.agents import AGENTS, Workplace, make_agent
-from emuworld.tasks.robot.episode import RobotEpisode, run_agent
+from emuworld.tasks.robot.agents import AGENTS, make_agent
+from emuworld.tasks.robot.episode import RobotEpisode, Workplace, run_agent
 from emuworld.tasks.robot.plan import MakePlan, run
 from emuworld.tasks.robot.plan_pictures import ArmFilm, strip
 from emuworld.tasks.robot.table_view import TableView
@@ -90,7 +90,7 @@ class Dreams:
 def work(place: Workplace, name: str, *, use: str = "both") -> RobotEpisode:
     model = Dreams(place, place.task)
     agent = make_agent(name, place, model=model)
-    return run_agent(place.task, agent, renderer=place.renderer, scene=place.scene, size=place.size, use=use)
+    return run_agent(place, agent, use=use)
 
 
 def test_oracle_and_scripted_succeed(place: Workplace) -> None:
@@ -163,10 +163,7 @@ def test_a_strip_has_a_row_for_what_was_imagined(place: Workplace) -> None:
 def test_a_film_says_what_is_done(place: Workplace) -> None:
     film = ArmFilm(place.renderer, size=(64, 64))
     agent = KnownPlan([WORDS, "open the drawer"])
-    run_agent(
-        place.task, agent, renderer=place.renderer, scene=place.scene, size=(64, 64),
-        on_step=film.tell, on_motion=film.shoot,
-    )  # fmt: skip
+    run_agent(replace(place, size=(64, 64)), agent, on_step=film.tell, on_motion=film.shoot)
     said = [words for _, words in film.shots]
     assert set(said[:-1]) == {WORDS} and len(said) > 20
     assert said[-1] == "open the drawer: there is no drawer on this table"
