@@ -1,9 +1,10 @@
 """Rewards of answers: named terms, each brought to 1..10, weighted, and always told one by one.
 
 A term gives a raw figure to each of a batch of answers (`Term`); `Scale` says which raw figures are worth 1
-and 10. Terms that read pictures with published networks are here; terms that read a simulator's truth, or
-judge like the evaluation suites, are functions that `emuworld.tasks.rewards` hands down. A term whose weights
-cannot be loaded says so and is left out by its name: nothing stands in for it.
+and 10. Terms that look at pictures with published networks are here, and in `reading.py` those that read
+their text; terms that read a simulator's truth, or judge like the evaluation suites, are functions that
+`emuworld.tasks.rewards` hands down. A term whose weights or library are missing says so and is left out by
+its name: nothing stands in for it.
 
 The paper normalises each reward to [1, 10] and does not say how they are combined; here it is the weighted
 mean.
@@ -23,6 +24,8 @@ import transformers
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from emuworld.training import reading
 
 LOWEST, HIGHEST = 1.0, 10.0
 
@@ -228,6 +231,8 @@ _LEARNT: dict[str, Callable[[Scale, torch.device], Term]] = {
     "alignment": Alignment,
     "aesthetics": Aesthetics,
     "identity": Identity,
+    "ocr": reading.Ocr,
+    "layout": reading.Layout,
 }
 
 
