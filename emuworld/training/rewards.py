@@ -1,9 +1,10 @@
 """Rewards of answers: named terms, each brought to 1..10, weighted, and always told one by one.
 
 A term gives a raw figure to each of a batch of answers (`Term`); `Scale` says which raw figures are worth 1
-and 10. Terms that read pictures with published networks are here; terms that read a simulator's truth, or
-judge like the evaluation suites, are functions that `emuworld.tasks.rewards` hands down. A term whose weights
-cannot be loaded says so and is left out by its name: nothing stands in for it.
+and 10. Terms that look at pictures with published networks are here, and in `reading.py` those that read
+their text; terms that read a simulator's truth, or judge like the evaluation suites, are functions that
+`emuworld.tasks.rewards` hands down. A term whose weights or library are missing says so and is left out by
+its name: nothing stands in for it.
 
 The paper normalises each reward to [1, 10] and does not say how they are combined; here it is the weighted
 mean.
@@ -23,6 +24,8 @@ import transformers
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from emuworld.training import reading
 
 LOWEST, HIGHEST = 1.0, 10.0
 
@@ -145,11 +148,11 @@ def preservation(answers: Sequence[Answer]) -> list[float]:
 
 
 class _Pictures:
-    """The image half of a CLIP or SigLIP of transformers."""
+    """The image half of a CLIP or SigLIP of transformers, or a network of pictures alone such as DINOv2."""
 
     def __init__(self, scale: Scale, device: torch.device) -> None:
         if not scale.model:
-            raise ValueError(f"rewards: {scale.name} needs model=, a CLIP or SigLIP folder or hub id")
+            raise ValueError(f"rewards: {scale.name} needs model=, a folder or hub id of transformers")
         offline = Path(scale.model).is_dir()
         self.model = transformers.AutoModel.from_pretrained(scale.model, local_files_only=offline)
         self.model = self.model.to(device).eval()
@@ -160,7 +163,8 @@ class _Pictures:
     def vectors(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         """Unit vectors [N, D] of pictures."""
         inputs = self.processor(images=[Image.fromarray(p) for p in pictures], return_tensors="pt")
-        return _unit(self.model.get_image_features(**inputs.to(self.device)))
+        look = getattr(self.model, "get_image_features", self.model)  # DINOv2 and ViT have no such half
+        return _unit(look(**inputs.to(self.device)))
 
     @torch.no_grad()
     def word_vectors(self, texts: Sequence[str]) -> torch.Tensor:
@@ -174,6 +178,8 @@ class Alignment:
 
     def __init__(self, scale: Scale, device: torch.device) -> None:
         self._clip = _Pictures(scale, device)
+        if not hasattr(self._clip.model, "get_text_features"):
+            raise ValueError(f"rewards: alignment needs a CLIP or SigLIP; {scale.model} reads no words")
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
         def one(answer: Answer) -> float:
@@ -201,17 +207,21 @@ class Aesthetics:
 
 
 class Identity:
-    """Cosine between the first reference picture (else the first drawn) and each picture drawn: the least."""
+    """Cosine between the first reference picture (else the first drawn) and each picture drawn: the least.
+
+    By CLIP's or SigLIP's whole-picture vectors, or by the pooled ones of DINOv2, which was trained to tell
+    things apart by looks and not by words.
+    """
 
     def __init__(self, scale: Scale, device: torch.device) -> None:
-        self._clip = _Pictures(scale, device)
+        self._network = _Pictures(scale, device)
 
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
         def one(answer: Answer) -> float:
             shown = [*answer.references[:1], *answer.pictures]
             if len(shown) < 2:
                 return math.nan
-            vectors = self._clip.vectors(shown)
+            vectors = self._network.vectors(shown)
             return float((vectors[1:] @ vectors[0]).min())
 
         return [one(answer) for answer in answers]
@@ -221,9 +231,15 @@ _LEARNT: dict[str, Callable[[Scale, torch.device], Term]] = {
     "alignment": Alignment,
     "aesthetics": Aesthetics,
     "identity": Identity,
+    "ocr": reading.Ocr,
+    "layout": reading.Layout,
 }
 
 
 def _unit(found: Any) -> torch.Tensor:
-    vectors = found if isinstance(found, torch.Tensor) else found.pooler_output
+    vectors = found if isinstance(found, torch.Tensor) else getattr(found, "pooler_output", None)
+    if vectors is None:
+        raise ValueError(
+            "rewards: this model gives no one vector for a picture; take a CLIP, a SigLIP or a DINOv2"
+        )
     return torch.nn.functional.normalize(vectors.float(), dim=-1)

@@ -27,6 +27,7 @@ from emuworld.state import FINGERPRINT_BYTES, WorldState, block_codes, image_blo
 from emuworld.tokens.sequence import parse_answer, prompt_ids
 from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vision import VisionTokenizer
+from emuworld.training import reading
 from emuworld.training.rewards import Answer
 
 _FINGERPRINT = bytes(FINGERPRINT_BYTES)  # worlds of a round live no longer than its weights
@@ -36,7 +37,8 @@ _WORDLESS = ("t2i", "x2i", "explore")  # what is drawn first in these modes is a
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
     """What is asked: words, codes [h, w] of reference pictures, the commands of an answer's steps (none: the
-    model writes them, `steps` of them), and what a reward may want to know besides.
+    model writes them, `steps` of them), and what a reward may want to know besides. ValueError for a truth of
+    text in pictures that is of no use.
     """
 
     mode: str
@@ -45,6 +47,9 @@ class Prompt:
     commands: tuple[str, ...] = ()
     steps: int = 1
     truth: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        reading.wanted(mode=self.mode, prompt=self.text, truth=self.truth)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -160,6 +160,12 @@ def test_settings_and_prompts_that_cannot_work_are_named(trainer: GrpoTrainer, t
     bad.write_text('{"mode": "t2i", "prompt": "a"}\n{"mode": "film", "prompt": "b"}\n')
     with pytest.raises(ValueError, match="line 2"):
         grpo.read_prompts(str(bad), trainer.config, source)
+    wordy = tmp_path / "wordy.jsonl"
+    wordy.write_text('{"mode": "t2i", "prompt": "a", "truth": {"words": ["A"], "boxes": [[0, 0, 1, 1]]}}\n')
+    assert grpo.read_prompts(str(wordy), trainer.config, source)[0].truth["words"] == ["A"]
+    wordy.write_text('{"mode": "t2i", "prompt": "a", "truth": {"words": "A"}}\n')
+    with pytest.raises(ValueError, match=r"line 1.*truth\.words must be a list"):
+        grpo.read_prompts(str(wordy), trainer.config, source)
     with pytest.raises(ValueError, match="no such file"):
         grpo.read_prompts(str(tmp_path / "none"), trainer.config, source)
     assert dataclasses.replace(trainer.config, updates_per_step=2).updates_per_step == 2

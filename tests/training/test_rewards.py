@@ -136,3 +136,36 @@ def test_networks_judge_what_they_are_shown(clip: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(raw["aesthetics"][2], float(vectors[0].sum()) + 5.0, atol=1e-4)
     np.testing.assert_allclose(raw["identity"][:2], [float(vectors[0] @ vectors[1])] * 2, atol=1e-4)
     assert math.isnan(raw["identity"][2])
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DINOv2 of random weights in the layout of the published ones: pictures alone."""
+    folder = tmp_path_factory.mktemp("dino")
+    config = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.Dinov2Model(config).save_pretrained(folder)
+    transformers.BitImageProcessor(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_identity_takes_a_network_of_pictures_alone(dino: Path) -> None:
+    """Against transformers' own call; alignment, which reads words, says that it cannot."""
+    scales = [Scale(name=name, model=str(dino), low=-1.0, high=1.0) for name in ("identity", "alignment")]
+    blend = Blend(scales, handed_down={}, device=CPU)
+    assert "reads no words" in blend.left_out["alignment"]
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(0, 256, (32, 32, 3)).astype(np.uint8) for _ in range(2))
+    scores = blend([Answer(mode="x2i", prompt="", references=(one,), pictures=(one, other))])
+    model = transformers.Dinov2Model.from_pretrained(dino).eval()
+    pixels = transformers.AutoImageProcessor.from_pretrained(dino)(images=[one, other], return_tensors="pt")
+    with torch.no_grad():
+        vectors = torch.nn.functional.normalize(model(**pixels).pooler_output, dim=-1)
+    cosine = float(vectors[0] @ vectors[1])
+    assert cosine < 0.999
+    np.testing.assert_allclose((scores.terms["identity"] - 1.0) / 9.0 * 2.0 - 1.0, [cosine], atol=1e-5)
