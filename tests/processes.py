@@ -11,7 +11,7 @@ from typing import Any
 
 
 def run_together(
-    work: Callable[..., None], *arguments: Any, world: int = 2, timeout_s: float = 200.0
+    work: Callable[..., None], *arguments: Any, world: int = 2, timeout_s: float = 800.0
 ) -> None:
     """Run `work(rank, *arguments)` in `world` new processes, as torchrun would; all must end well."""
     with socket.socket() as server:

@@ -29,13 +29,13 @@ def blocks(text: str, language: str) -> list[str]:
     any(not (BUILTIN["small"] / name).is_file() for name in FILES),
     reason="emuworld/weights/small is not complete: the built-in model has not been trained yet",
 )
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_code_of_the_readme_runs(tmp_path: Path) -> None:
     """All blocks one after the other in a fresh process, as a reader would type them."""
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks(README, "python")), encoding="utf-8")
     command = [sys.executable, "-W", "error::DeprecationWarning:__main__", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=230, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=850, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(re.findall(r"^(?:turn right|move forward) \d+\.\d dB$", done.stdout, flags=re.M)) == 2
     assert "brightness turn left" in done.stdout and "look down (256, 256, 3) False" in done.stdout

@@ -150,7 +150,7 @@ def test_other_threads_imagine_while_a_stream_waits(model: WorldModel) -> None:
     results: list[tuple[WorldState, Segment]] = []
     thread = threading.Thread(target=lambda: results.append(model.imagine(state, "", sampling=GUIDED)))
     thread.start()
-    thread.join(timeout=30)
+    thread.join(timeout=120)
     assert not thread.is_alive()
     assert same(results[0], expected)
     assert same(done([*head, *stream]), expected)

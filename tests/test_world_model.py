@@ -154,7 +154,7 @@ if hasattr(os, "fork"):
     queue = context.Queue()
     child = context.Process(target=lambda: queue.put(walk()))
     child.start()
-    digests.append(queue.get(timeout=60))
+    digests.append(queue.get(timeout=300))
     child.join()
 print(*digests)
 """
@@ -164,7 +164,7 @@ def test_another_process_dreams_the_same(tiny_folder: str, model: WorldModel) ->
     """With other threads, and in its forked child, where OpenMP's are gone (AsyncVectorEnv forks)."""
     environment = {**os.environ, "OMP_NUM_THREADS": "3" if torch.get_num_threads() != 3 else "2"}
     command = [sys.executable, "-c", _WALK, tiny_folder]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600, env=environment)
     digest = hashlib.sha256()
     for guidance in (1.0, 3.0):
         state = model.begin(mode="explore", prompt="a room", seed=11)
@@ -402,4 +402,4 @@ def test_importing_emuworld_imports_no_torch() -> None:
         "assert callable(emuworld.load) and 'torch' in sys.modules\n"
         "assert 'transformers' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)

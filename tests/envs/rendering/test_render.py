@@ -425,7 +425,7 @@ def test_a_process_without_opengl_still_draws() -> None:
     environment = {**os.environ, "MUJOCO_GL": "disable"}
     environment.pop("EMUWORLD_RENDERER", None)
     child = subprocess.run(
-        [sys.executable, "-c", _BARE], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", _BARE], env=environment, capture_output=True, text=True, timeout=600
     )
     assert child.returncode == 0, child.stderr
     assert "libosmesa6" in child.stdout
