@@ -49,15 +49,13 @@ class Tuning(Optimisation):
     data: str = "pictures"  # the folder; see docs/training.md for what it may hold
     init_from: str = "small"  # what is tuned: the built-in model, a checkpoint folder, or a published one
     out: str = "outputs/train/tune"
-    adaptation: str = _ADAPTER  # adapter: matrices of low rank beside the model's own | full
+    adaptation: str = "adapter"  # adapter: matrices of low rank beside the model's own | full
     rank: int = 16  # of the adapter
     batch_size: int = 4  # rows of a step; each fits the longest pair or episode
     held_back: float = 0.1  # share of the pairs or episodes that are only measured
     size_px: int = 0  # picture side; 0: the model's own
     camera: str = ""  # of a LeRobot data set: the feature with the pictures; "": its first
-    # Of a LeRobot episode without subtasks: pictures, evenly spaced, the last at its end. 4: to reach, grasp,
-    # carry and let go is what most tasks are; 1: only how a task ends.
-    keyframes: int = 4
+    keyframes: int = 4  # of an episode without subtasks, evenly spaced: to reach, grasp, carry, let go
     robot: str = ""  # asks LeRobot's tasks as the published model is asked, of this arm; "": the task alone
     dropout: float = 0.0
     unconditional: float = 0.1  # rows without words, for guidance
