@@ -47,13 +47,22 @@ def read_pairs(folder: str | Path) -> list[Pair]:
 
 
 def picture(path: Path, *, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] of height and width `size` px: the middle of the picture, at its own proportions."""
-    height, width = size
+    """A file as `fitted` gives it."""
+    return fitted(opened(path), size=size)
+
+
+def opened(path: Path) -> Image.Image:
+    """A picture in RGB. ValueError where the file is none."""
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+        with Image.open(path) as image:
+            return image.convert("RGB")
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise ValueError(f"{path} is no picture that can be read ({error})") from error
+
+
+def fitted(image: Image.Image, *, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] of height and width `size` px: the middle of the picture, at its own proportions."""
+    height, width = size
     scale = max(width / image.width, height / image.height)
     cut = (width / scale, height / scale)
     left, top = (image.width - cut[0]) / 2, (image.height - cut[1]) / 2

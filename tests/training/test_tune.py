@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lerobot_sets import SUBTASKS, TASKS, Recorded, write_set
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.model import checkpoint, lora_folder
+from emuworld.questions import vla_question
+from emuworld.tokens.sequence import parse_answer
 from emuworld.training import tune
+from emuworld.training.checkpoints import open_source
+from emuworld.training.examples import Bucket, ExampleSampler, Mixture
+from emuworld.training.lerobot_folder import read_episodes
 from emuworld.training.loop import LoopConfig
-from emuworld.training.picture_folder import picture, read_pairs
+from emuworld.training.picture_folder import fitted, picture, read_pairs
 from emuworld.world_model import load
 
 
@@ -76,6 +84,63 @@ def test_a_folder_is_learnt(tiny_folder: str, tmp_path: Path, adaptation: str) -
         torch.equal(tensor, weights[name])
         for name, tensor in checkpoint.load(tiny_folder).state_dict().items()
     )
+
+
+def _robot_set(folder: Path, *, pairs: int, dtype: str) -> Path:
+    """Episodes of two tasks in one file, of two steps and of one in turn."""
+    two_steps = Recorded(tasks=[0] * 6, subtasks=[0] * 3 + [1] * 3)
+    one_step = Recorded(tasks=[1] * 4, subtasks=[2] * 4, look=3)
+    return write_set(folder, [two_steps, one_step] * pairs, subtasks="index", dtype=dtype)
+
+
+@pytest.mark.parametrize("adaptation", ["adapter", "full"])
+def test_a_lerobot_data_set_teaches_vla(tiny_folder: str, tmp_path: Path, adaptation: str) -> None:
+    torch.set_num_threads(1)
+    data, out = _robot_set(tmp_path / "set", pairs=3, dtype="video"), tmp_path / "out"
+    after = tune.train(_config(data, tiny_folder, out, adaptation=adaptation, steps=80))
+    lines = [json.loads(line) for line in (out / "tune.log.jsonl").read_text().splitlines()]
+    assert after["validation_visual_loss"] < 0.5 * lines[0]["visual_loss"]
+    assert after["validation_text_loss"] < 0.5 * lines[0]["text_loss"]
+    model = load(out, device="cpu") if adaptation == "full" else load(tiny_folder, adapter=out, device="cpu")
+    likeliest = Sampling(text=Truncation(top_k=1), image=Truncation(top_k=1))
+    start, *ends = [fitted(image, size=(64, 64)) for image in read_episodes(data)[0].pictures]
+    state = asked = model.begin(mode="vla", prompt=TASKS[0], images=[start], seed=1, size=(64, 64))
+    for subtask, end in zip(SUBTASKS[:2], ends, strict=True):
+        state, segment = model.imagine(state, subtask, sampling=likeliest)
+        assert segment.image is not None and segment.image.shape == (64, 64, 3)
+        assert (model.picture_codes(state)[-1] == model.encode([end])[0]).mean() > 0.6  # of 16 codes
+    assert model.imagine(asked, sampling=likeliest)[1].text in SUBTASKS  # the model's own words
+
+
+def test_what_is_learnt_of_robots_is_what_is_asked(tiny_folder: str, tmp_path: Path) -> None:
+    """The prompt of a training example, to the token; with a robot in the published model's words."""
+    data = _robot_set(tmp_path / "set", pairs=1, dtype="image")
+    source, model = open_source(tiny_folder, device=torch.device("cpu")), load(tiny_folder, device="cpu")
+    for robot in ("", "SO-100"):
+        config = dataclasses.replace(
+            _config(data, tiny_folder, tmp_path, adaptation="full"), robot=robot, camera=""
+        )
+        story = tune._stories(config, source, device=torch.device("cpu"))[0]
+        sampler = ExampleSampler(
+            tokenizer=source.tokenizer, mixture=Mixture(unconditional=0.0, midway=0.0), size=(4, 4)
+        )
+        sampler.add([story])
+        example = sampler.example(Bucket(kind="vla", frames=6, batch_size=1), np.random.default_rng(0))
+        asked = vla_question(TASKS[0], robot=robot) if robot else TASKS[0]
+        state = model.begin(mode="vla", prompt=asked, images=[story.codes[0]], size=(64, 64))
+        assert tuple(example.ids[: example.prompt_tokens]) == state.prompt_ids
+        told = parse_answer(example.ids[example.prompt_tokens :], tokenizer=source.tokenizer)
+        assert [segment.text for segment in told] == list(SUBTASKS[:2]) and told.ended
+        assert all(np.array_equal(a.codes, b) for a, b in zip(told, story.codes[1:], strict=True))
+
+
+def test_settings_for_robots_alone_are_told(tmp_path: Path) -> None:
+    data = _folder(tmp_path / "pictures")
+    config = dataclasses.replace(_config(data, "small", tmp_path, adaptation="full"), camera="top")
+    with pytest.warns(UserWarning, match="camera and robot change nothing"):
+        tune._told(config)
+    with pytest.raises(ValueError, match="keyframes must be 1 or more"):
+        dataclasses.replace(config, keyframes=0)
 
 
 def test_what_a_folder_may_hold(tmp_path: Path) -> None:
