@@ -9,6 +9,7 @@ import difflib
 import importlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from emuworld.command_table import COMMANDS
 ROOT = Path(__file__).resolve().parent  # the package; its configs/ is yaml only
 DEBUG_VARIABLE = "EMUWORLD_DEBUG"  # set: errors come with their traceback
 _TOGETHER = "parallel=tp"  # behind any command that opens a model: cut it among torchrun's processes
+_SILENCE_S = 30.0  # after which work that is not done says how far it is, where there is no terminal
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -236,13 +238,14 @@ def _store(folder: Path, name: str, choice: str, values: Mapping[str, Any]) -> N
 
 @contextlib.contextmanager
 def _progress() -> Iterator[OnProgress]:
-    """A bar per label on a terminal; elsewhere a line each time a label is done."""
+    """A bar per label on a terminal; elsewhere a line when a label is done, and now and then before."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     tasks: dict[str, Any] = {}
     finished: set[str] = set()
+    told_s = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
 
@@ -250,8 +253,16 @@ def _progress() -> Iterator[OnProgress]:
             if label not in tasks:
                 tasks[label] = bar.add_task(label, total=total)
             bar.update(tasks[label], completed=done, total=total)
-            if done >= total and label not in finished and not console.is_terminal:
-                finished.add(label)
+            if console.is_terminal:
+                return
+            nonlocal told_s
+            ends, long_silent = (
+                done >= total and label not in finished,
+                time.monotonic() - told_s > _SILENCE_S,
+            )
+            if ends or long_silent:
+                told_s = time.monotonic()
+                finished.update([label] if ends else [])
                 print(f"{label}: {done} of {total}", file=sys.stderr, flush=True)
 
         yield on_progress

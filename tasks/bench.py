@@ -134,8 +134,9 @@ def walk(
     dream: Dream, bench: Bench, episodes: Sequence[Episode], commands: Sequence[Sequence[str]]
 ) -> Frames:
     """Frames of the open-loop walks, [rows, steps, H, W, 3]."""
-    current, frames = list(episodes), []
-    for step in range(len(commands[0])):
+    current, frames, num_steps = list(episodes), [], len(commands[0])
+    for step in range(num_steps):
+        bench.on_progress(f"{bench.suite.name}: steps of {len(episodes)} together", step, num_steps)
         current = step_all(dream, bench, current, [row[step] for row in commands])
         frames.append(np.stack([episode.frame for episode in current]))
     return np.stack(frames, axis=1)

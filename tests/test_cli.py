@@ -119,3 +119,17 @@ def test_a_run_that_fails_says_why_in_one_line(tmp_path: Path, capsys: pytest.Ca
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("emuworld 0.")
+
+
+def test_without_a_terminal_long_work_says_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cli._progress() as on_progress:
+        for done in (1, 2, 3, 3):
+            on_progress("walks", done, 3)
+    assert capsys.readouterr().err == "walks: 3 of 3\n"
+    monkeypatch.setattr(cli, "_SILENCE_S", -1.0)
+    with cli._progress() as on_progress:
+        on_progress("walks", 1, 3)
+        on_progress("walks", 2, 3)
+    assert capsys.readouterr().err == "walks: 1 of 3\nwalks: 2 of 3\n"
