@@ -180,7 +180,9 @@ def open_painter(
     if (folder / ADAPTER_FILE).is_file():
         adapted = checkpoint.load(folder, dtype=torch.float32)
         merge_adapter(adapted, load_adapter(folder, adapted))
-        if transformer.device.type == "cpu":
+        if parallel.tensor_group() is not None:
+            painting = _split(adapted, device=transformer.device, weights=weights)
+        elif transformer.device.type == "cpu":
             painting = exact(adapted)
         elif weights == "fp8":
             painting = FusedTransformer(adapted, weights=weights, device=transformer.device)
@@ -208,11 +210,8 @@ def open_transformer(
     from the mapped files tensor by tensor. `on_progress` is called with what is done and what there is.
     Where several processes have joined (`emuworld.parallel`), it is this one's part: fp32 on the CPU.
     """
-    group = parallel.tensor_group()
-    if group is not None:
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        whole = _adapted(checkpoint.load(folder), adapter)
-        return parallel.SplitTransformer(whole, group=group, device=device, dtype=dtype)
+    if parallel.tensor_group() is not None:
+        return _split(_adapted(checkpoint.load(folder), adapter), device=device, weights=weights)
     if device.type == "cpu":
         limit_threads()
         return exact(_adapted(checkpoint.load(folder), adapter), on_layer=on_progress)
@@ -221,6 +220,18 @@ def open_transformer(
         return FusedTransformer(whole, weights=weights, device=device, on_layer=on_progress)
     model = checkpoint.load(folder, device=device, dtype=torch.bfloat16, on_bytes=on_progress)
     return fused(_adapted(model, adapter))
+
+
+def _split(whole: Transformer, *, device: torch.device, weights: str) -> parallel.SplitTransformer:
+    """This process's part of it, among those that have joined."""
+    return parallel.SplitTransformer(
+        whole.config,
+        whole.state_dict().items(),
+        group=parallel.tensor_group(),
+        device=device,
+        dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
+        weights=weights,
+    )
 
 
 def _adapted(model: Transformer, adapter: Path | None) -> Transformer:

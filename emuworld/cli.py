@@ -110,11 +110,11 @@ def _run(name: str, choice: str | None, overrides: Sequence[str]) -> None:
         name, choice, [word for word in overrides if not (together and word == _TOGETHER)]
     )
     if together and _follow(config, name):
-        sys.stdout.flush()
-        os._exit(0)  # threads of PyTorch's end some followers with an error when the interpreter goes
+        _end_quietly()
+    speaks = not target.in_every_process or _joined_as_first()
     run = getattr(_import(target.module, f"emuworld {name}"), target.run)
     out = getattr(config, "out", None)
-    if out:
+    if out and speaks:
         _store(Path(out), name, choice, values)
     if target.handed_down:
         run(config, terms=_import(target.handed_down, f"emuworld {name}").terms())
@@ -125,6 +125,30 @@ def _run(name: str, choice: str | None, overrides: Sequence[str]) -> None:
         run(config)
     if together:
         _end_together()
+    if target.in_every_process:
+        _leave()
+        if not speaks:
+            _end_quietly()
+
+
+def _end_quietly() -> None:
+    """Threads of PyTorch's end some processes that followed with an error when the interpreter goes."""
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _joined_as_first() -> bool:
+    """Join the processes that torchrun started, where it did; True in the first."""
+    from emuworld import parallel
+
+    parallel.join()
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _leave() -> None:
+    from emuworld import parallel
+
+    parallel.leave()
 
 
 def _follow(config: Any, name: str) -> bool:
@@ -142,7 +166,8 @@ def _follow(config: Any, name: str) -> bool:
     parallel.join()
     if os.environ["RANK"] == "0":
         return False
-    world_model.load(config.model, device=getattr(config, "device", "auto")).follow()
+    device, weights = getattr(config, "device", "auto"), getattr(config, "weights", "bf16")
+    world_model.load(config.model, device=device, weights=weights).follow()
     return True
 
 

@@ -19,6 +19,7 @@ class Target:
     settings_module: str = ""  # "" = `module`
     reports_progress: bool = True  # takes on_progress=; the training stages draw their own bar
     handed_down: str = ""  # a module whose terms() the run gets as terms=: rewards of the tasks
+    in_every_process: bool = False  # that torchrun started: they join, all run it, and the first one speaks
     explained_by_module: bool = False  # help quotes the module's docstring, else that of the settings
     about: str = ""  # what help says instead
 
@@ -226,12 +227,19 @@ COMMANDS: dict[str, Command] = {
             "batch-34b": Target(
                 module="emuworld.tasks.speed.published", settings="BatchSpeed", run="run_batch"
             ),
+            "parallel-34b": Target(
+                module="emuworld.tasks.speed.split",
+                settings="SplitSpeed",
+                reports_progress=False,
+                in_every_process=True,
+            ),
         },
         examples=(
             "emuworld bench what=published-34b device=cuda",
             "emuworld bench what=drafting num_worlds=2",
             "emuworld bench what=fp8 device=cuda budget_s=240",
             "emuworld bench what=keyframes vias=[simulator,small]",
+            "torchrun --nproc-per-node 2 -m emuworld.cli bench what=parallel-34b device=cuda",
             "emuworld bench what=published-34b device=cpu size=tiny vision=tiny pictures=[8] story_side=8",
         ),
     ),

@@ -64,11 +64,7 @@ class _LeadingCaches(CachePool):
 def writer_and_caches(
     transformer: CachedModel, *, context: Context, cache_bytes: int | None, painter: Painter | None
 ) -> tuple[SegmentWriter, CachePool]:
-    """What a model writes with: plainly, or as the leader or a follower of the processes that have joined.
-    What draws pictures at once is not cut, and left out there.
-    """
-    if parallel.tensor_group() is not None:
-        painter = None
+    """What a model writes with: plainly, or as the leader or a follower of the processes that have joined."""
     leads = parallel.tensor_group() is not None and dist.get_rank() == 0
     caches = (_LeadingCaches if leads else CachePool)(transformer, max_bytes=cache_bytes)
     writer = _LeadingWriter if leads else SegmentWriter

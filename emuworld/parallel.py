@@ -5,18 +5,20 @@ whose products are summed over the processes; no DTensor stands between a decodi
 Training's form of the same cut is `emuworld.training.sharding`: DTensor takes two seconds to import.
 
 Layout (Shoeybi et al., Megatron-LM, arXiv 1909.08053): the projections into heads and into the feed-forward
-are cut by outputs, those back into the residual stream by inputs, embedding and head by ids. Ids need not
-divide: the last process has fewer rows.
+are cut by outputs, those back into the residual stream by inputs. The head's ids go to the processes in turn,
+so that any range of them is shared evenly (the visual ids are the upper half); they need not divide.
 
 Shapes: B batch, T tokens, D hidden size, v ids of this process.
 """
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ from torch.nn import functional as F
 
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig
-from emuworld.model.fused import FusedTransformer
+from emuworld.model.fused import FusedTransformer, Reduce
 from emuworld.model.transformer import Transformer
 
 _BY_OUTPUTS = tuple(f"{name}_proj.weight" for name in ("q", "k", "v", "gate", "up"))
@@ -42,7 +44,10 @@ def join() -> None:
         return
     on_cuda = torch.cuda.is_available()
     if on_cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        rank_here, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if rank_here >= num_gpus:
+            raise ValueError(f"every process needs a GPU of its own; start {num_gpus} on this machine")
+        torch.cuda.set_device(rank_here)
     # Who follows waits for as long as the leader's user thinks.
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=timedelta(days=7))
     assert dist.group.WORLD is not None
@@ -71,21 +76,47 @@ class SplitTransformer:
     row, so that equal random numbers draw equal tokens everywhere. The embedding is whole in every process.
 
     Args:
-        model: stays as it is; where it is mapped from its files, only this part of them is read.
-        group: the processes among which it is cut.
+        config: of the whole.
+        tensors: the whole weights by their names in the state dict, each asked for once and kept in part
+            only: they may be mapped from files, or made on the way.
+        group: the processes among which it is cut; None: this one alone, which has all of it.
         device, dtype: of this part.
+        weights: "bf16" (as `dtype` says) or "fp8", as for `FusedTransformer`.
     """
 
     def __init__(
-        self, model: Transformer, *, group: dist.ProcessGroup, device: torch.device, dtype: torch.dtype
+        self,
+        config: TransformerConfig,
+        tensors: Iterable[tuple[str, Tensor]],
+        *,
+        group: dist.ProcessGroup | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        weights: str = "bf16",
     ) -> None:
-        self._group = group
-        rank, world = dist.get_rank(group), dist.get_world_size(group)
-        check_divides(model.config, world)
-        self._part = vocabulary_part(model.config.vocab_size, rank=rank, world=world)
-        narrow = _narrow(model, rank=rank, world=world, device=device, dtype=dtype)
-        self._fused = FusedTransformer(narrow, reduce=self._sum)
-        self._head_vD = model.lm_head.weight.detach()[slice(*self._part)].to(device, dtype, copy=True)
+        self._rank, self._world = (0, 1) if group is None else (dist.get_rank(group), group.size())
+        check_divides(config, self._world)
+        self._reduce: Reduce | None = None if group is None else partial(_summed, group=group)
+        narrow, self._head_vD = _narrow(
+            config,
+            tensors,
+            rank=self._rank,
+            world=self._world,
+            device=device,
+            dtype=dtype,
+            in_turn=weights == "fp8",
+        )
+        self._fused = FusedTransformer(narrow, weights=weights, device=device, reduce=self._reduce)
+        if self._reduce is not None and device.type == "cuda":
+            # The first message makes the connections, which no CUDA graph may record.
+            self._reduce(torch.zeros(1, device=device))
+
+    def variant(self, *, reduce: Reduce | None = None, use_graphs: bool | None = None) -> SplitTransformer:
+        """The same weights; sums over the processes in another way (default: as here), or without graphs."""
+        other = copy.copy(self)
+        other._reduce = reduce or self._reduce
+        other._fused = self._fused.variant(use_graphs=use_graphs, reduce=other._reduce)
+        return other
 
     @property
     def config(self) -> TransformerConfig:
@@ -115,49 +146,62 @@ class SplitTransformer:
     def logits(self, hidden: Tensor, *, start: int = 0, stop: int | None = None) -> Tensor:
         """[..., D] -> [..., stop - start]: the scores of ids start to stop only."""
         stop = self.config.vocab_size if stop is None else stop
-        first, last = max(start, self._part[0]), min(stop, self._part[1])
+        first = start + (self._rank - start) % self._world
+        at = first // self._world
+        own = F.linear(hidden, self._head_vD[at : at + len(range(first, stop, self._world))])
+        if self._reduce is None:
+            return own
         scores = hidden.new_zeros((*hidden.shape[:-1], stop - start))
-        if first < last:
-            rows = slice(first - self._part[0], last - self._part[0])
-            scores[..., first - start : last - start] = F.linear(hidden, self._head_vD[rows])
-        return self._sum(scores)
+        scores[..., first - start :: self._world] = own
+        return self._reduce(scores)
 
-    def _sum(self, parts: Tensor) -> Tensor:
-        dist.all_reduce(parts, group=self._group)
-        return parts
+
+def _summed(parts: Tensor, *, group: dist.ProcessGroup) -> Tensor:
+    """The sum over the processes, in place."""
+    dist.all_reduce(parts, group=group)
+    return parts
 
 
 def _narrow(
-    model: Transformer, *, rank: int, world: int, device: torch.device, dtype: torch.dtype
-) -> Transformer:
-    """The transformer of one process's heads and feed-forward columns. Its head is not to be used."""
-    config = replace(
-        model.config,
-        num_heads=model.config.num_heads // world,
-        num_kv_heads=model.config.num_kv_heads // world,
-        intermediate_size=model.config.intermediate_size // world,
+    config: TransformerConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    rank: int,
+    world: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    in_turn: bool,
+) -> tuple[Transformer, Tensor]:
+    """The transformer of one process's heads and feed-forward columns, whose own head is not to be used, and
+    the rows of the head [v, D].
+
+    With `in_turn`, what lies on another device stays there until its layer's turn.
+    """
+    narrow_config = replace(
+        config,
+        num_heads=config.num_heads // world,
+        num_kv_heads=config.num_kv_heads // world,
+        intermediate_size=config.intermediate_size // world,
         tie_word_embeddings=True,
     )
     with torch.device("meta"):
-        narrow = Transformer(config)
-    parts = {}
-    for name, tensor in model.state_dict().items():
+        narrow = Transformer(narrow_config)
+    parts: dict[str, Tensor] = {}
+    for name, whole in tensors:
+        tensor = whole.detach()
         if name == "lm_head.weight":
+            head_vD = tensor[rank::world].to(device, dtype, copy=True).contiguous()
             continue
         if name.endswith(_BY_OUTPUTS):
             tensor = tensor.chunk(world, dim=0)[rank]
         elif name.endswith(_BY_INPUTS):
             tensor = tensor.chunk(world, dim=1)[rank]
-        parts[name] = tensor.detach().to(device, dtype, copy=True).contiguous()
+        if not in_turn or tensor.device.type == device.type:
+            tensor = tensor.to(device, dtype, copy=True).contiguous()
+        parts[name] = tensor
     narrow.load_state_dict(parts, strict=False, assign=True)
     narrow.tie_weights()
-    return narrow.eval()
-
-
-def vocabulary_part(num_ids: int, *, rank: int, world: int) -> tuple[int, int]:
-    """First and last + 1 of the ids whose rows of the head a process holds, as DTensor cuts them."""
-    rows = -(-num_ids // world)
-    return min(num_ids, rank * rows), min(num_ids, (rank + 1) * rows)
+    return narrow.eval(), head_vD
 
 
 def check_divides(config: TransformerConfig, world: int) -> None:

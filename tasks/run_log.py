@@ -29,20 +29,29 @@ class RunLog:
 
     def run(self, part: str, work: Callable[[], Figures], *, expected_s: float = 0.0) -> Figures | None:
         """The part's figures; None where it failed or would take longer than what is left."""
-        left_s = self._budget_s - (time.perf_counter() - self._start_s)
+        left_s = self._left_s()
         if expected_s > left_s:
             self._write(part, {"skipped": f"would take {expected_s:.0f} s of the {left_s:.0f} s left"})
             return None
         begin_s = time.perf_counter()
-        try:
-            figures = work()
-        except Exception as error:  # the other parts are worth having: device time is dear
-            traceback.print_exc(file=sys.stderr)
-            self._write(part, {"error": f"{type(error).__name__}: {error}"})
+        figures, error = self._attempt(work)
+        if figures is None:
+            self._write(part, {"error": error})
             return None
         self.figures[part] = figures
         self._write(part, {**figures, "took_s": round(time.perf_counter() - begin_s, 2)})
         return figures
+
+    def _left_s(self) -> float:
+        return self._budget_s - (time.perf_counter() - self._start_s)
+
+    def _attempt(self, work: Callable[[], Figures]) -> tuple[Figures | None, str]:
+        """The figures, or None and what went wrong."""
+        try:
+            return work(), ""
+        except Exception as error:  # the other parts are worth having: device time is dear
+            traceback.print_exc(file=sys.stderr)
+            return None, f"{type(error).__name__}: {error}"
 
     def _write(self, part: str, figures: Figures) -> None:
         line = json.dumps({"part": part, **figures})

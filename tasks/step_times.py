@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from emuworld.cache_pool import CachedModel
 from emuworld.decoding.drafting import exponentials
 from emuworld.decoding.sampling import Truncation, guide, pick, race
 from emuworld.model.cache import StaticCache
@@ -69,7 +70,7 @@ def bandwidth(device: torch.device) -> Figures:
     }
 
 
-def filled_cache(model: FusedTransformer, *, num_rows: int, held: Sequence[int], room: int) -> StaticCache:
+def filled_cache(model: CachedModel, *, num_rows: int, held: Sequence[int], room: int) -> StaticCache:
     """Rows that hold so many tokens of noise, and room for more."""
     cache = StaticCache(
         model.config,
@@ -181,7 +182,7 @@ def products(model: FusedTransformer, *, num_rows: int, times: int = 5) -> Figur
 
 
 @torch.inference_mode()
-def draw(model: FusedTransformer, *, visual: slice, guidance: float, top_k: int, times: int) -> Figures:
+def draw(model: CachedModel, *, visual: slice, guidance: float, top_k: int, times: int) -> Figures:
     """Logits of the visual ids, guidance and the draw for one guided world."""
     hidden_RD = torch.randn(2, model.config.hidden_size, device=model.device, dtype=model.dtype)
     uniforms_W = torch.tensor([0.5], dtype=torch.float64, device=model.device)

@@ -64,7 +64,8 @@ class FusedTransformer:
         use_kernels: Triton kernels, else plain PyTorch. Default: on CUDA where Triton is installed.
         use_graphs: replay steps of few tokens as CUDA graphs. Default: on CUDA.
         reduce: sums what a layer's two last products give over the processes that share the layer, where
-            several do; may work in place.
+            several do; may work in place. A step's graph records it, so it must have worked once before, and
+            all processes must make the same calls: they record and replay together.
     """
 
     def __init__(
@@ -101,10 +102,15 @@ class FusedTransformer:
         self._choose(use_kernels=use_kernels, use_graphs=use_graphs)
 
     def variant(
-        self, *, use_kernels: bool | None = None, use_graphs: bool | None = None
+        self,
+        *,
+        use_kernels: bool | None = None,
+        use_graphs: bool | None = None,
+        reduce: Reduce | None = None,
     ) -> "FusedTransformer":
-        """The same weights, computed otherwise; defaults as for a new one."""
+        """The same weights, computed otherwise; defaults as for a new one, `reduce` as it is here."""
         other = copy.copy(self)
+        other._reduce = reduce or self._reduce
         other._choose(use_kernels=use_kernels, use_graphs=use_graphs)
         return other
 

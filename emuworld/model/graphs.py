@@ -62,7 +62,9 @@ class StepGraph:
             self._hidden_RTD = torch.empty_like(compute(self._ids_RT, self._spots_2R))
         torch.cuda.current_stream(device).wait_stream(beside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, stream=beside):
+        # The default, "global", spoils a recording when any other thread asks the driver for something
+        # meanwhile: NCCL's watchdog does (pytorch/pytorch#104555), and so do worlds in other threads.
+        with torch.cuda.graph(self._graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
             self._hidden_RTD.copy_(compute(self._ids_RT, self._spots_2R))
 
     def __call__(self, ids_RT: torch.Tensor, spots_2R: torch.Tensor) -> torch.Tensor:

@@ -79,17 +79,25 @@ class Transformer(nn.Module):
         """[..., D] -> [..., stop - start]: the scores of ids start to stop only."""
         return F.linear(hidden, self.lm_head.weight[start:stop])
 
-    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Normal(0, initializer_range); projections into the residual stream / sqrt(2 L) (GPT-2, 2.3)."""
-        std = self.config.initializer_range
-        residual_std = std / (2 * self.config.num_layers) ** 0.5
+        """All of them, in order, as `init_weight` says."""
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(1.0)
-            else:
-                into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                parameter.normal_(0.0, residual_std if into_residual else std, generator=generator)
+            init_weight(name, parameter, config=self.config, generator=generator)
+
+
+@torch.no_grad()
+def init_weight(
+    name: str, weight: torch.Tensor, *, config: TransformerConfig, generator: torch.Generator | None = None
+) -> None:
+    """In place: norms 1; else Normal(0, initializer_range), and what projects into the residual stream /
+    sqrt(2 L) (GPT-2, 2.3).
+    """
+    if weight.ndim == 1:
+        weight.fill_(1.0)
+    else:
+        into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+        std = config.initializer_range / ((2 * config.num_layers) ** 0.5 if into_residual else 1.0)
+        weight.normal_(0.0, std, generator=generator)
 
 
 class Linear(nn.Linear):

@@ -28,7 +28,7 @@ from torch.distributed.tensor.parallel import (
 from torch.utils.checkpoint import checkpoint
 
 from emuworld.model.transformer import Transformer
-from emuworld.parallel import check_divides, vocabulary_part
+from emuworld.parallel import check_divides
 
 # Two small collectives where one would do are no news.
 logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
@@ -116,6 +116,12 @@ def whole_tensors(module: nn.Module, *, keep: bool, dtype: torch.dtype | None = 
         if keep:
             gathered[name] = whole.detach().cpu()
     return gathered
+
+
+def vocabulary_part(num_ids: int, *, rank: int, world: int) -> tuple[int, int]:
+    """First and last + 1 of the ids whose rows of the head a process holds, as DTensor cuts them."""
+    rows = -(-num_ids // world)
+    return min(num_ids, rank * rows), min(num_ids, (rank + 1) * rows)
 
 
 def vocabulary_losses(logits: Tensor, targets: Tensor, *, mesh: DeviceMesh, num_ids: int) -> Tensor:
