@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from emuworld.pictures import middle
+
 _TABLES = ("metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv")
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _NAMES = {"picture": ("file_name", "image", "file"), "text": ("text", "caption", "prompt")}
@@ -48,17 +50,12 @@ def read_pairs(folder: str | Path) -> list[Pair]:
 
 def picture(path: Path, *, size: tuple[int, int]) -> np.ndarray:
     """uint8 [H, W, 3] of height and width `size` px: the middle of the picture, at its own proportions."""
-    height, width = size
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise ValueError(f"{path} is no picture that can be read ({error})") from error
-    scale = max(width / image.width, height / image.height)
-    cut = (width / scale, height / scale)
-    left, top = (image.width - cut[0]) / 2, (image.height - cut[1]) / 2
-    box = (left, top, left + cut[0], top + cut[1])
-    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box))
+    return middle(image, size)
 
 
 def _beside(folder: Path) -> Iterator[Pair]:
