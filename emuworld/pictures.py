@@ -118,6 +118,16 @@ def resized(image: Pixels, size: Size) -> Pixels:
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
 
 
+def middle(image: Image.Image, size: Size) -> Pixels:
+    """The middle of an RGB picture at (height, width), at its own proportions (Lanczos, up or down)."""
+    height, width = size
+    scale = max(width / image.width, height / image.height)
+    cut = (width / scale, height / scale)
+    left, top = (image.width - cut[0]) / 2, (image.height - cut[1]) / 2
+    box = (left, top, left + cut[0], top + cut[1])
+    return np.array(image.resize((width, height), Image.Resampling.LANCZOS, box=box))
+
+
 def area_resized(image: Pixels, *, area: int) -> Pixels:
     """Bicubic to `area_size`, up or down, as the release resizes reference pictures."""
     height, width = area_size((image.shape[0], image.shape[1]), area=area)

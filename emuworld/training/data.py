@@ -2,7 +2,8 @@
 
 Both readers take a folder of shards (`emuworld.story`), start with what is there and pick up shards that
 appear later, so a renderer may still be writing while training runs. Pictures are decoded once: the frame
-pool keeps pixels, the token store codes.
+pool keeps pixels, the token store codes. Pictures that are larger than the run's are cut to their middle and
+made smaller; stories with smaller ones are left out and told, because nothing is enlarged.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from emuworld.pictures import Size, middle
 from emuworld.story import Story, StoryError, StoryImage, read_shard
 
 SHARD_GLOB = "*.stories"
@@ -49,11 +52,15 @@ class TokenStory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodedShard:
-    """A shard with its pictures decoded: the words of its stories, and all frames in reading order."""
+    """A shard with its pictures decoded: the words of its stories, and all frames in reading order.
+
+    `too_small`: how many stories are left out because a picture of theirs is smaller than the frames.
+    """
 
     stem: str  # file name without its ending
     stories: list[TokenStory]  # without codes
     frames: torch.Tensor  # [N, H, W, 3] uint8
+    too_small: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,21 +71,28 @@ class DamagedShard:
     why: str
 
 
-def _decode_shard(path: Path, size: int) -> DecodedShard:
-    stories = list(read_shard(path))
-    images = [image for story in stories for _, image in _shown(story)]
-    frames = torch.empty((len(images), size, size, 3), dtype=torch.uint8)
+def _decode_shard(path: Path, size: Size, kinds: Collection[str]) -> DecodedShard:
+    """The stories of some kinds, their pictures at `size`."""
+    height, width = size
+    stories: list[TokenStory] = []
+    images: list[StoryImage] = []
+    too_small = 0
+    for story in read_shard(path):
+        words, shown = replace_pictures(story), [image for _, image in _shown(story)]
+        if words.kind not in kinds:
+            continue
+        if any(image.height < height or image.width < width for image in shown):
+            too_small += 1
+            continue
+        stories.append(words)
+        images += shown
+    frames = torch.empty((len(images), height, width, 3), dtype=torch.uint8)
     for i, image in enumerate(images):
         pixels = image.to_array()
-        if pixels.shape != (size, size, 3):
-            raise ValueError(
-                f"{path} holds a picture of {pixels.shape[1]}x{pixels.shape[0]} px, "
-                f"the run was set to {size} px; "
-                f"build the shards with size={size} or set size_px"
-            )
+        if pixels.shape[:2] != size:
+            pixels = middle(Image.fromarray(pixels), size)
         frames[i] = torch.from_numpy(pixels)
-    without_pictures = [replace_pictures(story) for story in stories]
-    return DecodedShard(stem=path.stem, stories=without_pictures, frames=frames)
+    return DecodedShard(stem=path.stem, stories=stories, frames=frames, too_small=too_small)
 
 
 def replace_pictures(story: Story) -> TokenStory:
@@ -121,9 +135,17 @@ class _Shards(IterableDataset):
     """Decodes shards in the order of their names; each loader process takes its share."""
 
     def __init__(
-        self, folder: Path, *, size: int, skip: frozenset[str], follow: bool, share: tuple[int, int]
+        self,
+        folder: Path,
+        *,
+        size: Size,
+        kinds: Collection[str],
+        skip: frozenset[str],
+        follow: bool,
+        share: tuple[int, int],
     ) -> None:
-        self.folder, self.size, self.skip, self.follow, self.share = folder, size, skip, follow, share
+        self.folder, self.size, self.kinds = folder, size, kinds
+        self.skip, self.follow, self.share = skip, follow, share
 
     def __iter__(self) -> Iterator[DecodedShard | DamagedShard]:
         worker = get_worker_info()
@@ -144,7 +166,7 @@ class _Shards(IterableDataset):
 
     def _decoded(self, path: Path) -> DecodedShard | DamagedShard:
         try:
-            return _decode_shard(path, self.size)
+            return _decode_shard(path, self.size, self.kinds)
         except StoryError as error:
             return DamagedShard(stem=path.stem, why=str(error))
 
@@ -152,6 +174,9 @@ class _Shards(IterableDataset):
 class ShardFeed:
     """The shards of a folder, decoded in other processes, each given once. A damaged one is reported once and
     left out (`damaged`).
+
+    `size` is that of the frames, `kinds` are those of the stories that are wanted; the first shard with
+    stories whose pictures are smaller is told of.
 
     `workers` 0 decodes in a thread of this process, which is enough on a CPU; beside a GPU a thread would
     hold up the one that feeds it. With `follow` the feed never ends: it waits for shards that are being
@@ -162,7 +187,8 @@ class ShardFeed:
         self,
         folder: str | Path,
         *,
-        size: int,
+        size: Size,
+        kinds: Collection[str] = KINDS,
         workers: int = 0,
         follow: bool = False,
         skip: Iterable[str] = (),
@@ -170,7 +196,9 @@ class ShardFeed:
     ) -> None:
         self.size = size
         self.follow = follow
-        dataset = _Shards(Path(folder), size=size, skip=frozenset(skip), follow=follow, share=share)
+        dataset = _Shards(
+            Path(folder), size=size, kinds=kinds, skip=frozenset(skip), follow=follow, share=share
+        )
         self._loader = DataLoader(
             dataset,
             batch_size=None,
@@ -181,6 +209,7 @@ class ShardFeed:
         self._queue: Queue[DecodedShard | BaseException | None] = Queue(max(2, workers))
         self._closed = threading.Event()
         self._ended = False
+        self._told_small = False
         self.damaged: list[DamagedShard] = []
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -213,11 +242,26 @@ class ShardFeed:
                 if isinstance(shard, DamagedShard):
                     self.damaged.append(shard)
                     print(f"a shard is left out: {shard.why}", file=sys.stderr, flush=True)
-                elif not self._put(shard):
+                    continue
+                self._tell_small(shard)
+                if not self._put(shard):
                     return
         except Exception as error:  # handed to the thread that asks for shards
             last = error
         self._put(last)
+
+    def _tell_small(self, shard: DecodedShard) -> None:
+        if not shard.too_small or self._told_small:
+            return
+        self._told_small = True
+        height, width = self.size
+        print(
+            f"stories with pictures smaller than {height}x{width} px (height x width) are left out, because "
+            f"pictures are not enlarged: {shard.too_small} of {shard.stem}, and those of later shards; build "
+            f"shards with size={max(height, width)}, or set a smaller size_px",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _put(self, item: DecodedShard | BaseException | None) -> bool:
         while not self._closed.is_set():
@@ -252,14 +296,20 @@ class FramePool:
 
     def __init__(self, feed: ShardFeed, *, capacity: int, device: torch.device) -> None:
         self._feed = feed
-        self._frames = torch.empty((capacity, feed.size, feed.size, 3), dtype=torch.uint8, device=device)
+        self._frames = torch.empty((capacity, *feed.size, 3), dtype=torch.uint8, device=device)
         self.num_frames = 0
         self._next = 0
 
     def fill(self, at_least: int) -> None:
-        """Wait until `at_least` frames are in, or every present shard is."""
+        """Wait until `at_least` frames are in, or every present shard is; ValueError where none is."""
         while self.num_frames < at_least and (shard := self._feed.wait()) is not None:
             self._add(shard.frames)
+        if not self.num_frames:
+            height, width = self._feed.size
+            raise ValueError(
+                f"the shards hold no story whose pictures have {height}x{width} px or more; "
+                f"build them with size={max(height, width)}, or set a smaller size_px"
+            )
 
     def refresh(self) -> None:
         """Take in a shard that the background has decoded, if there is one."""
@@ -313,7 +363,8 @@ def save_tokens(path: Path, stories: Sequence[TokenStory]) -> None:
     names = ("question", "texts", "captions", "kind", "num_references")
     words = [{name: getattr(story, name) for name in names} for story in stories]
     part = path.with_suffix(".part.npz")
-    np.savez(part, codes=np.concatenate([s.codes for s in stories]), words=np.array(json.dumps(words)))
+    codes = np.concatenate([s.codes for s in stories]) if stories else np.empty((0, 0, 0), np.uint16)
+    np.savez(part, codes=codes, words=np.array(json.dumps(words)))
     part.replace(path)
 
 

@@ -87,6 +87,10 @@ class DidaTraining:
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is not known; expected {' or '.join(known)}")
+        if sized := [bucket for bucket in self.buckets if bucket.size_px]:
+            raise ValueError(
+                f"stage dida has one picture size, size_px of the stage; got {sized[0]}: drop its"
+            )
 
 
 class DidaTrainer:
@@ -292,7 +296,7 @@ def _samplers(config: DidaTraining, parts: Parts, *, out: Path) -> tuple[Example
         config.shards,
         vision=parts.vision,
         cache=out / f"tokens-{parts.fingerprint.hex()[:12]}",
-        size_px=config.size_px,
+        size=(config.size_px, config.size_px),
         workers=config.workers,
         compile=False,
         device=device,

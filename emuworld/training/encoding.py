@@ -6,15 +6,17 @@ Pictures are encoded once, and their codes kept beside the run, so that a resume
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from emuworld.pictures import Size
 from emuworld.tokens.vision import VisionTokenizer, to_pixels
 from emuworld.training.data import (
+    KINDS,
     MIRRORED_KINDS,
     DecodedShard,
     ShardFeed,
@@ -26,6 +28,9 @@ from emuworld.training.data import (
     with_codes,
 )
 
+_FRAMES_AT_ONCE = 256  # that are encoded, of up to 512 x 512 px; of larger ones fewer
+_PIXELS_AT_ONCE = _FRAMES_AT_ONCE * 512 * 512
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardTokens:
@@ -36,7 +41,11 @@ class ShardTokens:
 
 
 class TokenFeed:
-    """Shards -> token stories: pictures are encoded once on the device, the codes kept in `cache`."""
+    """Shards -> token stories: pictures are encoded once on the device, the codes kept in `cache`.
+
+    `size` is the height and width in pixels at which pictures are encoded, `kinds` are the kinds of stories
+    that are wanted. Another size or other kinds need another cache.
+    """
 
     def __init__(
         self,
@@ -44,13 +53,14 @@ class TokenFeed:
         *,
         vision: VisionTokenizer,
         cache: Path,
-        size_px: int,
+        size: Size,
         workers: int,
         compile: bool,
         device: torch.device,
         follow: bool,
         mirror: bool,
         share: tuple[int, int],
+        kinds: Collection[str] = KINDS,
     ) -> None:
         self._vision = vision
         self._cache = cache
@@ -63,7 +73,8 @@ class TokenFeed:
         cache.mkdir(parents=True, exist_ok=True)
         self._feed = ShardFeed(
             folder,
-            size=size_px,
+            size=size,
+            kinds=kinds,
             workers=workers,
             follow=follow,
             skip=[path.stem for path in cache.glob("*.npz") if not path.stem.endswith(".part")],
@@ -94,8 +105,8 @@ class TokenFeed:
 
     def _encode(self, shard: DecodedShard) -> ShardTokens:
         frames = shard.frames.to(self._device)
-        stories = with_codes(shard.stories, self._codes(frames))
-        if self._mirror:
+        stories = with_codes(shard.stories, self._codes(frames)) if shard.stories else []
+        if stories and self._mirror:
             stories += self._mirrored(shard.stories, frames)
         save_tokens(self._cache / f"{shard.stem}.npz", stories)
         return ShardTokens(stem=shard.stem, stories=stories)
@@ -116,10 +127,11 @@ class TokenFeed:
         exact as the TF32 default), fp32 on a CPU.
         """
         codes = []
-        for chunk in frames.split(256):
+        most = min(_FRAMES_AT_ONCE, max(1, _PIXELS_AT_ONCE // (frames.shape[1] * frames.shape[2])))
+        for chunk in frames.split(most):
             num = len(chunk)
-            if num < 256 and self._device.type == "cuda":  # one shape, one compilation
-                chunk = torch.cat((chunk, chunk.new_zeros((256 - num, *chunk.shape[1:]))))
+            if num < most and self._device.type == "cuda":  # one shape, one compilation
+                chunk = torch.cat((chunk, chunk.new_zeros((most - num, *chunk.shape[1:]))))
             pixels = to_pixels(chunk)
             with torch.autocast(self._device.type, torch.float16, enabled=self._device.type == "cuda"):
                 z = self._latents(pixels)

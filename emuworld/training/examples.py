@@ -15,6 +15,7 @@ import numpy as np
 
 from emuworld.tokens.sequence import AnswerSegment, answer, image_length, prompt_ids, unconditional_ids
 from emuworld.tokens.text import TextTokenizer
+from emuworld.tokens.vision import DOWNSAMPLE
 from emuworld.training.data import TokenStory
 from emuworld.training.modes import (
     ANSWERED_KINDS,
@@ -38,6 +39,14 @@ BUCKET_MODES = {  # what a bucket's kind teaches
     "howto": "howto",
     "vla": "vla",
 }
+# The kinds of stories that it draws from.
+STORY_KINDS = {
+    "walk": ("walk",),
+    "picture": ("walk", "pictures"),
+    "table": TABLE_KINDS,
+    "x2i": ("x2i",),
+    **{kind: (kind,) for kind in ANSWERED_KINDS},
+}
 # Ids a row beside its pictures: for each picture and for the prompt. Sentences of a story are longer than
 # commands, and its question may tell the whole plot.
 _WORDS = {kind: (24, 150) if kind in ANSWERED_KINDS else (10, 90) for kind in BUCKET_MODES}
@@ -51,6 +60,9 @@ class Bucket:
     (`frames` 2: a picture and its edit, 3: two pictures combined), "story", "howto" or "vla" (at most
     `frames` pictures, the given one included). `every` thins a bucket out: it takes part in each `every`-th
     step. `at_least`: only stories of so many pictures, so that short ones do not fill long rows with padding.
+
+    `size_px` is the height of its pictures and, without `width_px`, their width; 0: the stage's own size. A
+    story's pictures are cut to their middle and made smaller; stories with smaller pictures are left out.
     """
 
     kind: str
@@ -58,6 +70,8 @@ class Bucket:
     frames: int = 1
     every: int = 1
     at_least: int = 1
+    size_px: int = 0
+    width_px: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in BUCKET_MODES:
@@ -68,18 +82,34 @@ class Bucket:
             raise ValueError(f"batch_size, frames, every and at_least must be at least 1, got {self}")
         if self.frames < 2 and self.kind in ("x2i", "vla"):
             raise ValueError(f"a bucket of {self.kind} holds a given picture and an answer: frames=2 or more")
+        if min(self.size_px, self.width_px) < 0 or self.size_px % DOWNSAMPLE or self.width_px % DOWNSAMPLE:
+            raise ValueError(
+                f"size_px and width_px of a bucket must be multiples of {DOWNSAMPLE}, got {self.size_px} and "
+                f"{self.width_px} for {self.kind}; the nearest below are "
+                f"{max(self.size_px, 0) // DOWNSAMPLE * DOWNSAMPLE} and "
+                f"{max(self.width_px, 0) // DOWNSAMPLE * DOWNSAMPLE}"
+            )
+        if self.width_px and not self.size_px:
+            raise ValueError(f"a bucket with width_px={self.width_px} needs its height too: set size_px")
 
-    def row_length(self, size: tuple[int, int]) -> int:
-        """Ids a row, a multiple of 64: images of `size` tokens and room for the words between them."""
+    def size(self, stage: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of its pictures in tokens; `stage`: those of the buckets that say none."""
+        if not self.size_px:
+            return stage
+        return self.size_px // DOWNSAMPLE, (self.width_px or self.size_px) // DOWNSAMPLE
+
+    def row_length(self, stage: tuple[int, int]) -> int:
+        """Ids a row, a multiple of 64: images of its size and room for the words between them."""
         a_picture, a_prompt = _WORDS[self.kind]
-        ids = self.frames * (image_length(size) + a_picture) + a_prompt
+        ids = self.frames * (image_length(self.size(stage)) + a_picture) + a_prompt
         return -(-ids // 64) * 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
     """`ids` [B, T + 1] int64, padded; `inputs` [B, T] int64, what the model reads: ids[:, :-1], some of the
-    codes replaced; `weights` [B, T] float32 of the targets ids[:, 1:], 0 = not trained; `kind`: the bucket's.
+    codes replaced; `weights` [B, T] float32 of the targets ids[:, 1:], 0 = not trained; `kind`: the bucket's,
+    or whatever its validation loss is to be called.
     `documents` [B, T] int64: the number of the document that each input belongs to; None: a row is one.
     """
 
@@ -109,7 +139,11 @@ class Mixture:
 
 
 class ExampleSampler:
-    """Draws batches from a growing list of stories. `add` may be called between batches, not during one."""
+    """Draws batches from a growing list of stories. `add` may be called between batches, not during one.
+
+    Stories of several sizes may be in the list; a bucket draws from those of its own. `size` is that of the
+    buckets that say none, height and width in tokens.
+    """
 
     def __init__(self, *, tokenizer: TextTokenizer, mixture: Mixture, size: tuple[int, int]) -> None:
         self.tokenizer = tokenizer
@@ -117,16 +151,15 @@ class ExampleSampler:
         self.size = size
         self.num_frames = 0
         self._stories: list[TokenStory] = []
-        self._shards: dict[str, Sequence[TokenStory]] = {}
-        self._by_length: dict[int, np.ndarray] = {}
-        self._by_bucket: dict[tuple[str, int, int], np.ndarray] = {}
+        self._shards: dict[tuple[str, tuple[int, ...]], list[TokenStory]] = {}
+        self._by_bucket: dict[Bucket, np.ndarray] = {}
 
     def add(self, stories: Sequence[TokenStory], *, shard: str = "") -> None:
         """Stories of a shard. What is drawn depends on which shards are there, not on which came first."""
-        self._shards[shard] = [*self._shards.get(shard, ()), *stories]
+        for story in stories:
+            self._shards.setdefault((shard, story.codes.shape[1:]), []).append(story)
         self._stories = [story for name in sorted(self._shards) for story in self._shards[name]]
         self.num_frames += sum(len(s.codes) for s in stories)
-        self._by_length.clear()
         self._by_bucket.clear()
 
     def batch(self, bucket: Bucket, rng: np.random.Generator) -> Batch:
@@ -166,7 +199,10 @@ class ExampleSampler:
     def example(self, bucket: Bucket, rng: np.random.Generator) -> Example:
         """One example of a bucket; ValueError where no story is for it."""
         if bucket.kind in ("walk", "picture"):
-            prompt, ids = self._walk(bucket.frames, rng) if bucket.kind == "walk" else self._picture(rng)
+            story = self._stories[rng.choice(self._of_bucket(bucket))]
+            prompt, ids = (
+                self._walk(story, bucket.frames, rng) if bucket.kind == "walk" else self._picture(story, rng)
+            )
             learnt = not self.mixture.answers_only
             return Example(ids=prompt + ids, prompt_tokens=0 if learnt else len(prompt))
         story = self._stories[rng.choice(self._of_bucket(bucket))]
@@ -189,44 +225,30 @@ class ExampleSampler:
             tokenizer=tokenizer,
         )
 
+    def check(self, bucket: Bucket) -> None:
+        """ValueError where no story is for a bucket."""
+        self._of_bucket(bucket)
+
     def _of_bucket(self, bucket: Bucket) -> np.ndarray:
-        """Indices of the stories that a bucket of edits, table-tops or answers draws from."""
-        key = (bucket.kind, bucket.frames if bucket.kind == "x2i" else 0, bucket.at_least)
-        if key not in self._by_bucket:
-            kinds = {"table": TABLE_KINDS}.get(bucket.kind, (bucket.kind,))
-            found = of_kinds(self._stories, kinds)
-            if bucket.kind == "x2i":
-                found = [index for index in found if edit_steps(self._stories[index], bucket.frames)]
-            found = [index for index in found if len(self._stories[index].codes) >= bucket.at_least]
+        """Indices of the stories that a bucket draws from."""
+        if bucket not in self._by_bucket:
+            size = bucket.size(self.size)
+            of_kind = of_kinds(self._stories, STORY_KINDS[bucket.kind])
+            of_size = [index for index in of_kind if self._stories[index].codes.shape[1:] == size]
+            found = [index for index in of_size if _has_steps(self._stories[index], bucket)]
             if not found:
+                height, width = (side * DOWNSAMPLE for side in size)
                 raise ValueError(
-                    f"no story among {len(self._stories)} is for the bucket {bucket}; build shards with such "
-                    "stories (emuworld data build --help), or leave the bucket out"
+                    f"no story among {len(self._stories)} is for the bucket {bucket}: {len(of_kind)} "
+                    f"of its kind, {len(of_size)} of these at {height}x{width} px (height x width), none of "
+                    "these with its number of pictures; build shards with such stories, as large or larger "
+                    "(emuworld data build --help), or leave the bucket out"
                 )
-            self._by_bucket[key] = np.array(found)
-        return self._by_bucket[key]
+            self._by_bucket[bucket] = np.array(found)
+        return self._by_bucket[bucket]
 
-    def _long_enough(self, frames: int, *, worded: bool) -> np.ndarray:
-        """Indices of stories of rooms with `frames` frames; walks (`worded`) have words between them."""
-        key = frames if worded else -frames
-        if key not in self._by_length:
-            fits = [
-                i
-                for i, story in enumerate(self._stories)
-                if len(story.codes) >= frames
-                and story.kind in (("walk",) if worded else ("walk", "pictures"))
-            ]
-            if not fits:
-                raise ValueError(
-                    f"no walk among {len(self._stories)} stories has {frames} frames; "
-                    "build longer walks or use a shorter bucket"
-                )
-            self._by_length[key] = np.array(fits)
-        return self._by_length[key]
-
-    def _walk(self, frames: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    def _walk(self, story: TokenStory, frames: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         """Ids of the prompt and of the answer."""
-        story = self._stories[rng.choice(self._long_enough(frames, worded=True))]
         start = int(rng.integers(len(story.codes) - frames + 1))
         codes = story.codes[start : start + frames].astype(np.int64)
         texts = story.texts[start : start + frames]
@@ -254,9 +276,8 @@ class ExampleSampler:
             return story.question
         return story.captions[start]
 
-    def _picture(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    def _picture(self, story: TokenStory, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         """Ids of the prompt and of the answer."""
-        story = self._stories[rng.choice(self._long_enough(1, worded=False))]
         at = int(rng.integers(len(story.codes)))
         segment = [AnswerSegment(codes=story.codes[at].astype(np.int64))]
         if rng.random() < self.mixture.unconditional:
@@ -264,6 +285,14 @@ class ExampleSampler:
         else:
             prompt = prompt_ids("t2i", question=story.captions[at], tokenizer=self.tokenizer)
         return prompt, answer(segment, tokenizer=self.tokenizer)[0]
+
+
+def _has_steps(story: TokenStory, bucket: Bucket) -> bool:
+    """Whether a story has the pictures that a bucket asks for."""
+    if bucket.kind == "x2i" and not edit_steps(story, bucket.frames):
+        return False
+    least = bucket.frames if bucket.kind == "walk" else 1
+    return len(story.codes) >= max(least, bucket.at_least)
 
 
 class BatchStream:

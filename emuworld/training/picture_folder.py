@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from emuworld.pictures import middle
+
 _TABLES = ("metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv")
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _NAMES = {"picture": ("file_name", "image", "file"), "text": ("text", "caption", "prompt")}
@@ -47,8 +49,8 @@ def read_pairs(folder: str | Path) -> list[Pair]:
 
 
 def picture(path: Path, *, size: tuple[int, int]) -> np.ndarray:
-    """A file as `fitted` gives it."""
-    return fitted(opened(path), size=size)
+    """uint8 [H, W, 3] of height and width `size` px: the middle of a file's picture."""
+    return middle(opened(path), size)
 
 
 def opened(path: Path) -> Image.Image:
@@ -58,16 +60,6 @@ def opened(path: Path) -> Image.Image:
             return image.convert("RGB")
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise ValueError(f"{path} is no picture that can be read ({error})") from error
-
-
-def fitted(image: Image.Image, *, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] of height and width `size` px: the middle of the picture, at its own proportions."""
-    height, width = size
-    scale = max(width / image.width, height / image.height)
-    cut = (width / scale, height / scale)
-    left, top = (image.width - cut[0]) / 2, (image.height - cut[1]) / 2
-    box = (left, top, left + cut[0], top + cut[1])
-    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
 def _beside(folder: Path) -> Iterator[Pair]:

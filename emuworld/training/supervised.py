@@ -2,7 +2,7 @@
 
 Reads shards, turns their pictures into codes once with a trained vision tokenizer (kept beside the run, so a
 resumed run does not encode again), draws examples (`examples.py`) and trains. Shards that appear while it
-runs join.
+runs join. A bucket may have a picture size of its own (`sizes.py`): each size is encoded by itself.
 
 Optimiser: Muon (orthogonalised momentum) for the matrices inside the layers, AdamW for embeddings and norms;
 `optimizer=adamw` is the paper's. Loss: weighted cross-entropy, visual to text 0.5 to 1.0 (paper, table 2).
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer
 from emuworld.tokens.vocabulary import Vocabulary, builtin
 from emuworld.training import loop
 from emuworld.training.checkpoints import copy_file
-from emuworld.training.data import wait_for_shards
+from emuworld.training.data import KINDS, wait_for_shards
 from emuworld.training.devices import pick_device
 from emuworld.training.encoding import TokenFeed
 from emuworld.training.examples import (
@@ -42,6 +43,7 @@ from emuworld.training.examples import (
 )
 from emuworld.training.packing import Packing, packed_batches
 from emuworld.training.ranks import Ranks
+from emuworld.training.sizes import check_buckets, loss_name, size_name, trained_sizes
 from emuworld.training.states import ShardedStore, first_step
 from emuworld.training.text import FILE_NAME as TEXT_FILE
 from emuworld.training.trainer import Optimisation, SupervisedTrainer
@@ -69,8 +71,10 @@ class PretrainTraining(Optimisation):
     text: str = "outputs/train/text/text.tiktoken"
     out: str = "outputs/train/pretrain"
     init_from: str | None = None
+    # Side of the pictures of buckets without a size_px of their own. Larger pictures are cut to their middle
+    # and made smaller; stories with smaller ones are left out and told: nothing is enlarged.
     size_px: int = 256
-    first_frames: int = 4_096
+    first_frames: int = 4_096  # encoded before training begins, of all sizes together
     wait_for_data_s: float = 0.0
     device: str = "auto"
     # Of several processes (torchrun): ddp, each with a whole copy; fsdp, each with a part of every weight;
@@ -79,7 +83,7 @@ class PretrainTraining(Optimisation):
     tensor_ranks: int = 0  # with parallel=tp, processes that share a layer; 0: all
     model: str = "small"
     dropout: float = 0.0  # of embeddings, attention weights and outputs; the paper has 0.1
-    # Batch sizes are those of all processes together.
+    # Batch sizes are those of all processes together; size_px (and width_px) of a bucket: another size.
     buckets: tuple[Bucket, ...] = (
         Bucket(kind="walk", frames=12, batch_size=16),
         Bucket(kind="picture", batch_size=64),
@@ -91,9 +95,13 @@ class PretrainTraining(Optimisation):
     validate_every_steps: int = 500
     validation_batches: int = 4
     seed: int = 0
-    workers: int = 0  # processes that decode pictures; 0: a thread
+    workers: int = 0  # processes that decode pictures, for each size; 0: a thread
     follow_shards: bool = False  # go on looking for shards that a renderer is still writing
     loop: loop.LoopConfig = dataclasses.field(default_factory=loop.LoopConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_buckets(self.buckets, size_px=self.size_px, packed_tokens=self.packing.tokens)
 
 
 def new_model(config: PretrainTraining, *, vocabulary: Vocabulary) -> Transformer:
@@ -191,14 +199,17 @@ class _Examples:
         self, config: PretrainTraining, *, vision: VisionTokenizer, tokenizer: TextTokenizer, ranks: Ranks
     ) -> None:
         self._config, self._vision, self._tokenizer, self._ranks = config, vision, tokenizer, ranks
-        self.sampler, self._feed = self._open(config.shards, "train")
-        while self.sampler.num_frames < config.first_frames and (shard := self._feed.wait()) is not None:
-            self.sampler.add(shard.stories, shard=shard.stem)
-        if not self.sampler.num_frames:
+        self.sampler, self._feeds = self._open(config.shards, "train")
+        while self.sampler.num_frames < config.first_frames and _take(self._feeds, self.sampler):
+            continue
+        if not self.sampler.num_frames and ranks.world > 1:
             raise ValueError(
-                f"none of the shards in {config.shards} falls to process {ranks.rank} of {ranks.world}: "
-                "build more and smaller shards (episodes_per_shard), or start fewer processes"
+                f"process {ranks.rank} of {ranks.world} has no story to learn from in its share of the "
+                f"shards in {config.shards}: build more and smaller ones (episodes_per_shard), or start "
+                "fewer processes"
             )
+        for bucket in config.buckets:
+            self.sampler.check(bucket)
         if config.packing.tokens:
             ranks.share(config.packing.rows)
         self._buckets = tuple(
@@ -225,55 +236,88 @@ class _Examples:
         )
 
     def refresh(self) -> None:
-        """Take in a shard that is ready, if there is one."""
-        if (shard := self._feed.ready()) is not None:
-            with self.stream.lock:
-                self.sampler.add(shard.stories, shard=shard.stem)
+        """Take in a shard that is ready, if there is one, at every size."""
+        for feed in self._feeds:
+            if (shard := feed.ready()) is not None:
+                with self.stream.lock:
+                    self.sampler.add(shard.stories, shard=shard.stem)
 
     def validation(self) -> list[Batch]:
         """Batches of every bucket from the validation shards, where there are some."""
         config = self._config
         if not config.validation_shards:
             return []
-        sampler, feed = self._open(config.validation_shards, "validation")
-        while (shard := feed.wait()) is not None:
-            sampler.add(shard.stories, shard=shard.stem)
-        feed.close()
-        rng = np.random.default_rng((config.seed, 1))
+        sampler, feeds = self._open(config.validation_shards, "validation")
+        while _take(feeds, sampler):
+            continue
+        for feed in feeds:
+            feed.close()
         if config.packing.tokens:
-            packing = dataclasses.replace(config.packing, rows=config.validation_batches, rows_at_once=1)
-            return packed_batches(
-                sampler, config.buckets, packing=packing, seed=config.seed, step=1 << 40, rank=0, world=1
-            )
+            return self._packed_validation(sampler)
+        rng = np.random.default_rng((config.seed, 1))
         return [
-            sampler.batch(bucket, rng) for bucket in config.buckets for _ in range(config.validation_batches)
+            dataclasses.replace(sampler.batch(bucket, rng), kind=self._loss_name(bucket))
+            for bucket in config.buckets
+            for _ in range(config.validation_batches)
         ]
+
+    def _packed_validation(self, sampler: ExampleSampler) -> list[Batch]:
+        """Rows of all buckets, as in training; of each bucket by itself where they differ in size."""
+        config = self._config
+        packing = dataclasses.replace(config.packing, rows=config.validation_batches, rows_at_once=1)
+        draw = partial(packed_batches, sampler, packing=packing, seed=config.seed, rank=0, world=1)
+        if len(trained_sizes(config.buckets, size_px=config.size_px)) == 1:
+            return draw(config.buckets, step=1 << 40)
+        return [
+            dataclasses.replace(batch, kind=self._loss_name(bucket))
+            for number, bucket in enumerate(config.buckets)
+            for batch in draw((bucket,), step=(1 << 40) + number)
+        ]
+
+    def _loss_name(self, bucket: Bucket) -> str:
+        return loss_name(bucket, buckets=self._config.buckets, size_px=self._config.size_px)
 
     def close(self) -> None:
         self.stream.close()
-        self._feed.close()
+        for feed in self._feeds:
+            feed.close()
 
-    def _open(self, folder: str, name: str) -> tuple[ExampleSampler, TokenFeed]:
+    def _open(self, folder: str, name: str) -> tuple[ExampleSampler, list[TokenFeed]]:
+        """A sampler with all stories whose codes are kept, and a feed of the others for each size."""
         config, ranks = self._config, self._ranks
         weights = (Path(config.vision) / "vision.safetensors").read_bytes()
         train = name == "train"
-        feed = TokenFeed(
-            folder,
-            vision=self._vision,
-            cache=Path(config.out) / f"tokens-{name}-{hashlib.sha256(weights).hexdigest()[:12]}",
-            follow=config.follow_shards and train,
-            size_px=config.size_px,
-            workers=config.workers,
-            compile=config.compile,
-            device=next(self._vision.parameters()).device,
-            mirror=config.mirror and train,
-            share=(ranks.data_rank, ranks.data_world) if train else (0, 1),
-        )
+        feeds = []
+        for size, kinds in trained_sizes(config.buckets, size_px=config.size_px).items():
+            cache = f"tokens-{name}-{hashlib.sha256(weights).hexdigest()[:12]}-{size_name(size)}"
+            feed = TokenFeed(
+                folder,
+                vision=self._vision,
+                cache=Path(config.out) / (cache if kinds == KINDS else f"{cache}-{'+'.join(kinds)}"),
+                follow=config.follow_shards and train,
+                size=size,
+                kinds=kinds,
+                workers=config.workers,
+                compile=config.compile,
+                device=next(self._vision.parameters()).device,
+                mirror=config.mirror and train,
+                share=(ranks.data_rank, ranks.data_world) if train else (0, 1),
+            )
+            feeds.append(feed)
         side = config.size_px // DOWNSAMPLE
         sampler = ExampleSampler(tokenizer=self._tokenizer, mixture=config.mixture, size=(side, side))
-        for shard in feed.cached():
-            sampler.add(shard.stories, shard=shard.stem)
-        return sampler, feed
+        for feed in feeds:
+            for shard in feed.cached():
+                sampler.add(shard.stories, shard=shard.stem)
+        return sampler, feeds
+
+
+def _take(feeds: Sequence[TokenFeed], sampler: ExampleSampler) -> bool:
+    """Wait for the next shard of every feed; False after the last."""
+    shards = [shard for feed in feeds if (shard := feed.wait()) is not None]
+    for shard in shards:
+        sampler.add(shard.stories, shard=shard.stem)
+    return bool(shards)
 
 
 def complete_folder(config: PretrainTraining, *, vocabulary: Vocabulary) -> None:
@@ -283,11 +327,14 @@ def complete_folder(config: PretrainTraining, *, vocabulary: Vocabulary) -> None
     for name, source in sources.items():
         copy_file(source, Path(config.out) / name)
     modes = tuple(sorted({BUCKET_MODES[bucket.kind] for bucket in config.buckets}))
+    sizes = list(trained_sizes(config.buckets, size_px=config.size_px))
+    own = (config.size_px, config.size_px)
+    sides = [side for size in sizes for side in size]
     Manifest(
         vocabulary=vocabulary,
-        default_size=(config.size_px, config.size_px),
-        smallest_side=min(128, config.size_px),
-        largest_side=max(512, config.size_px),
+        default_size=own if own in sizes else sizes[0],
+        smallest_side=min(128, *sides),
+        largest_side=max(512, *sides),
         modes=modes,
         sampling={mode: SAMPLING[mode] for mode in modes},
     ).save(config.out)

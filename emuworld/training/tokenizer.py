@@ -36,7 +36,7 @@ class TokenizerTraining:
     validation_shards: str | None = None
     out: str = "outputs/train/tokenizer"
     init_from: str | None = None  # folder of a trained tokenizer to go on from; its sizes replace `model`
-    size_px: int = 256
+    size_px: int = 256  # larger pictures are made smaller, smaller ones left out
     frames_in_memory: int = 20_000
     first_frames: int = 4_096
     wait_for_data_s: float = 0.0
@@ -234,7 +234,8 @@ def train(config: TokenizerTraining) -> dict[str, float]:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True  # shapes are fixed, and the default choice is slow for few channels
     wait_for_shards(config.shards, timeout_s=config.wait_for_data_s)
-    feed = ShardFeed(config.shards, size=config.size_px, workers=config.workers, follow=config.follow_shards)
+    size = (config.size_px, config.size_px)
+    feed = ShardFeed(config.shards, size=size, workers=config.workers, follow=config.follow_shards)
     pool = FramePool(feed, capacity=config.frames_in_memory, device=device)
     pool.fill(config.first_frames)
     trainer = TokenizerTrainer(config, pool=pool, device=device)
@@ -257,7 +258,8 @@ def validate(config: TokenizerTraining, *, device: torch.device, num_frames: int
     in fp32.
     """
     model = VisionTokenizer.load(config.out, device=device)
-    feed = ShardFeed(config.validation_shards or config.shards, size=config.size_px, workers=config.workers)
+    size = (config.size_px, config.size_px)
+    feed = ShardFeed(config.validation_shards or config.shards, size=size, workers=config.workers)
     pool = FramePool(feed, capacity=num_frames, device=torch.device("cpu"))
     pool.fill(num_frames)
     feed.close()

@@ -22,6 +22,7 @@ from PIL import Image
 from emuworld.model import checkpoint, lora_folder
 from emuworld.model.adapter import Adapter
 from emuworld.model.transformer import Transformer
+from emuworld.pictures import middle
 from emuworld.questions import vla_question
 from emuworld.tokens.vision import DOWNSAMPLE
 from emuworld.training import loop
@@ -31,7 +32,7 @@ from emuworld.training.devices import pick_device
 from emuworld.training.examples import BUCKET_MODES, Batch, BatchStream, Bucket, ExampleSampler, Mixture
 from emuworld.training.lerobot_folder import Episode, is_lerobot, read_episodes
 from emuworld.training.packing import Packing, packed_batches, row_of
-from emuworld.training.picture_folder import Pair, fitted, opened, read_pairs
+from emuworld.training.picture_folder import Pair, opened, read_pairs
 from emuworld.training.ranks import Ranks
 from emuworld.training.states import ShardedStore, first_step
 from emuworld.training.supervised import with_dropout
@@ -153,7 +154,7 @@ def _stories(config: Tuning, source: Source, *, device: torch.device) -> list[To
     told = _told(config)
     stories = []
     for number, one in enumerate(told):
-        pixels = np.stack([fitted(image, size=(side, side)) for image in one.pictures])
+        pixels = np.stack([middle(image, (side, side)) for image in one.pictures])
         codes = source.vision.encode(torch.from_numpy(pixels).to(device)).cpu().numpy()
         stories.append(dataclasses.replace(one.story, codes=codes))
         if (number + 1) % 50 == 0 or number + 1 == len(told):

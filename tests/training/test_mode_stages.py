@@ -37,9 +37,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     return TextTokenizer.builtin(path, vocabulary=builtin(num_text_tokens=320, num_visual_tokens=NUM_CODES))
 
 
-def _story(kind: str, *, references: int, steps: int, question: str = PLOT) -> TokenStory:
+def _story(kind: str, *, references: int, steps: int, question: str = PLOT, side: int = 2) -> TokenStory:
     """A story whose picture `i` is made of code `i` alone."""
-    codes = np.repeat(np.arange(references + steps, dtype=np.uint16), 4).reshape(-1, 2, 2)
+    codes = np.repeat(np.arange(references + steps, dtype=np.uint16), side * side).reshape(-1, side, side)
     return TokenStory(
         question=question,
         texts=("",) * references + tuple(f"make it {i}" for i in range(steps)),
@@ -219,7 +219,7 @@ def test_long_rows_may_be_kept_for_long_stories(tokenizer: TextTokenizer) -> Non
         mixture=Mixture(midway=0.0, unconditional=0.0, code_noise=0.0, visual_weight=1.0),
         size=(32, 32),
     )
-    sampler.add([_story("vla", references=1, steps=steps) for steps in (1, 1, 1, 5)])
+    sampler.add([_story("vla", references=1, steps=steps, side=32) for steps in (1, 1, 1, 5)])
     rng = np.random.default_rng(0)
 
     def lengths(at_least: int) -> set[int]:

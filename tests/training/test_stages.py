@@ -181,7 +181,7 @@ def test_robots_are_not_mirrored_and_old_files_are_read(
         str(tmp_path),
         vision=vision,
         cache=tmp_path / "cache",
-        size_px=SIZE,
+        size=(SIZE, SIZE),
         workers=0,
         compile=False,
         device=torch.device("cpu"),

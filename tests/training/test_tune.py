@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.model import checkpoint, lora_folder
+from emuworld.pictures import middle
 from emuworld.questions import vla_question
 from emuworld.tokens.sequence import parse_answer
 from emuworld.training import tune
@@ -22,7 +23,7 @@ from emuworld.training.checkpoints import open_source
 from emuworld.training.examples import Bucket, ExampleSampler, Mixture
 from emuworld.training.lerobot_folder import read_episodes
 from emuworld.training.loop import LoopConfig
-from emuworld.training.picture_folder import fitted, picture, read_pairs
+from emuworld.training.picture_folder import picture, read_pairs
 from emuworld.world_model import load
 
 
@@ -103,7 +104,7 @@ def test_a_lerobot_data_set_teaches_vla(tiny_folder: str, tmp_path: Path, adapta
     assert after["validation_text_loss"] < 0.5 * lines[0]["text_loss"]
     model = load(out, device="cpu") if adaptation == "full" else load(tiny_folder, adapter=out, device="cpu")
     likeliest = Sampling(text=Truncation(top_k=1), image=Truncation(top_k=1))
-    start, *ends = [fitted(image, size=(64, 64)) for image in read_episodes(data)[0].pictures]
+    start, *ends = [middle(image, (64, 64)) for image in read_episodes(data)[0].pictures]
     state = asked = model.begin(mode="vla", prompt=TASKS[0], images=[start], seed=1, size=(64, 64))
     for subtask, end in zip(SUBTASKS[:2], ends, strict=True):
         state, segment = model.imagine(state, subtask, sampling=likeliest)
