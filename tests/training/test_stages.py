@@ -15,7 +15,7 @@ from emuworld.story import Story, StoryImage, StorySegment, write_shard
 from emuworld.tokens.bpe import train_bpe
 from emuworld.tokens.vision import VisionConfig, VisionTokenizer
 from emuworld.training import supervised, tokenizer
-from emuworld.training.data import TokenStory, load_tokens, mirrored
+from emuworld.training.data import TokenStory, in_share, load_tokens, mirrored
 from emuworld.training.encoding import TokenFeed
 from emuworld.training.examples import Bucket, ExampleSampler, Mixture
 from emuworld.training.loop import LoopConfig
@@ -347,3 +347,15 @@ def test_a_truncated_shard_is_told_once_and_left_out(
     assert said.count("a shard is left out") == 1 and "walk-00-cut.stories" in said
     lines = (tmp_path / "out" / "pretrain.log.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["frames"] == 2 * 2 * 8 * 6  # of the whole shards, and mirrored
+
+
+def test_shards_are_shared_out_from_the_first() -> None:
+    """By name alone, each to one reader; and no reader of two waits long for its first."""
+    names = [f"train-{first:08d}-{first + 8:08d}" for first in range(0, 8 * 400, 8)]
+    for world in (1, 2, 3, 8):
+        readers = [[r for r in range(world) if in_share(name, rank=r, world=world)] for name in names]
+        assert all(len(mine) == 1 for mine in readers)
+        shares = [sum(mine == [r] for mine in readers) for r in range(world)]
+        assert min(shares) > 0.7 * len(names) / world
+    assert len({tuple(mine) for mine in readers[:40]}) == 8
+    assert {in_share(name, rank=0, world=2) for name in names[:8]} == {True, False}
