@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from emuworld.training import parquet
+from emuworld.training.json_lines import json_lines
 from emuworld.training.lerobot_pictures import StoredPictures, VideoPictures
 
 _INFO = "meta/info.json"
@@ -222,7 +223,7 @@ def _texts(folder: Path, name: str) -> Mapping[int, object] | None:
             raise ValueError(f"{path}: no column {name} with the words")
         return dict(zip(numbers, read[read.column_names[1]].to_pylist(), strict=True))
     if lines.is_file():
-        return {_number(line, f"{name}_index", lines): line.get(name) for line in _lines(lines)}
+        return {_number(line, f"{name}_index", lines): line.get(name) for _, line in json_lines(lines)}
     return None
 
 
@@ -230,7 +231,8 @@ def _listed_by_episode(one: _Set) -> Iterator[_Recording]:
     path = one.folder / "meta" / "episodes.jsonl"
     if not path.is_file():
         raise ValueError(f"{path} is missing; the data set is not whole: download or copy it again")
-    for line in sorted(_lines(path), key=lambda line: _number(line, "episode_index", path)):
+    lines = [line for _, line in json_lines(path)]
+    for line in sorted(lines, key=lambda line: _number(line, "episode_index", path)):
         number, length = _number(line, "episode_index", path), _number(line, "length", path)
         names = {"episode_chunk": number // one.chunk_size, "episode_index": number}
         video = one.file("video", video_key=one.camera, **names) if one.is_video else None
@@ -263,20 +265,6 @@ def _listed_by_file(one: _Set) -> Iterator[_Recording]:
 
 def _place(line: Mapping[str, Any], prefix: str, path: Path) -> dict[str, int]:
     return {name: _number(line, f"{prefix}/{name}", path) for name in ("chunk_index", "file_index")}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file, one a line."""
-    found = []
-    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            line = json.loads(text) if text.strip() else None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error
-        if line is not None and not isinstance(line, dict):
-            raise ValueError(f"{path}, line {number}: expected an object")
-        found += [] if line is None else [line]
-    return found
 
 
 def _number(line: Mapping[str, Any], name: str, path: Path) -> int:

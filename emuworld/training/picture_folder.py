@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from emuworld.pictures import middle
+from emuworld.training.json_lines import json_lines
 
 _TABLES = ("metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv")
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -83,20 +83,12 @@ def _listed(table: Path) -> Iterator[Pair]:
 
 
 def _lines(table: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
+    if table.suffix != ".csv":
+        yield from json_lines(table)
+        return
     with table.open(encoding="utf-8", newline="") as file:
-        if table.suffix == ".csv":
-            for row in (reader := csv.DictReader(file)):
-                yield reader.line_num, row
-            return
-        for number, text in enumerate(file, start=1):
-            try:
-                line = json.loads(text) if text.strip() else None
-            except ValueError as error:
-                raise ValueError(f"{table}, line {number}: not valid JSON ({error})") from error
-            if line is not None and not isinstance(line, dict):
-                raise ValueError(f"{table}, line {number}: expected an object")
-            if line is not None:
-                yield number, line
+        for row in (reader := csv.DictReader(file)):
+            yield reader.line_num, row
 
 
 def _inside(folder: Path, name: str, *, where: str) -> Path:
