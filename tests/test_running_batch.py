@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import run_together
+from test_pictures_at_once import copied
 
+from emuworld import following, parallel
 from emuworld.decoding.noise import Noise
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.world_model import ContextFull, Segment, WorldModel, WorldState, load
@@ -25,8 +28,6 @@ Result = tuple[WorldState, Segment]
 @pytest.fixture(scope="module")
 def model(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> WorldModel:
     """A handle of its own, which may also draw pictures at once."""
-    from test_pictures_at_once import copied
-
     folder = tmp_path_factory.mktemp("running") / "tiny"
     return load(copied(tiny_folder, folder, noise=Noise(path="mixture")), device="cpu")
 
@@ -167,16 +168,12 @@ def test_an_error_gives_up_what_runs_and_no_more(model: WorldModel, monkeypatch:
 
 def test_led_processes_draw_the_same(tmp_path: Path, tiny_folder: str) -> None:
     """Worlds join while others write, in two processes that have a half of the transformer each."""
-    from processes import run_together
-
     run_together(_led, tiny_folder, str(tmp_path))
     with np.load(tmp_path / "told.npz") as told:
         assert told["running"].tolist() == told["batched"].tolist()
 
 
 def _led(rank: int, folder: str, out: str) -> None:
-    from emuworld import following, parallel
-
     parallel.join()
     model = load(folder, device="cpu")
     if rank > 0:

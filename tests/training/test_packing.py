@@ -43,7 +43,8 @@ def sampler(tmp_path_factory: pytest.TempPathFactory) -> ExampleSampler:
     return sampler
 
 
-def _objective(sampler: ExampleSampler) -> Objective:
+def lively_objective(sampler: ExampleSampler) -> Objective:
+    """Of random weights that are large enough for a wrong neighbour to show."""
     vocabulary = sampler.tokenizer.vocabulary
     model = Transformer(sized("tiny", vocab_size=vocabulary.size))
     model.init_weights(torch.Generator().manual_seed(0))
@@ -66,7 +67,7 @@ def test_packed_is_unpacked(sampler: ExampleSampler) -> None:
     """
     rng = np.random.default_rng(3)
     examples = [sampler.example(BUCKETS[i % 2], rng) for i in range(4)]
-    objective = _objective(sampler)
+    objective = lively_objective(sampler)
     alone = []
     for example in examples:
         row = row_of(sampler, [example], tokens=len(example.ids) - 1, rng=rng)

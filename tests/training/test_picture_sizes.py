@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_packing import lively_objective
 
 from emuworld.cli import compose
 from emuworld.model import checkpoint
 from emuworld.model.documents import documents
-from emuworld.model.transformer import Transformer, sized
 from emuworld.story import Story, StoryImage, StorySegment, write_shard
 from emuworld.tokens.bpe import train_bpe
 from emuworld.tokens.sequence import AnswerSegment, answer, image_length, prompt_ids, template_texts
@@ -29,7 +29,6 @@ from emuworld.training.loop import LoopConfig
 from emuworld.training.packing import Packing, packed_batches, row_of
 from emuworld.training.sizes import trained_sizes
 from emuworld.training.supervised import PretrainTraining
-from emuworld.training.trainer import Objective
 
 LITTLE = VisionConfig(
     patch_px=4, width=16, width_multipliers=(1, 1, 1), z_channels=8, embed_dim=8, num_codes=32, norm_groups=4
@@ -119,14 +118,7 @@ def test_an_example_is_its_prompt_and_its_picture_at_the_buckets_size(words: Tex
 def test_packed_sizes_do_not_see_each_other(sampler: ExampleSampler) -> None:
     """Losses of documents of three sizes in one row are those of each alone, to 1e-5 nats."""
     rng = np.random.default_rng(3)
-    vocabulary = sampler.tokenizer.vocabulary
-    model = Transformer(sized("tiny", vocab_size=vocabulary.size))
-    model.init_weights(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(3.0)  # so that a wrong neighbour shows
-    objective = Objective(model, vocabulary=vocabulary, autocast=None, tensor_mesh=None, loss_tokens=10_000)
+    objective = lively_objective(sampler)
 
     def losses(row: Batch, *, masked: bool = True) -> torch.Tensor:
         assert row.documents is not None
