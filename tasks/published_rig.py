@@ -51,21 +51,27 @@ _MARGIN = 1.3  # of the time that a part is expected to take, over its steps alo
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedSize:
-    """A transformer of the published size with random weights, and how steps are timed."""
+class RandomTransformer:
+    """A transformer of the published size with random weights, and how its steps are timed."""
 
     device: str = "auto"  # auto | cpu | cuda
     size: str = "emu3.5"  # tiny | small | emu3.5: the transformer's shape; the vocabulary stays
     num_layers: int | None = None  # null = as many as the size has
-    vision: str = "published"  # published | tiny: the vision tokenizer
-    text: str = "../shared/data"  # folder of the release's text tokenizer; absent: the built-in one
     contexts: tuple[int, ...] = (550, 2100)  # tokens held when steps are timed: the middle of a picture
     steps: int = 30  # steps timed of each kind
-    published_tokens: int = 12  # tokens timed of the published way
     guidance: float = 5.0
     top_k: int = 5120  # of the visual tokens, as published
     seed: int = 0
     budget_s: float = math.inf  # no part is begun that would end later; inf = all are
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedSize(RandomTransformer):
+    """The same with both tokenizers, beside the published way of decoding."""
+
+    vision: str = "published"  # published | tiny: the vision tokenizer
+    text: str = "../shared/data"  # folder of the release's text tokenizer; absent: the built-in one
+    published_tokens: int = 12  # tokens timed of the published way
 
     def __post_init__(self) -> None:
         if self.size not in SIZES or self.vision not in _VISIONS:

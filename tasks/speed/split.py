@@ -9,7 +9,6 @@ Shapes: R rows, T tokens, D hidden size, V visual ids, W worlds.
 
 import itertools
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from emuworld.model.transformer import Transformer, init_weight
 from emuworld.one_shot import OneShotSum
 from emuworld.parallel import SplitTransformer
 from emuworld.tasks import step_times
+from emuworld.tasks.published_rig import RandomTransformer
 from emuworld.tasks.run_log import Figures
 from emuworld.tasks.scale import machine
 from emuworld.tasks.speed.shared_log import SharedLog
@@ -44,29 +44,19 @@ _PASSES_EXPECTED = 3  # pictures: one to warm up, one timed, and some
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitSpeed:
+class SplitSpeed(RandomTransformer):
     """The 34 B cut among torchrun's processes: a guided token, a prefill, a picture drawn at once, and how
     much of each is communication.
     """
 
     out: str = "outputs/bench/parallel-34b"  # folder of the figures
-    device: str = "auto"  # auto | cpu | cuda
-    size: str = (
-        "emu3.5"  # tiny | small | emu3.5: the transformer's shape; the vocabulary is the published one
-    )
-    num_layers: int | None = None  # null = as many as the size has
     weights: str = "bf16"  # bf16 | fp8
     contexts: tuple[int, ...] = (550, 2100, 4100)  # tokens held when a token is timed
-    steps: int = 30  # tokens timed of each kind
     prefill: int = 4096  # tokens read at once
     side: int = 64  # in codes, of the picture drawn at once
     passes: int = 8  # in which it is drawn
-    guidance: float = 5.0
-    top_k: int = 5120  # of the visual tokens, as published
     graphs: bool = True  # on CUDA: a token is replayed as one CUDA graph
     one_shot: bool = True  # on CUDA, at the end: a token whose sums are PyTorch's one-shot kernel
-    seed: int = 0
-    budget_s: float = math.inf  # no part is begun that would end later; inf = all are
 
     def __post_init__(self) -> None:
         if self.size not in SIZES or self.weights not in WEIGHTS:
@@ -149,7 +139,7 @@ class _Measured:
             device=device,
             dtype=dtype,
             weights=config.weights,
-        ).variant(use_graphs=config.graphs and device.type == "cuda")
+        ).variant(use_graphs=self._graphs)
         self._unsummed = None
         if parallel.tensor_group() is not None:
             self._unsummed = self.model.variant(reduce=lambda parts: parts, use_graphs=self._graphs)
