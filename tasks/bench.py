@@ -136,9 +136,9 @@ def walk(
     """Frames of the open-loop walks, [rows, steps, H, W, 3]."""
     current, frames, num_steps = list(episodes), [], len(commands[0])
     for step in range(num_steps):
-        bench.on_progress(f"{bench.suite.name}: steps of {len(episodes)} together", step, num_steps)
         current = step_all(dream, bench, current, [row[step] for row in commands])
         frames.append(np.stack([episode.frame for episode in current]))
+        bench.on_progress(f"{bench.suite.name}: steps of {len(episodes)} together", step + 1, num_steps)
     return np.stack(frames, axis=1)
 
 
