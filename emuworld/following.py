@@ -78,7 +78,7 @@ def follow(writer: SegmentWriter, caches: CachePool) -> None:
             caches.clear()
         else:
             plans, size = told
-            places = size and Places(num_worlds=size[0], num_rows=size[1], exchange=lambda _: _hear())
+            places = size and Places(num_worlds=size[0], num_rows=size[1], exchange=_hearing)
             finish(writer.write(plans, places=places))
     parallel.leave()
 
@@ -90,14 +90,23 @@ def end() -> None:
 
 
 def _telling(places: Places) -> Callable[[list[tuple[int, Written]]], Mapping[int, Plan]]:
-    """Its exchange, whose answers the others hear."""
+    """Its exchange, whose answers the others hear. Nobody is asked, and nothing told, while no world is done:
+    whoever could add one hears of nothing before all are.
+    """
 
     def exchange(written: list[tuple[int, Written]]) -> Mapping[int, Plan]:
+        if not written:
+            return {}
         plans = places.exchange(written)
         _tell(plans)
         return plans
 
     return exchange
+
+
+def _hearing(written: list[tuple[int, Written]]) -> Mapping[int, Plan]:
+    plans: Mapping[int, Plan] = _hear() if written else {}
+    return plans
 
 
 def _tell(what: Any) -> None:
