@@ -33,7 +33,7 @@ class VisionConfig:
 
     patch_px: int = 4
     width: int = 32
-    width_multipliers: tuple[int, ...] = (4, 5, 6)
+    width_multipliers: tuple[int, ...] = (4, 5, 5)
     num_res_blocks: int = 1
     z_channels: int = 64
     embed_dim: int = 32

@@ -91,12 +91,13 @@ class Objective(nn.Module):
         self._cross_entropies: Callable[[Tensor, Tensor], Tensor] = _cross_entropies
 
     def compile_parts(self) -> None:
-        """Compile one layer for all of them, once a shape of batch, and the cross-entropy for any number of
-        tokens: a fraction of the minutes that the whole objective takes for each shape.
+        """Compile one layer for all of them, for the first shape of batch and once more for any other, and
+        the cross-entropy for any number of tokens: a fraction of the minutes that the whole objective takes
+        for each shape.
         """
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
         for layer in self.model.model.layers:
-            layer.compile(dynamic=False)
+            layer.compile()
         self._cross_entropies = torch.compile(_cross_entropies, dynamic=True)
 
     def forward(
@@ -295,11 +296,16 @@ class SupervisedTrainer:
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Documents | None]:
         """Inputs, targets and weights, [B, T] each, and what packed documents see."""
-        inputs, ids, weights = (torch.from_numpy(a) for a in (batch.inputs, batch.ids, batch.weights))
-        packed = None
-        if batch.documents is not None:
-            packed = documents(torch.from_numpy(batch.documents).to(self.device))
-        return inputs.to(self.device), ids.to(self.device)[:, 1:], weights.to(self.device), packed
+        inputs, ids, weights = (self._moved(a) for a in (batch.inputs, batch.ids, batch.weights))
+        packed = None if batch.documents is None else documents(self._moved(batch.documents))
+        return inputs, ids[:, 1:], weights, packed
+
+    def _moved(self, array: np.ndarray) -> Tensor:
+        """On the device; from pinned memory, because a plain copy waits until the GPU has nothing to do."""
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _counts(self, batch: Batch) -> tuple[int, int]:
         targets, trained = batch.ids[:, 1:], batch.weights > 0
