@@ -1,11 +1,11 @@
 """MuJoCo frames on any machine: OpenGL where a probe finds it, our ray renderer elsewhere.
 
-Both back ends give colour, depth and segmentation of one `Camera`, and draw the same picture within the
+All back ends give colour, depth and segmentation of one `Camera`, and draw the same picture within the
 tolerance that `tests/envs/test_render.py` states. Not an environment and not a scene: whoever holds a model
 and its data asks for a frame. The OpenGL path uses MuJoCo's low-level renderer (`mjr_render`), the ray path
-is in `rays.py`.
+is in `rays.py`. `cuda.py` draws the ray renderer's pictures on an NVIDIA GPU, for whoever asks for it.
 
-`EMUWORLD_RENDERER` = auto | gl | rays overrides the choice of `make_renderer("auto")`.
+`EMUWORLD_RENDERER` = auto | gl | rays | cuda overrides the choice of `make_renderer("auto")`.
 
 Scenes should use boxes for floors: a plane geom is a display list of its model, so every model with other
 planes costs an upload of all assets, where rooms that share textures, materials and meshes share one.
@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emuworld.envs.rendering.camera import Camera
+from emuworld.envs.rendering.cuda import CudaRenderer
 from emuworld.envs.rendering.gl import GlRenderer
 from emuworld.envs.rendering.rays import RayRenderer
 
-BACKENDS = ("auto", "gl", "rays")
+BACKENDS = ("auto", "gl", "rays", "cuda")
 ENVIRONMENT_VARIABLE = "EMUWORLD_RENDERER"
 PROBE_TIMEOUT_S = 60.0
 
@@ -57,13 +58,16 @@ class Renderer(Protocol):
 
 
 def make_renderer(backend: str = "auto") -> Renderer:
-    """A renderer. "auto" is OpenGL where `probe_gl` finds it, else rays.
+    """A renderer. "auto" is OpenGL where `probe_gl` finds it, else rays; never cuda.
 
-    Raises ValueError for an unknown back end, or for "gl" on a machine where no OpenGL works.
+    Raises ValueError for an unknown back end, for "gl" on a machine where no OpenGL works, or for "cuda"
+    where there is no NVIDIA GPU.
     """
     choice = _choice(backend)
     if choice == "rays":
         return RayRenderer()
+    if choice == "cuda":
+        return CudaRenderer()
     platform = probe_gl()
     if platform is not None:
         return GlRenderer(platform)

@@ -60,7 +60,7 @@ class ShardsConfig:
     episodes_per_shard: int = 32  # rooms in one file
     size: int = 256  # picture side in pixels
     format: str = "JPEG"  # JPEG (quality 95, full colour resolution) | PNG (lossless)
-    renderer: str = "auto"  # auto | gl | rays
+    renderer: str = "auto"  # auto | gl | rays | cuda
     workers: int = 0  # processes; 0 = one for each core, at most eight
 
     def __post_init__(self) -> None:

@@ -83,8 +83,8 @@ class ExploreSimEnv(SimulatedEnv):
     ## Arguments
     `size` (pixels, a number or (height, width), default 256), `split` ("train", "validation" or "test";
     default "train": evaluations use "test", and training data seeds count up from 0 where rooms here draw
-    62-bit seeds, so that these are neither), `renderer` ("auto", "gl", "rays"), `max_episode_steps` (None:
-    the limit is `gymnasium.make`'s), `render_mode` ("rgb_array" or "ansi").
+    62-bit seeds, so that these are neither), `renderer` ("auto", "gl", "rays", "cuda"), `max_episode_steps`
+    (None: the limit is `gymnasium.make`'s), `render_mode` ("rgb_array" or "ansi").
 
     ## Version history
     - v0: first release.

@@ -103,9 +103,9 @@ class VLASimEnv(SimulatedEnv):
 
     ## Arguments
     `size` (pixels, a number or (height, width), default 256), `split` ("train", "validation" or "test"),
-    `renderer` ("auto", "gl", "rays"), `arm` ("primitive", or "franka": the Panda's meshes, where the package
-    gymnasium-robotics is installed; a `state` keeps the arm that it was saved with), `max_episode_steps`
-    (None: the limit is `gymnasium.make`'s), `render_mode` ("rgb_array" or "ansi").
+    `renderer` ("auto", "gl", "rays", "cuda"), `arm` ("primitive", or "franka": the Panda's meshes, where the
+    package gymnasium-robotics is installed, not for "cuda"; a `state` keeps the arm that it was saved with),
+    `max_episode_steps` (None: the limit is `gymnasium.make`'s), `render_mode` ("rgb_array" or "ansi").
 
     ## Version history
     - v0: first release.

@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--renderer", default="auto", choices=("auto", "gl", "rays", "none"))
+    parser.add_argument("--renderer", default="auto", choices=("auto", "gl", "rays", "cuda", "none"))
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--views", type=int, default=4, help="tellings of each task (num_views)")
     arguments = parser.parse_args()

@@ -74,7 +74,7 @@ class DetectorStage:
     num_test_rooms: int = 125  # of the validation split, and again of the test split; so many tables too
     size_px: int = 256
     workers: int = 0  # processes that render; 0 = one a core, at most 16
-    renderer: str = "auto"  # auto | gl | rays
+    renderer: str = "auto"  # auto | gl | rays | cuda
     seed: int = 0  # of the rooms
     training: DetectorTraining = field(default_factory=DetectorTraining)
 

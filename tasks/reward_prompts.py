@@ -38,7 +38,7 @@ class RewardPrompts:
     num_steps: int = 1  # commands of a walk
     size_px: int = 256
     first_seed: int = 0
-    renderer: str = "auto"  # auto | gl | rays
+    renderer: str = "auto"  # auto | gl | rays | cuda
 
     def __post_init__(self) -> None:
         if min(self.num_t2i, self.num_x2i, self.num_explore) < 0 or self.num_steps < 1 or self.first_seed < 0:

@@ -46,7 +46,7 @@ class RunSettings:
     size_px: int = 256  # height and width of a frame, a multiple of 16
     batch: int = 0  # rows imagined at once; 0 = 512 on a GPU, 8 on a CPU
     workers: int = 0  # processes of the simulator; 0 = one a core, at most 16
-    renderer: str = "auto"  # auto | gl | rays
+    renderer: str = "auto"  # auto | gl | rays | cuda
     passes: tuple[int, ...] = ()  # in which pictures are drawn; [] = the model's own; several: compared
     resume: bool = True  # go on where an earlier run of the same settings stopped
     score_only: bool = False  # run nothing: summarise the stored cases again

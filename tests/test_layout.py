@@ -42,6 +42,8 @@ LAZY = {
     # Importing mujoco.egl or mujoco.osmesa loads system libraries that a machine may lack, and binds PyOpenGL
     # to one of them for the life of the process: only whoever has chosen a platform may.
     ("emuworld.envs.rendering.gl", "__init__"): "a computed module",
+    # The bindings of the CUDA driver come with torch for CUDA, and only renderer=cuda needs them.
+    ("emuworld.envs.rendering.cuda_program", "_bindings"): "a computed module",
 }
 
 # Layer -> layers that it may import from. `emuworld` is the package itself, which names what world_model has.

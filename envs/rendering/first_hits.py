@@ -23,7 +23,7 @@ CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)
 NEAR_M = (
     1e-3  # shapes are cut this far in front of a camera or light to find where they may be seen from there
 )
-_SLACK = np.float32(1e-5)  # a face reaches this much too far (relative), so that flush boxes leave no gap
+BOX_SLACK = np.float32(1e-5)  # a face reaches this much too far (relative), so that flush boxes leave no gap
 
 
 def cut(corners: NDArray[np.float64], near: float) -> NDArray[np.float64]:
@@ -174,6 +174,6 @@ class _Grid:
                 place *= depth
                 place += np.float32(eye[k])
                 np.abs(place, out=place)
-                inside &= place <= np.float32(size[k]) * (1 + _SLACK)
+                inside &= place <= np.float32(size[k]) * (1 + BOX_SLACK)
         np.copyto(self.depths[rows, columns], depth, where=inside)
         np.copyto(self.geom_ids[rows, columns], np.int32(geom), where=inside)

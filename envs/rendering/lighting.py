@@ -90,10 +90,10 @@ class Lighting:
         mujoco.mjv_makeLights(model, data, scene)
         lights = [_light(scene.lights[i], model) for i in range(min(scene.nlight, MAX_LIGHTS))]
         supported = [light for light in lights if light is not None]
-        self._everywhere = [light for light in supported if light.shadow is None]
+        self.everywhere = [light for light in supported if light.shadow is None]
         self.casting = [light for light in supported if light.shadow is not None]
         self._eye = camera.position.astype(np.float32)
-        self._ambient = 0.0 if scene.nlight else AMBIENT_WITHOUT_LIGHTS
+        self.ambient = 0.0 if scene.nlight else AMBIENT_WITHOUT_LIGHTS
 
     @property
     def num_passes(self) -> int:
@@ -107,8 +107,8 @@ class Lighting:
         views = self._eye - points
         _normalise(views)
         out = np.zeros((self.num_passes, len(points), 3), np.float32)
-        out[0] = material.rgb * (material.emission + self._ambient)[:, None]
-        for light in self._everywhere:
+        out[0] = material.rgb * (material.emission + self.ambient)[:, None]
+        for light in self.everywhere:
             light.add(out[0], points, normals, views, material)
         for index, light in enumerate(self.casting):
             light.add(out[1 + index], points, normals, views, material)

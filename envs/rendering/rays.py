@@ -37,9 +37,9 @@ from emuworld.envs.rendering.textures import Texture, TextureCache
 # Offsets right and down of four samples from a pixel's upper left corner, where Mesa's multisampling has
 # them.
 SAMPLE_OFFSETS = ((0.375, 0.875), (0.875, 0.625), (0.125, 0.375), (0.625, 0.125))
-_RGB_ROLE = int(mujoco.mjtTextureRole.mjTEXROLE_RGB)
-_SKYBOX = int(mujoco.mjtTexture.mjTEXTURE_SKYBOX)
-_textures, _meshes = TextureCache(), MeshCache()
+RGB_ROLE = int(mujoco.mjtTextureRole.mjTEXROLE_RGB)
+SKYBOX = int(mujoco.mjtTexture.mjTEXTURE_SKYBOX)
+model_textures, _meshes = TextureCache(), MeshCache()
 PARTS = 1024  # surface numbers a geom
 
 
@@ -157,8 +157,8 @@ class _Frame:
         material = int(model.geom_matid[geom])
         if material < 0:
             return None
-        index = int(np.reshape(model.mat_texid, (model.nmat, -1))[material, _RGB_ROLE])
-        return None if index < 0 else _textures.get(model, index)
+        index = int(np.reshape(model.mat_texid, (model.nmat, -1))[material, RGB_ROLE])
+        return None if index < 0 else model_textures.get(model, index)
 
     def face_light(self, geom: int, face: int) -> Floats:
         """Light at the vertices of a box's face, [vertices, passes * 3]: where OpenGL computes it."""
@@ -206,14 +206,14 @@ class _Hits:
     def _sky(self, rays: slice) -> None:
         """Background: the first skybox, else black."""
         model = self.frame.model
-        skyboxes = np.flatnonzero(model.tex_type == _SKYBOX)
+        skyboxes = np.flatnonzero(model.tex_type == SKYBOX)
         if not len(skyboxes):
             return
         # mjr_render turns the cube by 90 degrees around x: its x, y, z are x, z, -y of the world.
         turn = self.frame.camera.rotation[[0, 2, 1]] * np.array([[1.0], [1.0], [-1.0]])
         step = (self.frame.pixel * turn).astype(np.float32)
         directions = self.directions[rays] @ turn.T.astype(np.float32)
-        texture = _textures.get(model, int(skyboxes[0]))
+        texture = model_textures.get(model, int(skyboxes[0]))
         self.passes[rays, 0] = texture.in_direction(directions, step[:, 0], -step[:, 1])
 
     def _geom(self, geom: int, rays: slice) -> None:

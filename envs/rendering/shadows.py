@@ -7,6 +7,7 @@ behind an entry get a ray. The map is conservative: what it lets pass is lit in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import mujoco
@@ -23,6 +24,13 @@ CELLS = 128  # of the coarse map, a side
 _NOBODY, _SEVERAL = -1, -2
 
 
+def _cross(
+    a: Sequence[float] | NDArray[np.float64], b: Sequence[float] | NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """np.cross of two vectors, in a tenth of its time."""
+    return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShadowCaster:
     """The geometry of a light that casts shadows, and the extent of the shadow map OpenGL would use."""
@@ -36,11 +44,11 @@ class ShadowCaster:
 
     def __post_init__(self) -> None:
         # As mjr_render places its shadow camera (mjr_orthoVec).
-        up = np.cross(self.direction, (-1.0, 0.0, 0.0))
+        up = _cross(self.direction, (-1.0, 0.0, 0.0))
         if up @ up <= 0.01:
-            up = np.cross(self.direction, (0.0, 1.0, 0.0))
-        up = up / np.linalg.norm(up)
-        axes = np.stack([np.cross(self.direction, up), up, self.direction], axis=1)
+            up = _cross(self.direction, (0.0, 1.0, 0.0))
+        up = up / np.sqrt(up @ up)
+        axes = np.stack([_cross(self.direction, up), up, self.direction], axis=1)
         object.__setattr__(self, "axes", axes)
 
     def reaches(

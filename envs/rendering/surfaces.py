@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from emuworld.envs.rendering.meshes import Floats, MeshFaces
 
-SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX, MESH = (
+PLANE, SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX, MESH = (
     int(getattr(mujoco.mjtGeom, f"mjGEOM_{name}"))
-    for name in ("SPHERE", "CAPSULE", "ELLIPSOID", "CYLINDER", "BOX", "MESH")
+    for name in ("PLANE", "SPHERE", "CAPSULE", "ELLIPSOID", "CYLINDER", "BOX", "MESH")
 )
 _ROUND = (SPHERE, CAPSULE, ELLIPSOID, CYLINDER)
 _DEFAULT_RGBA = np.array([0.5, 0.5, 0.5, 1.0], np.float32)  # a geom with this colour takes its material's
 # The two axes of a box face by its normal's axis: u runs along the first, v against the second.
 _FACE_AXES = np.array([[1, 2], [0, 2], [0, 1]])
 # Before 3.12 MuJoCo projected 2D textures of primitives on the local x, y plane.
-_PROJECTS = tuple(int(part) for part in mujoco.__version__.split(".")[:2]) < (3, 12)
+PROJECTS = tuple(int(part) for part in mujoco.__version__.split(".")[:2]) < (3, 12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +145,10 @@ def plane_coordinates(
     if patch.mesh is not None and patch.mesh.texture is not None and patch.weights is not None:
         right, down = (change * patch.size for change in changes)
         place, slopes = patch.mesh.texture_at(patch.parts, patch.weights, (right, down))
-    elif patch.kind == BOX and not _PROJECTS:
+    elif patch.kind == BOX and not PROJECTS:
         first, second = _FACE_AXES[patch.parts >> 1].T
         place, slopes = _linear(patch.unit, changes, first, second, offset=0.5)
-    elif patch.kind in _ROUND and not _PROJECTS:
+    elif patch.kind in _ROUND and not PROJECTS:
         place, slopes = _round(patch, changes)
     else:
         place, slopes = _linear(patch.unit, changes, 0, 1, offset=0.0)

@@ -49,7 +49,7 @@ class KeyframeBench:
     vias: tuple[str, ...] = (SIMULATOR,)  # simulator | a model's name or folder, or a tokenizer's folder
     uses: tuple[str, ...] = ("both",)  # both | text | keyframe
     size_px: int = 256
-    renderer: str = "auto"  # auto | gl | rays
+    renderer: str = "auto"  # auto | gl | rays | cuda
     shard: str = "0/1"  # i/n: every n-th task, for several processes with one folder
     out: str = "outputs/bench/keyframes"
 

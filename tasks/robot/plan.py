@@ -49,7 +49,7 @@ class MakePlan:
     strategy: str = "sample"  # sample | beam
     max_pictures: int = 64  # imagined at most
     max_steps: int = 16  # subtasks carried out at most
-    renderer: str = "auto"  # auto | gl | rays
+    renderer: str = "auto"  # auto | gl | rays | cuda
     arm: str = "primitive"  # primitive | franka (the Panda's meshes, out of gymnasium-robotics)
     film: bool = True  # write film.mp4
     out: str = "outputs/plan"  # folder of plan.json, strip.png and film.mp4

@@ -132,8 +132,13 @@ def gl() -> Renderer:
     return GlRenderer(platform)
 
 
-@pytest.fixture(params=["rays", "gl"], scope="module")
+@pytest.fixture(params=["rays", "gl", pytest.param("cuda", marks=pytest.mark.gpu)], scope="module")
 def renderer(request: pytest.FixtureRequest) -> Renderer:
+    if request.param == "cuda":
+        try:
+            return make_renderer("cuda")
+        except ValueError as error:
+            pytest.skip(str(error))
     return request.getfixturevalue("gl") if request.param == "gl" else RayRenderer()
 
 
