@@ -137,7 +137,7 @@ class DidaTrainer:
     ) -> None:
         self.config, self.model, self.vocabulary, self.path = config, model, vocabulary, path
         self.batches: Callable[[], list[Batch]] = list
-        self.validation_s = 0.0  # that the last validation took
+        self.validation_s = 3.0  # that the last validation took
         self.adapter: Adapter | None = None
         if config.adaptation == "adapter":
             generator = torch.Generator().manual_seed(config.seed)

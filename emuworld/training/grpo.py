@@ -39,6 +39,7 @@ from emuworld.training.states import ShardedStore
 from emuworld.training.supervised import with_dropout
 from emuworld.training.trainer import Optimisation, make_optimizers
 
+_FIRST_MEASURE_S = 5.0  # that one is taken to need before there was one
 _HELD_OUT_STREAM = 1 << 20  # seeds of measurements: no step has so many
 
 
@@ -358,7 +359,7 @@ def train(config: GrpoTraining, *, terms: Mapping[str, rewards.Open] | None = No
         on_log=on_log,
         on_save=lambda: save_checkpoint(out, model, source=source),
         begun=begun,
-        closing_s=lambda: trainer.measured_s,
+        closing_s=lambda: (trainer.measured_s or _FIRST_MEASURE_S) if held else 0.0,
     )
     after = trainer.measure(held) if held else {}
     for name in after:
