@@ -202,6 +202,14 @@ class CachePool:
         self._working, self._held = None, []
         self._num_clears += 1
 
+    def forget(self) -> None:
+        """The weights have changed: nothing that is held is true any more. The memory of the working cache
+        stays where it is, and with it what was recorded over it."""
+        self._chunks = _Chunks(max_bytes=self._chunks.max_bytes)
+        for row, held in enumerate(self._held):
+            assert self._working is not None
+            self._working.truncate(row, held.cut(0))
+
     def _make_room(self, num_rows: int, capacity: int) -> StaticCache:
         """The working cache with at least this many rows and tokens a row."""
         self._give_up_if_oversized(num_rows)

@@ -1,24 +1,66 @@
-#!/bin/sh
-# GRPO of the built-in model on one GPU, before and after on the held-out suites: one command, about 25 minutes.
-#   scripts/grpo_small.sh                 WORK=folder, GRPO_S=seconds of training, DEVICE=cuda or cpu, extra
-#                                         settings behind it: scripts/grpo_small.sh learning_rate=2e-5
-# Prompts come from the training and validation splits, the suites ask in the test split. Afterwards lie in WORK:
-# before/ and after/ (pages and figures with 95 % intervals), grpo/grpo.log.jsonl (reward by term, KL).
-set -eu
+#!/usr/bin/env bash
+# GRPO of the built-in model on one GPU, measured before and after on the held-out suites, part by part:
+#   scripts/grpo_small.sh prompts      what is asked, with the simulator's truth   (no GPU; WORKERS processes)
+#   scripts/grpo_small.sh before       the suites with the model that it begins from
+#   scripts/grpo_small.sh train        the stage, GRPO_S seconds in all, its start and its end included
+#   scripts/grpo_small.sh after        the suites with its result
+#   scripts/grpo_small.sh              all four
+# WORK is the folder of all, MODEL what it begins from (small, or a checkpoint folder), JUDGE the detector of
+# rewards and suites, EMUWORLD the command; settings behind a part go to it: grpo_small.sh train group=16.
+# Prompts come from the training and validation splits, the suites ask in the test split. Afterwards lie in
+# WORK: before/ and after/ (pages and figures with 95 % intervals), grpo/ (the model, grpo.log.jsonl with the
+# reward by term). What draws pictures at once belongs to the old weights: train it (stage=dida) afterwards.
+# DEVICE=cpu NUM=2 with a small MODEL and little behind train tries it out.
+set -euo pipefail
 cd "$(dirname "$0")/.."
-WORK=${WORK:-outputs/grpo-small} GRPO_S=${GRPO_S:-720} DEVICE=${DEVICE:-cuda}
-NUM=${NUM:-256} PROMPTS_PER_STEP=${PROMPTS_PER_STEP:-16}
-EMUWORLD="./run emuworld"
-$EMUWORLD data prompts out="$WORK/train" split=train num_t2i="$NUM" num_x2i="$NUM" num_explore="$NUM"
-$EMUWORLD data prompts out="$WORK/held" split=validation num_t2i=16 num_x2i=16 num_explore=16
-for suite in t2i explore-twin; do
-    $EMUWORLD eval suite=$suite device="$DEVICE" out="$WORK/before/$suite"
-done
-$EMUWORLD train stage=grpo prompts="$WORK/train/prompts.jsonl" held_out="$WORK/held/prompts.jsonl" \
-    out="$WORK/grpo" device="$DEVICE" prompts_per_step="$PROMPTS_PER_STEP" rows_at_once=32 \
-    loop.max_steps=100000 loop.max_seconds="$GRPO_S" "$@"
-for suite in t2i explore-twin; do
-    $EMUWORLD eval suite=$suite device="$DEVICE" model="$WORK/grpo" \
-        detector=emuworld/weights/small/detector.safetensors out="$WORK/after/$suite"
-done
-echo "before and after: $WORK/before $WORK/after; curves: $WORK/grpo/grpo.log.jsonl"
+WORK=${WORK:-outputs/grpo-small}
+MODEL=${MODEL:-small}
+JUDGE=${JUDGE:-emuworld/weights/small/detector.safetensors}
+EMUWORLD=${EMUWORLD:-./run emuworld}
+GRPO_S=${GRPO_S:-200}
+STARTUP_S=${STARTUP_S:-12} # of GRPO_S, for starting Python and its imports
+DEVICE=${DEVICE:-cuda}
+NUM=${NUM:-256}
+HELD=${HELD:-16}
+WORKERS=${WORKERS:-0}
+SUITES=${SUITES:-t2i explore-twin}
+REWARDS="rewards=[{name:objects,weight:1.0,low:-0.5,high:1.0,model:'$JUDGE'}"
+REWARDS="$REWARDS,{name:likeness,weight:1.0,low:10.0,high:30.0},{name:preservation,weight:0.25,low:0.3,high:0.95}]"
+
+suites() { # where to, the model, settings
+    for suite in $SUITES; do
+        $EMUWORLD eval suite="$suite" device="$DEVICE" model="$2" detector="$JUDGE" out="$WORK/$1/$suite" "${@:3}"
+    done
+}
+
+case "${1:-all}" in
+prompts)
+    $EMUWORLD data prompts out="$WORK/train" split=train num_t2i="$NUM" num_x2i="$NUM" num_explore="$NUM" \
+        workers="$WORKERS" "${@:2}"
+    $EMUWORLD data prompts out="$WORK/held" split=validation num_t2i="$HELD" num_x2i="$HELD" num_explore="$HELD" \
+        workers="$WORKERS" "${@:2}"
+    ;;
+before)
+    suites before "$MODEL" "${@:2}"
+    ;;
+train)
+    $EMUWORLD train stage=grpo init_from="$MODEL" prompts="$WORK/train/prompts.jsonl" \
+        held_out="$WORK/held/prompts.jsonl" out="$WORK/grpo" device="$DEVICE" "$REWARDS" prompts_per_step=16 \
+        answers_at_once=128 rows_at_once=64 loss_tokens=65536 learning_rate=2e-5 embedding_learning_rate=1e-5 \
+        measure_every_steps=40 loop.max_steps=100000 loop.stage_seconds="$((GRPO_S - STARTUP_S))" loop.decay_fraction=0.3 \
+        loop.save_every_s=90 "${@:2}"
+    ;;
+after)
+    suites after "$WORK/grpo" "${@:2}"
+    ;;
+all)
+    for part in prompts before train after; do
+        bash "$0" "$part"
+    done
+    echo "before and after: $WORK/before $WORK/after; curves: $WORK/grpo/grpo.log.jsonl"
+    ;;
+*)
+    sed -n '2,15s/^# //p' "$0"
+    exit 2
+    ;;
+esac

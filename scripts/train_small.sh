@@ -4,7 +4,7 @@
 #   scripts/train_small.sh text         the byte-pair encoding
 #   scripts/train_small.sh tokenizer    the vision tokenizer        (TOKENIZER_S seconds)
 #   scripts/train_small.sh pretrain     the transformer             (PRETRAIN_S seconds in all, on GPUS GPUs)
-#   scripts/train_small.sh dida         drawing pictures at once    (DIDA_S seconds of training; into dida/)
+#   scripts/train_small.sh dida         drawing pictures at once    (DIDA_S seconds in all, from DIDA_FROM; into dida/)
 #   scripts/train_small.sh detector     the detector of the suites  (DETECTOR_S seconds of training)
 # All six modes are trained together. RENDERER (auto, gl, rays, cuda) draws; cuda leaves the GPU to the trainer.
 # Stages resume after a kill. WORK is the folder for data and runs, EMUWORLD the command, PYTHON the interpreter
@@ -14,7 +14,9 @@ WORK=${WORK:-outputs/small}
 EMUWORLD=${EMUWORLD:-./run emuworld}
 TOKENIZER_S=${TOKENIZER_S:-330}
 PRETRAIN_S=${PRETRAIN_S:-500}
-DIDA_S=${DIDA_S:-240}
+DIDA_S=${DIDA_S:-140}
+STARTUP_S=${STARTUP_S:-12} # of DIDA_S, for starting Python and its imports
+DIDA_FROM=${DIDA_FROM:-$WORK/pretrain}
 DETECTOR_S=${DETECTOR_S:-100}
 ROOMS=${ROOMS:-40000}
 WORKERS=${WORKERS:-6}
@@ -62,9 +64,14 @@ pretrain)
         $BUCKETS "${@:2}"
     ;;
 dida)
-    $EMUWORLD train stage=dida init_from="$WORK/pretrain" shards="$WORK/train" out="$WORK/dida" device="$DEVICE" \
-        workers=6 own.num_stories=6000 own.batch=256 loop.max_steps=1000000 loop.max_seconds="$DIDA_S" \
-        $DIDA_BUCKETS "${@:2}"
+    # Of the pictures' codes those that pretraining has made already; adapter of rank 24: 3.2 MB in bf16.
+    CODES=""
+    compgen -G "$WORK/pretrain/tokens-train-*" >/dev/null && CODES="codes=$WORK/pretrain"
+    $EMUWORLD train stage=dida init_from="$DIDA_FROM" shards="$WORK/train" out="$WORK/dida" device="$DEVICE" \
+        compile="$COMPILE" workers=6 $CODES stories=data prepare_seconds=12 own.batch=256 own.max_seconds=30 rank=24 \
+        learning_rate=2e-3 packing.tokens=4096 packing.rows=12 packing.rows_at_once=12 validation_batches=1 \
+        validate_every_steps=200 loop.max_steps=1000000 loop.stage_seconds="$((DIDA_S - STARTUP_S))" loop.warmup_steps=40 \
+        loop.decay_fraction=0.6 $DIDA_BUCKETS "${@:2}"
     ;;
 detector)
     $EMUWORLD train stage=detector out="$WORK/detector" vision="$WORK/tokenizer" device="$DEVICE" \

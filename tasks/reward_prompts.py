@@ -7,20 +7,26 @@ training is never asked in an evaluation.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from os import cpu_count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from emuworld.envs.render import make_renderer
 from emuworld.envs.rooms.edit_episodes import edit_stories
 from emuworld.tasks.metrics import Frame
 from emuworld.tasks.progress import OnProgress, quiet
-from emuworld.tasks.truth import Request, make_prompt, make_start
+from emuworld.tasks.truth import Request, make_prompt, make_start, render_pool, shared_renderer
 
 FILE_NAME = "prompts.jsonl"
 _SEED_STRIDE = 1_000_003  # rooms of different kinds are different rooms
@@ -39,14 +45,20 @@ class RewardPrompts:
     size_px: int = 256
     first_seed: int = 0
     renderer: str = "auto"  # auto | gl | rays | cuda
+    workers: int = 0  # processes that render; 0: one a core, at most 16
 
     def __post_init__(self) -> None:
-        if min(self.num_t2i, self.num_x2i, self.num_explore) < 0 or self.num_steps < 1 or self.first_seed < 0:
+        if (
+            min(self.num_t2i, self.num_x2i, self.num_explore) < 0
+            or self.num_steps < 1
+            or min(self.first_seed, self.workers) < 0
+        ):
             raise ValueError(f"numbers must be 0 or more and num_steps 1 or more, got {self}")
 
 
 def run(config: RewardPrompts, *, on_progress: OnProgress = quiet) -> None:
-    """Write OUT/prompts.jsonl and the pictures that it names; the file comes last, and whole."""
+    """Write OUT/prompts.jsonl and the pictures that it names; the file comes last, and whole. The number of
+    workers changes nothing."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
@@ -55,44 +67,76 @@ def run(config: RewardPrompts, *, on_progress: OnProgress = quiet) -> None:
         ("x2i", config.num_x2i, _edits),
         ("explore", config.num_explore, _walks),
     )
-    for kind, count, made in kinds:
-        for done, line in enumerate(made(config, out, count), start=1):
-            lines.append(line)
-            on_progress(kind, done, count)
+    with _ordered(config.workers or min(16, cpu_count() or 1)) as ordered:
+        for kind, count, made in kinds:
+            for done, line in enumerate(made(config, out, count, ordered), start=1):
+                lines.append(line)
+                on_progress(kind, done, count)
     part = out / f"{FILE_NAME}.part"
     part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     part.replace(out / FILE_NAME)
 
 
-def _captions(config: RewardPrompts, out: Path, count: int) -> Iterator[dict[str, Any]]:
-    for index in range(count):
-        truth = make_prompt(_request(config, index, kind=0))
+_Ordered = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+"""A function and its arguments, which may have no end -> what it gives, in their order."""
+
+
+@contextmanager
+def _ordered(workers: int) -> Iterator[_Ordered]:
+    """Worked out by so many processes, a few ahead; by this one where it is alone."""
+    if workers == 1:
+        yield map
+        return
+    with render_pool(workers) as pool:
+
+        def ordered(function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
+            asked, given = deque[Future[Any]](), iter(arguments)
+            while True:
+                for argument in islice(given, 2 * workers - len(asked)):
+                    asked.append(pool.submit(function, argument))
+                if not asked:
+                    return
+                yield asked.popleft().result()
+
+        yield ordered
+
+
+def _captions(config: RewardPrompts, out: Path, count: int, ordered: _Ordered) -> Iterator[dict[str, Any]]:
+    for truth in ordered(make_prompt, [_request(config, index, kind=0) for index in range(count)]):
         yield {"mode": "t2i", "prompt": truth.prompt, "truth": {"objects": truth.pairs}}
 
 
-def _edits(config: RewardPrompts, out: Path, count: int) -> Iterator[dict[str, Any]]:
-    renderer, done, seed = make_renderer(config.renderer), 0, config.first_seed + _SEED_STRIDE
-    while done < count:
-        for story in edit_stories(
-            config.split, seed, num_edits=2, renderer=renderer, size=config.size_px, format="PNG"
-        ):
-            if done < count and len(story.reference_images) == 1:
-                segment = story.segments[0]
-                before = _save(story.reference_images[0].to_array(), out / f"x2i-{done:05d}-before.png")
-                after = _save(segment.images[0].to_array(), out / f"x2i-{done:05d}-after.png")
-                yield {
-                    "mode": "x2i",
-                    "prompt": segment.text,
-                    "images": [before],
-                    "truth": {"pictures": [after]},
-                }
-                done += 1
-        seed += 1
+def _edits(config: RewardPrompts, out: Path, count: int, ordered: _Ordered) -> Iterator[dict[str, Any]]:
+    seeds = itertools.count(config.first_seed + _SEED_STRIDE)
+    edits = ordered(partial(_edits_of, config), seeds if count else ())
+    of_all_rooms = itertools.chain.from_iterable(edits)
+    for done, (text, *frames) in enumerate(islice(of_all_rooms, count)):
+        names = (f"x2i-{done:05d}-{when}.png" for when in ("before", "after"))
+        before, after = (_save(frame, out / name) for frame, name in zip(frames, names, strict=True))
+        yield {"mode": "x2i", "prompt": text, "images": [before], "truth": {"pictures": [after]}}
 
 
-def _walks(config: RewardPrompts, out: Path, count: int) -> Iterator[dict[str, Any]]:
-    for index in range(count):
-        truth = make_start(_request(config, index, kind=2))
+def _edits_of(config: RewardPrompts, seed: int) -> list[tuple[str, Frame, Frame]]:
+    """Edits of one picture of one room: words, the picture before and after."""
+    stories = edit_stories(
+        config.split,
+        seed,
+        num_edits=2,
+        renderer=shared_renderer(config.renderer),
+        size=config.size_px,
+        format="PNG",
+    )
+    return [
+        (segment.text, story.reference_images[0].to_array(), segment.images[0].to_array())
+        for story in stories
+        if len(story.reference_images) == 1
+        for segment in story.segments[:1]
+    ]
+
+
+def _walks(config: RewardPrompts, out: Path, count: int, ordered: _Ordered) -> Iterator[dict[str, Any]]:
+    walks = ordered(make_start, [_request(config, index, kind=2) for index in range(count)])
+    for index, truth in enumerate(walks):
         names = [
             _save(frame, out / f"explore-{index:05d}-{step}.png") for step, frame in enumerate(truth.frames)
         ]

@@ -6,6 +6,8 @@ prompt's line under `truth`, as `emuworld data prompts` writes it; a term does n
 `objects`: of the objects asked for (`truth.objects`: pairs of colour and shape) the share that the detector
 finds, less half a share for each that it finds besides; at most 1. The judge errs: its own errors are in
 docs/evaluation.md, and a suite that shares the judge shares what fools it.
+The judge is the built-in model's, whatever learns: a policy must not bring its own. `model=` names the file
+of another one.
 `likeness`: PSNR in dB between the drawn pictures and the simulator's own (`truth.pictures`: PNG files), the
 mean over the steps. For walks, edits and robot tasks, whose next picture is a fact.
 """
@@ -14,11 +16,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -39,9 +42,39 @@ class Answered(Protocol):
     def truth(self) -> Mapping[str, Any]: ...
 
 
-def objects(answers: Sequence[Answered]) -> list[float]:
+class Setting(Protocol):
+    """What a term reads of its settings (`emuworld.training.rewards.Scale`)."""
+
+    @property
+    def model(self) -> str: ...
+
+
+class Objects:
     """See the module. NaN for answers whose line names no objects, or without a picture."""
-    return [_found_share(answer) for answer in answers]
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+
+    @classmethod
+    def open(cls, setting: Setting, device: torch.device) -> Objects:
+        file = Path(setting.model) if setting.model else BUILTIN["small"] / DETECTOR_FILE
+        return cls(Detector.load(file, device=device))
+
+    def __call__(self, answers: Sequence[Answered]) -> list[float]:
+        asked = [
+            {(str(colour), str(shape)) for colour, shape in answer.truth.get("objects", ())}
+            for answer in answers
+        ]
+        judged = [at for at, answer in enumerate(answers) if asked[at] and answer.pictures]
+        shares = [math.nan] * len(answers)
+        shapes = {answers[at].pictures[-1].shape for at in judged}
+        for shape in sorted(shapes):  # the detector takes pictures of one size together
+            alike = [at for at in judged if answers[at].pictures[-1].shape == shape]
+            found = self._detector.detect([answers[at].pictures[-1] for at in alike])
+            for at, sightings in zip(alike, found, strict=True):
+                pairs = {one.pair for one in sightings}
+                shares[at] = (len(asked[at] & pairs) - 0.5 * len(pairs - asked[at])) / len(asked[at])
+        return shares
 
 
 def likeness(answers: Sequence[Answered]) -> list[float]:
@@ -49,17 +82,9 @@ def likeness(answers: Sequence[Answered]) -> list[float]:
     return [_likeness(answer) for answer in answers]
 
 
-def terms() -> dict[str, Any]:
-    """All terms by name."""
-    return {"objects": objects, "likeness": likeness}
-
-
-def _found_share(answer: Answered) -> float:
-    asked = {(str(colour), str(shape)) for colour, shape in answer.truth.get("objects", ())}
-    if not asked or not answer.pictures:
-        return math.nan
-    found = {one.pair for one in _judge().detect([answer.pictures[-1]])[0]}
-    return (len(asked & found) - 0.5 * len(found - asked)) / len(asked)
+def terms() -> dict[str, Callable[[Any, torch.device], Callable[[Sequence[Any]], list[float]]]]:
+    """What opens each term, by its name."""
+    return {"objects": Objects.open, "likeness": lambda setting, device: likeness}
 
 
 def _likeness(answer: Answered) -> float:
@@ -75,12 +100,6 @@ def _likeness(answer: Answered) -> float:
         true = _picture(str(Path(answer.truth.get("folder", "."), name)), drawn.shape[1], drawn.shape[0])
         values.append(psnr(drawn, true))
     return float(np.mean(values))
-
-
-@functools.lru_cache(maxsize=1)
-def _judge() -> Detector:
-    """The judge of the built-in model: a policy must not bring its own."""
-    return Detector.load(BUILTIN["small"] / DETECTOR_FILE)
 
 
 @functools.lru_cache(maxsize=4096)

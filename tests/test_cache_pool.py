@@ -145,3 +145,17 @@ def test_lent_rows_come_back_after_an_error(transformer: ExactTransformer) -> No
         count = pool.num_prefills
         pool.prepare([[chunk(0)]], room=1)
         assert pool.num_prefills == count
+
+
+def test_what_is_forgotten_is_computed_again_in_the_same_memory(transformer: ExactTransformer) -> None:
+    pool = CachePool(transformer)
+    sequences = [[chunk(0), chunk(1)], [chunk(0)]]
+    with torch.inference_mode():
+        memory = pool.prepare(sequences, room=3).cache.memory
+        assert pool.num_prefills == 2
+        pool.forget()
+        again = pool.prepare(sequences, room=3)
+        assert pool.num_prefills == 4 and again.cache.memory is memory
+        for row, chunks in enumerate(sequences):
+            kv, hidden = fresh(transformer, chunks)
+            assert torch.equal(held(again.cache, row), kv) and torch.equal(again.hiddens_D[row], hidden)

@@ -1,28 +1,31 @@
 """Stage `dida`: a checkpoint that draws token by token learns to draw a whole picture at once.
 
 Starts from a finished checkpoint folder and stories: their pictures drawn anew by the checkpoint itself
-(`stories=own`, self-distillation) or as they are (`stories=data`). Every picture of a row gets a noisy copy
-(`noisy_blocks.py`), corrupted to a random time (`emuworld.decoding.noise`), whose tokens learn the clean
-codes. `adaptation=adapter` trains low-rank matrices that act on noisy tokens only, so that all else stays as
-it was to the bit; `full` trains all weights, with the loss of the clean tokens beside it so that text and
-token by token are kept.
+(`stories=own`, self-distillation), as they are (`stories=data`), or some of each (`stories=both`). Every
+picture of a row gets a noisy copy (`noisy_blocks.py`), corrupted to a random time
+(`emuworld.decoding.noise`), whose tokens learn the clean codes. `adaptation=adapter` trains low-rank
+matrices that act on noisy tokens only, so that all else stays as it was to the bit; `full` trains all
+weights, with the loss of the clean tokens beside it so that text and token by token are kept.
 
 Source: Emu3.5 (arXiv 2510.26583), section on DiDA; what it leaves open is in docs/fast.md. Optimiser: AdamW.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from time import monotonic as _now
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from emuworld.checkpoint_folder import Parts, find, open_parts, present_files
+from emuworld.checkpoint_folder import find, open_parts, present_files
 from emuworld.decoding.noise import Noise, make_path
 from emuworld.decoding.noise import Path as NoisePath
 from emuworld.manifest import FILE_NAME as MANIFEST_FILE
@@ -36,16 +39,20 @@ from emuworld.tokens.vision import DOWNSAMPLE
 from emuworld.tokens.vocabulary import Vocabulary
 from emuworld.training import loop
 from emuworld.training.checkpoints import copy_file
-from emuworld.training.data import TokenStory, wait_for_shards
+from emuworld.training.data import wait_for_shards
 from emuworld.training.devices import pick_device
-from emuworld.training.encoding import TokenFeed
+from emuworld.training.distil_stories import samplers
 from emuworld.training.examples import Batch, BatchStream, Bucket, ExampleSampler, Mixture, step_batches
 from emuworld.training.noisy_blocks import NoisyRows, dense_attention, flex_attention, lay_out
-from emuworld.training.own_stories import Answerer, OwnStories
+from emuworld.training.own_stories import OwnStories
+from emuworld.training.packing import KIND as PACKED
+from emuworld.training.packing import Packing, packed_batches
+from emuworld.training.sizes import check_buckets
 from emuworld.training.states import FileStore
+from emuworld.training.trainer import MOST_SHAPES
 
 _LATEST = 0.999  # of the times that are trained: at 1 nothing is left to learn (URSA)
-_HELD_EVERY = 20  # every so many-th story of a kind is kept for validation
+_WORDS_OF_A_PICTURE = 24  # ids around a picture, at the least
 _BANDS = 4  # of times, whose validation losses are told apart
 _KEPT_FILES = ("detector.safetensors", "README.md")  # what else a folder may have
 
@@ -57,8 +64,12 @@ class DidaTraining:
     init_from: str = "outputs/train/pretrain"  # the checkpoint folder, or small: the built-in one
     shards: str = "outputs/data/train"
     out: str = "outputs/train/dida"
-    stories: str = "own"  # own: the checkpoint's answers | data: the stories as they are
+    codes: str = ""  # the out= of a pretraining with the same vision tokenizer, whose codes are read
+    stories: str = "own"  # own: the checkpoint's answers | data: the stories as they are | both
     own: OwnStories = dataclasses.field(default_factory=OwnStories)
+    own_share: float = 0.5  # with stories=both, of the examples
+    num_stories: int = 0  # of the shards, at most; 0: all that are needed
+    prepare_seconds: float = math.inf  # of reading and encoding them; what is there by then is taken
     adaptation: str = "adapter"  # adapter | full
     rank: int = 64  # of the adapter
     noise: Noise = dataclasses.field(default_factory=Noise)
@@ -74,6 +85,10 @@ class DidaTraining:
         Bucket(kind="walk", frames=6, batch_size=8),
         Bucket(kind="picture", batch_size=16),
     )
+    # Rows of one length, of examples that do not see each other: one shape to compile for all buckets.
+    packing: Packing = dataclasses.field(default_factory=Packing)
+    compile: bool = False  # the layers
+    attention: str = "auto"  # flex | dense | auto: flex on a GPU, whose scores are never held as a whole
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
     validate_every_steps: int = 250
     validation_batches: int = 2
@@ -82,7 +97,8 @@ class DidaTraining:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("stories", self.stories, ("own", "data")),
+            ("stories", self.stories, ("own", "data", "both")),
+            ("attention", self.attention, ("auto", "flex", "dense")),
             ("adaptation", self.adaptation, ("adapter", "full")),
         ):
             if value not in known:
@@ -91,6 +107,21 @@ class DidaTraining:
             raise ValueError(
                 f"stage dida has one picture size, size_px of the stage; got {sized[0]}: drop its"
             )
+        if not 0 <= self.own_share <= 1:
+            raise ValueError(f"own_share must lie in 0..1, got {self.own_share}")
+        check_buckets(self.buckets, size_px=self.size_px, packed_tokens=self.packing.tokens)
+
+    @property
+    def block_length(self) -> int:
+        """Tokens of a noisy picture: its codes, and IMG or EOL before each row."""
+        side = self.size_px // DOWNSAMPLE
+        return side * (side + 1)
+
+    def num_blocks(self, kind: str, length: int) -> int:
+        """Noisy pictures behind a row of `length` clean tokens."""
+        if kind == PACKED:
+            return max(1, length // (self.block_length + _WORDS_OF_A_PICTURE))
+        return max(bucket.frames for bucket in self.buckets if bucket.kind == kind)
 
 
 class DidaTrainer:
@@ -106,6 +137,7 @@ class DidaTrainer:
     ) -> None:
         self.config, self.model, self.vocabulary, self.path = config, model, vocabulary, path
         self.batches: Callable[[], list[Batch]] = list
+        self.validation_s = 3.0  # that the last validation took
         self.adapter: Adapter | None = None
         if config.adaptation == "adapter":
             generator = torch.Generator().manual_seed(config.seed)
@@ -144,31 +176,48 @@ class DidaTrainer:
         figures = {"noisy_loss": noisy, "gradient_norm": norm}
         return figures if self.adapter else {**figures, "causal_loss": causal}
 
+    def compile_layers(self) -> None:
+        """One layer for all, once a shape of rows; the attention function is compiled along."""
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
+        for layer in self.model.model.layers:
+            layer.compile(dynamic=False)
+        if self.adapter is not None:  # or the first layer, whose input asks for none, would be another case
+            self.model.model.embed_tokens.register_forward_hook(_with_gradient)
+
     def losses(
         self, batch: Batch, *, rng: torch.Generator, time: float | None = None
     ) -> tuple[Tensor, Tensor]:
         """Loss of every noisy code [N] at random times, or all at one; mean loss of the clean tokens (0 with
         an adapter, which does not change it)."""
-        rows = self.rows(batch)
+        rows, device = self.rows(batch), self.model.device
+        # Found on the host: nothing here waits for the device.
+        learnt = torch.from_numpy(np.flatnonzero(rows.targets >= 0)).to(device)
         on_device = {
-            field.name: torch.from_numpy(getattr(rows, field.name)).to(self.model.device)
+            field.name: torch.from_numpy(getattr(rows, field.name)).to(device)
             for field in dataclasses.fields(NoisyRows)
         }
-        blocks, positions, reach = (on_device[name] for name in ("blocks", "positions", "reach"))
-        ids, targets = self._corrupted(on_device, rng=rng, time=time), on_device["targets"]
-        attention = self.attention(blocks, positions, reach)
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
+        blocks, positions = on_device["blocks"], on_device["positions"]
+        ids = self._corrupted(rows, on_device, rng=rng, time=time)
+        attention = self.attention(blocks, on_device["starts"], on_device["reach"])
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
             hidden_BSD = self._hidden(ids, positions, blocks, attention)
             start, stop = self.vocabulary.visual_start, self.vocabulary.visual_stop
-            logits_NV = self.model.logits(hidden_BSD[targets >= 0], start=start, stop=stop)
-        noisy = F.cross_entropy(logits_NV.float(), targets[targets >= 0], reduction="none")
+            logits_NV = self.model.logits(hidden_BSD.flatten(0, 1)[learnt], start=start, stop=stop)
+        targets_N = on_device["targets"].flatten()[learnt]
+        noisy = F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
         if self.adapter:
             return noisy, noisy.new_zeros(())
         return noisy, self._causal_loss(hidden_BSD, batch)
 
-    def attention(self, blocks: Tensor, positions: Tensor, reach: Tensor) -> AttentionFunction:
+    @property
+    def _autocast(self) -> bool:
+        """On a GPU, unless the weights have 16 bits themselves."""
+        return self.model.device.type == "cuda" and self.model.dtype == torch.float32
+
+    def attention(self, blocks: Tensor, starts: Tensor, reach: Tensor) -> AttentionFunction:
         """Who sees whom in such rows, in the form that the device computes."""
-        return (flex_attention if blocks.is_cuda else dense_attention)(blocks, positions, reach)
+        flex = self.config.attention == "flex" or (self.config.attention == "auto" and blocks.is_cuda)
+        return (flex_attention if flex else dense_attention)(blocks, starts, reach)
 
     def _hidden(self, ids: Tensor, positions: Tensor, blocks: Tensor, attention: AttentionFunction) -> Tensor:
         if self.adapter is None:
@@ -182,48 +231,62 @@ class DidaTrainer:
         """As in pretraining, over the clean tokens."""
         targets = torch.from_numpy(batch.ids[:, 1:]).to(hidden_BSD.device)
         weights = torch.from_numpy(batch.weights).to(hidden_BSD.device)
-        with torch.autocast(hidden_BSD.device.type, torch.bfloat16, enabled=hidden_BSD.is_cuda):
+        with torch.autocast(hidden_BSD.device.type, torch.bfloat16, enabled=self._autocast):
             logits_BTV = self.model.logits(hidden_BSD[:, : targets.shape[1]])
         losses = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets.flatten(), reduction="none")
         return (losses * weights.flatten()).sum() / weights.sum().clamp_min(1e-6)
 
     def rows(self, batch: Batch) -> NoisyRows:
         """The batch with a noisy copy of each picture, not corrupted yet."""
-        side = self.config.size_px // DOWNSAMPLE
+        ids_BT = batch.ids[:, :-1]
         return lay_out(
-            batch.ids[:, :-1],
+            ids_BT,
             inputs_BT=batch.inputs,
-            num_blocks=max(bucket.frames for bucket in self.config.buckets if bucket.kind == batch.kind),
-            block_length=side * (side + 1),
+            documents_BT=batch.documents,
+            num_blocks=self.config.num_blocks(batch.kind, ids_BT.shape[1]),
+            block_length=self.config.block_length,
             vocabulary=self.vocabulary,
         )
 
-    def _corrupted(self, rows: Mapping[str, Tensor], *, rng: torch.Generator, time: float | None) -> Tensor:
+    def _corrupted(
+        self, rows: NoisyRows, on_device: Mapping[str, Tensor], *, rng: torch.Generator, time: float | None
+    ) -> Tensor:
         """The ids with each noisy picture at a time of its own."""
-        ids, blocks = rows["ids"], rows["blocks"]
-        codes = ids - self.vocabulary.visual_start
-        noisy = (blocks > 0) & (codes >= 0)
-        num_blocks = max(1, int(blocks.max()))
-        times_BK = _spread_times((len(ids), num_blocks), rng=rng)
+        ids, blocks = on_device["ids"], on_device["blocks"]
+        noisy = np.flatnonzero((rows.blocks > 0) & (rows.ids >= self.vocabulary.visual_start))
+        places = torch.from_numpy(noisy).to(ids.device)
+        times_BK = _spread_times((len(ids), max(1, int(rows.blocks.max()))), rng=rng)
         times_BK = self.config.noise.shifted(times_BK) if time is None else torch.full_like(times_BK, time)
         times_BS = times_BK.gather(1, (blocks - 1).clamp_min(0))
-        kept, drawn = torch.rand((2, int(noisy.sum())), generator=rng, device=ids.device, dtype=torch.float64)
-        corrupted = self.path.corrupt(codes[noisy], times_BS[noisy], kept_N=kept, drawn_N=drawn)
-        return ids.masked_scatter(noisy, corrupted + self.vocabulary.visual_start)
+        kept, drawn = torch.rand((2, len(noisy)), generator=rng, device=ids.device, dtype=torch.float64)
+        codes = ids.flatten()[places] - self.vocabulary.visual_start
+        corrupted = self.path.corrupt(codes, times_BS.flatten()[places], kept_N=kept, drawn_N=drawn)
+        return ids.flatten().index_copy(0, places, corrupted + self.vocabulary.visual_start).view_as(ids)
 
-    @torch.no_grad()
     def validation_losses(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Mean loss of noisy codes in nats, over all times and at the middle of each band of them."""
-        self.model.eval()
+        begun = _now()
         bands = [(band + 0.5) / _BANDS for band in range(_BANDS)]
         means = []
-        for time in bands:
-            rng = self._generator(-1)
-            losses = [self.losses(batch, rng=rng, time=time)[0] for batch in batches]
-            means.append(float(torch.cat(losses).mean()))
-        self.model.train()
+        with self._measuring():
+            for time in bands:
+                rng = self._generator(-1)
+                losses = [self.losses(batch, rng=rng, time=time)[0].detach() for batch in batches]
+                means.append(float(torch.cat(losses).mean()))
         figures = {f"validation_loss_t{time:.3f}": mean for time, mean in zip(bands, means, strict=True)}
+        self.validation_s = _now() - begun
         return {"validation_loss": sum(means) / len(means), **figures}
+
+    @contextlib.contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Compiled layers measure as they train, or each would be compiled once more without gradients."""
+        if self.config.compile and not self.model.config.attention_dropout:
+            yield
+            return
+        with torch.no_grad():
+            self.model.eval()
+            yield
+            self.model.train()
 
     def _generator(self, step: int) -> torch.Generator:
         seed = int(np.random.SeedSequence((self.config.seed, step + 1)).generate_state(1, np.uint64)[0] >> 1)
@@ -235,6 +298,10 @@ class DidaTrainer:
     def set_state(self, state: Mapping[str, Any]) -> None:
         (self.adapter or self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _with_gradient(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    return output.requires_grad_() if torch.is_grad_enabled() else output
 
 
 def _spread_times(shape: tuple[int, int], *, rng: torch.Generator) -> Tensor:
@@ -250,23 +317,28 @@ def train(config: DidaTraining) -> dict[str, float]:
     """Run the stage; writes a folder that `emuworld.load` opens into `config.out`, whenever it saves its
     state.
     """
-    device = pick_device(config.device)
+    begun, device = _now(), pick_device(config.device)
     torch.set_float32_matmul_precision("high")
     source, out = find(config.init_from), Path(config.out)
-    wait_for_shards(config.shards)
+    if not config.codes:
+        wait_for_shards(config.shards)
     parts = open_parts(source, device=device)
-    training, validation = _samplers(config, parts, out=out)
+    training, validation = samplers(config, parts, out=out)
+    # Frozen weights are in 16 bits on a GPU, as they are decoded with; those that move need more.
+    frozen = config.adaptation == "adapter" and device.type == "cuda"
+    dtype = torch.bfloat16 if frozen else torch.float32
     trainer = DidaTrainer(
         config,
-        model=checkpoint.load(source, device=device, dtype=torch.float32).train(),
+        model=checkpoint.load(source, device=device, dtype=dtype).train(),
         vocabulary=parts.manifest.vocabulary,
         path=make_path(config.noise, codebook_KE=parts.vision.quantize.embedding.weight.detach()),
     )
-    rng = np.random.default_rng((config.seed, 1))
-    held = [validation.batch(b, rng) for b in config.buckets for _ in range(config.validation_batches)]
+    if config.compile:
+        trainer.compile_layers()
+    held = _held(config, validation)
     store = FileStore(out / "dida.state.pt", get=trainer.state, put=trainer.set_state, device=device)
     stream = BatchStream(
-        lambda step: step_batches(training, config.buckets, seed=config.seed, step=step),
+        lambda step: _batches(config, training, step=step),
         first_step=store.first_step() if config.loop.resume else 0,
     )
     trainer.batches = stream.next
@@ -283,52 +355,30 @@ def train(config: DidaTraining) -> dict[str, float]:
             store=store,
             on_log=on_log,
             on_save=lambda: write_folder(config, trainer, source=source, manifest=parts.manifest),
+            begun=begun,
+            closing_s=lambda: trainer.validation_s,
         )
     finally:
         stream.close()
     return trainer.validation_losses(held)
 
 
-def _samplers(config: DidaTraining, parts: Parts, *, out: Path) -> tuple[ExampleSampler, ExampleSampler]:
-    """Examples for training, and of stories held back for validation."""
-    device = parts.transformer.device
-    feed = TokenFeed(
-        config.shards,
-        vision=parts.vision,
-        cache=out / f"tokens-{parts.fingerprint.hex()[:12]}",
-        size=(config.size_px, config.size_px),
-        workers=config.workers,
-        compile=False,
-        device=device,
-        follow=False,
-        mirror=False,
-        share=(0, 1),
+def _batches(config: DidaTraining, sampler: ExampleSampler, *, step: int) -> list[Batch]:
+    if not config.packing.tokens:
+        return step_batches(sampler, config.buckets, seed=config.seed, step=step)
+    return packed_batches(
+        sampler, config.buckets, packing=config.packing, seed=config.seed, step=step, rank=0, world=1
     )
-    stories = [story for shard in feed.cached() for story in shard.stories]
-    wanted = config.own.num_stories if config.stories == "own" else np.inf
-    while len(stories) < wanted and (more := feed.wait()) is not None:
-        stories += more.stories
-    feed.close()
-    if config.stories == "own":
-        answerer = Answerer(parts, config=config.own, seed=config.seed)
-        stories = answerer.kept(
-            stories, out / "own", on_done=lambda done: print(f"dida: {done} own stories", flush=True)
-        )
-    side = config.size_px // DOWNSAMPLE
-    training, held = (_sampler(config, parts, stories, held=held, side=side) for held in (False, True))
-    return training, held
 
 
-def _sampler(
-    config: DidaTraining, parts: Parts, stories: Sequence[TokenStory], *, held: bool, side: int
-) -> ExampleSampler:
-    """Of the stories of each kind that are held back, or of the others; of all where they are too few."""
-    sampler = ExampleSampler(tokenizer=parts.tokenizer, mixture=config.mixture, size=(side, side))
-    for kind in sorted({story.kind for story in stories}):
-        alike = [story for story in stories if story.kind == kind]
-        few = len(alike) < 2 * _HELD_EVERY
-        sampler.add([story for at, story in enumerate(alike) if few or (at % _HELD_EVERY == 0) == held])
-    return sampler
+def _held(config: DidaTraining, sampler: ExampleSampler) -> list[Batch]:
+    """What validation measures, in shapes of training."""
+    if config.packing.tokens:
+        num_rows = config.validation_batches * config.packing.rows_at_once
+        packing = dataclasses.replace(config.packing, rows=num_rows)
+        return _batches(dataclasses.replace(config, packing=packing), sampler, step=1 << 40)
+    rng = np.random.default_rng((config.seed, 1))
+    return [sampler.batch(b, rng) for b in config.buckets for _ in range(config.validation_batches)]
 
 
 def write_folder(config: DidaTraining, trainer: DidaTrainer, *, source: Path, manifest: Manifest) -> None:

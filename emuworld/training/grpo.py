@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -27,18 +28,18 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.model import checkpoint
 from emuworld.model.transformer import Transformer
-from emuworld.tokens.sequence import MODES
 from emuworld.tokens.vocabulary import Vocabulary
 from emuworld.training import loop, rewards, sharding
 from emuworld.training.checkpoints import Source, open_source, save_checkpoint
 from emuworld.training.devices import pick_device
-from emuworld.training.picture_folder import picture
+from emuworld.training.prompt_file import picture_side, read_prompts
 from emuworld.training.ranks import Ranks
 from emuworld.training.rollouts import Drawer, Prompt, Rollout
 from emuworld.training.states import ShardedStore
 from emuworld.training.supervised import with_dropout
 from emuworld.training.trainer import Optimisation, make_optimizers
 
+_FIRST_MEASURE_S = 5.0  # that one is taken to need before there was one
 _HELD_OUT_STREAM = 1 << 20  # seeds of measurements: no step has so many
 
 
@@ -54,6 +55,7 @@ class GrpoTraining(Optimisation):
     group: int = 8  # answers to a prompt (paper)
     prompts_per_step: int = 8  # the paper's 640 answers a step are 80
     updates_per_step: int = 1  # the answers of a step are learnt in so many parts; 1: strictly on policy
+    answers_at_once: int = 128  # that are drawn together
     rows_at_once: int = 8  # of one forward and backward pass
     clip_low: float = 0.2  # PPO's; matters where updates_per_step > 1
     clip_high: float = 0.2
@@ -80,16 +82,20 @@ class GrpoTraining(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.group < 2 or min(self.prompts_per_step, self.updates_per_step, self.rows_at_once) < 1:
+        if min(self.group - 1, *self._counts) < 1:
             raise ValueError(
-                "group must be 2 or more, prompts_per_step, updates_per_step and rows_at_once 1 or more, got "
-                f"{self.group}, {self.prompts_per_step}, {self.updates_per_step} and {self.rows_at_once}"
+                "group must be 2 or more, prompts_per_step, updates_per_step, answers_at_once and "
+                f"rows_at_once 1 or more, got {self.group} and {self._counts}"
             )
         if self.temperature <= 0 or self.kl_weight < 0 or min(self.clip_low, self.clip_high) <= 0:
             raise ValueError(
                 "temperature and the clip range must be above 0, kl_weight 0 or more, got "
                 f"{self.temperature}, {self.clip_low}, {self.clip_high} and {self.kl_weight}"
             )
+
+    @property
+    def _counts(self) -> tuple[int, ...]:
+        return self.prompts_per_step, self.updates_per_step, self.answers_at_once, self.rows_at_once
 
     @property
     def sampling(self) -> Sampling:
@@ -160,6 +166,7 @@ class GrpoTrainer:
         device: torch.device,
     ) -> None:
         self.config, self.device, self.prompts, self.blend = config, device, list(prompts), blend
+        self.measured_s = 0.0  # that the last measurement took
         self.vocabulary = source.tokenizer.vocabulary
         self.policy = policy.to(device)
         self.reference: Transformer | None = None
@@ -170,18 +177,21 @@ class GrpoTrainer:
             vision=source.vision,
             tokenizer=source.tokenizer,
             manifest=source.manifest,
-            size_px=picture_side(config, source),
+            size_px=picture_side(config.size_px, source),
         )
         self.optimizers = make_optimizers(policy, config)
         if config.recompute_layers:  # behind the copies above, which need no gradients
             sharding.checkpoint_layers(policy)
 
     def step(self, step: int, factor: float) -> Mapping[str, float | Tensor]:
-        """Draw, score, learn. Figures: mean reward, each term's mean, KL, clipped share, gradient norm."""
+        """Draw, score, learn. Figures: mean reward, each term's mean, KL, clipped share, gradient norm, and
+        how long drawing and scoring took, and the rest."""
+        begun = time.monotonic()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
         rollouts, scores = self.answers(self._asked(step), stream=step, group=self.config.group)
+        answered = time.monotonic()
         totals = scores.total.reshape(-1, self.config.group)
         gains = advantages(totals, normalise=self.config.normalise).ravel()
         order = np.random.default_rng((self.config.seed, step, 1)).permutation(len(rollouts))
@@ -190,7 +200,8 @@ class GrpoTrainer:
         for part in np.array_split(order, self.config.updates_per_step):
             figures.append(self._update(part, rollouts, gains, then, reference))
         means = {name: float(np.mean([one[name] for one in figures])) for name in figures[0]}
-        return {"reward": float(totals.mean()), **_term_means(scores), **means}
+        times = {"answering_s": answered - begun, "learning_s": time.monotonic() - answered}
+        return {"reward": float(totals.mean()), **_term_means(scores), **means, **times}
 
     def answers(
         self, prompts: Sequence[Prompt], *, stream: int, group: int
@@ -198,12 +209,19 @@ class GrpoTrainer:
         """`group` answers to each prompt, side by side, and their scores."""
         asked = [prompt for prompt in prompts for _ in range(group)]
         keys = np.random.SeedSequence((self.config.seed, stream)).generate_state(len(asked), np.uint64)
-        rollouts = self.drawer.draw(asked, [int(key) for key in keys], sampling=self.config.sampling)
+        rollouts = self.drawer.draw(
+            asked,
+            [int(key) for key in keys],
+            sampling=self.config.sampling,
+            at_once=self.config.answers_at_once,
+        )
         return rollouts, self.blend([rollout.answer for rollout in rollouts])
 
     def measure(self, prompts: Sequence[Prompt]) -> dict[str, float]:
         """Mean scores of answers to held-out prompts, with the same random numbers each time."""
+        begun = time.monotonic()
         _, scores = self.answers(prompts, stream=_HELD_OUT_STREAM, group=self.config.measured_answers)
+        self.measured_s = time.monotonic() - begun
         return {f"held_out_{name}": value for name, value in _named_means(scores).items()}
 
     def _asked(self, step: int) -> list[Prompt]:
@@ -216,38 +234,44 @@ class GrpoTrainer:
             chosen.append(self.prompts[order[at]])
         return chosen
 
-    def _before(self, rollouts: Sequence[Rollout]) -> tuple[list[Tensor], list[Tensor]]:
-        """Log probabilities [T] of each answer's row, under the weights that drew it and at the start."""
-        then: list[Tensor] = []
-        reference: list[Tensor] = []
+    def _before(self, rollouts: Sequence[Rollout]) -> tuple[list[Tensor] | None, list[Tensor] | None]:
+        """Log probabilities [T] of each answer's row, under the weights that drew it and at the start. None
+        where they are those of the update itself: it is the only one, or there is no reference.
+        """
+        moves = self.config.updates_per_step > 1
+        then: list[Tensor | None] = [None] * len(rollouts)
+        reference: list[Tensor | None] = [None] * len(rollouts)
         with torch.no_grad():
-            for part in self._parts(np.arange(len(rollouts))):
+            for part in self._parts(np.arange(len(rollouts)), rollouts):
                 rows = self._rows([rollouts[i] for i in part])
-                then += list(self.log_probabilities(self.policy, rows.ids))
-                if self.reference is not None:
-                    reference += list(self.log_probabilities(self.reference, rows.ids))
-        return then, reference or then
+                for model, found in ((self.policy if moves else None, then), (self.reference, reference)):
+                    if model is not None:
+                        logs_BT = self.log_probabilities(model, rows.ids, learnt_BT=rows.weights > 0)
+                        for i, row in zip(part, logs_BT, strict=True):
+                            found[i] = row
+        return _whole(then), _whole(reference)
 
     def _update(
         self,
         chosen: np.ndarray,
         rollouts: Sequence[Rollout],
         gains: np.ndarray,
-        then: Sequence[Tensor],
-        reference: Sequence[Tensor],
+        then: Sequence[Tensor] | None,
+        reference: Sequence[Tensor] | None,
     ) -> dict[str, float]:
         """One optimiser step over some of the answers."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
-        for part in self._parts(chosen):
+        for part in self._parts(chosen, rollouts):
             rows = self._rows([rollouts[i] for i in part])
             length = rows.weights.shape[1]
-            now = self.log_probabilities(self.policy, rows.ids)
+            now = self.log_probabilities(self.policy, rows.ids, learnt_BT=rows.weights > 0)
+            before = now.detach() if then is None else _padded([then[i] for i in part], length)
             loss, figures = policy_loss(
                 now,
-                _padded([then[i] for i in part], length),
-                _padded([reference[i] for i in part], length),
+                before,
+                before if reference is None else _padded([reference[i] for i in part], length),
                 torch.tensor(gains[part], dtype=torch.float32, device=self.device),
                 rows.weights.to(self.device),
                 config=self.config,
@@ -261,27 +285,36 @@ class GrpoTrainer:
             optimizer.step()
         return {**sums, "gradient_norm": float(norm)}
 
-    def _parts(self, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    def _parts(self, chosen: np.ndarray, rollouts: Sequence[Rollout]) -> Iterator[np.ndarray]:
+        """Answers that go through the model together: of like length, so that little is padding."""
+        lengths = [len(rollouts[i].prompt_ids) + len(rollouts[i].answer_ids) for i in chosen]
+        chosen = chosen[np.argsort(lengths, kind="stable")]
         for start in range(0, len(chosen), self.config.rows_at_once):
             yield chosen[start : start + self.config.rows_at_once]
 
     def _rows(self, rollouts: Sequence[Rollout]) -> Rows:
         return Rows(rollouts, config=self.config, vocabulary=self.vocabulary)
 
-    def log_probabilities(self, model: Transformer, ids_BT: Tensor) -> Tensor:
-        """[B, T] of ids[:, 1:], fp32, as rollouts draw them: codes among codes, at the temperature."""
+    def log_probabilities(
+        self, model: Transformer, ids_BT: Tensor, *, learnt_BT: Tensor | None = None
+    ) -> Tensor:
+        """[B, T] of ids[:, 1:], fp32, as rollouts draw them: codes among codes, at the temperature. 0 where
+        `learnt_BT` is False; None: everywhere computed."""
+        learnt_BT = torch.ones_like(ids_BT[:, 1:], dtype=torch.bool) if learnt_BT is None else learnt_BT
+        index_N = learnt_BT.cpu().flatten().nonzero()[:, 0].to(self.device)
         dtype = self.config.dtype(self.device)
         ids_BT = ids_BT.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            hidden_ND = model(ids_BT[:, :-1]).flatten(0, 1)
-            targets_N = ids_BT[:, 1:].flatten()
+            hidden_ND = model(ids_BT[:, :-1]).flatten(0, 1)[index_N]
+            targets_N = ids_BT[:, 1:].flatten()[index_N]
             pieces = zip(
                 hidden_ND.split(self.config.loss_tokens),
                 targets_N.split(self.config.loss_tokens),
                 strict=True,
             )
             found = [recomputed(self._piece, model, *piece, use_reentrant=False) for piece in pieces]
-        return torch.cat(found).view(len(ids_BT), -1)
+        logs_N = torch.cat(found)
+        return logs_N.new_zeros(learnt_BT.numel()).index_copy(0, index_N, logs_N).view(learnt_BT.shape)
 
     def _piece(self, model: Transformer, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
         logits_NV = model.logits(hidden_ND).float() / self.config.temperature
@@ -293,18 +326,22 @@ class GrpoTrainer:
         return chosen_N - torch.where(visual_N, among_codes_N, among_all_N)
 
 
-def train(config: GrpoTraining, *, terms: Mapping[str, rewards.Term] | None = None) -> dict[str, float]:
+def train(config: GrpoTraining, *, terms: Mapping[str, rewards.Open] | None = None) -> dict[str, float]:
     """Run the stage; writes a checkpoint folder into `config.out` whenever it saves its state, and a page of
-    figures before and after. `terms` are rewards that others hand down, by name.
+    figures before and after. `terms` open rewards that others hand down, by name.
     """
-    device = pick_device(config.device)
+    begun, device = time.monotonic(), pick_device(config.device)
     ranks = Ranks(device)
     if ranks.world > 1:
         raise ValueError("stage grpo trains in one process: start it without torchrun")
     source, out = open_source(config.init_from, device=device), Path(config.out)
     blend = rewards.Blend(config.rewards, handed_down=terms or {}, device=device)
     model = with_dropout(checkpoint.load(source.weights, dtype=torch.float32), 0.0).train()
-    asked = [read_prompts(file, config, source) for file in (config.prompts, config.held_out) if file]
+    asked = [
+        read_prompts(file, source, size_px=picture_side(config.size_px, source))
+        for file in (config.prompts, config.held_out)
+        if file
+    ]
     trainer = GrpoTrainer(model, config=config, source=source, prompts=asked[0], blend=blend, device=device)
     held = asked[1] if len(asked) > 1 else []
     store = ShardedStore(out, "grpo", module=model, optimizers=trainer.optimizers, ranks=ranks)
@@ -321,6 +358,8 @@ def train(config: GrpoTraining, *, terms: Mapping[str, rewards.Term] | None = No
         store=store,
         on_log=on_log,
         on_save=lambda: save_checkpoint(out, model, source=source),
+        begun=begun,
+        closing_s=lambda: (trainer.measured_s or _FIRST_MEASURE_S) if held else 0.0,
     )
     after = trainer.measure(held) if held else {}
     for name in after:
@@ -343,46 +382,10 @@ def _measured_before(
     return figures
 
 
-def picture_side(config: GrpoTraining, source: Source) -> int:
-    """In pixels."""
-    return config.size_px or (source.manifest.default_size or (512, 512))[0]
-
-
-def read_prompts(file: str, config: GrpoTraining, source: Source) -> list[Prompt]:
-    """The lines of a prompt file. ValueError that names the line."""
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(f'{path}: no such file; write lines as {{"mode": "t2i", "prompt": "a red ball"}}')
-    size = (picture_side(config, source),) * 2
-    prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-            mode, text = values["mode"], values["prompt"]
-            images = [picture(path.parent / name, size=size) for name in values.get("images", [])]
-            if mode not in MODES or not isinstance(text, str):
-                raise ValueError(f"mode must be one of {', '.join(MODES)} and prompt a text")
-            grids: tuple[np.ndarray, ...] = ()
-            if images:
-                shown = torch.from_numpy(np.stack(images)).to(next(source.vision.parameters()).device)
-                grids = tuple(source.vision.encode(shown).cpu().numpy())
-            prompts.append(
-                Prompt(
-                    mode=mode,
-                    text=text,
-                    codes=grids,
-                    commands=tuple(values.get("commands", ())),
-                    steps=int(values.get("steps", 1)),
-                    truth={**values.get("truth", {}), "folder": str(path.parent)},
-                )
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}: {error!r}") from error
-    if not prompts:
-        raise ValueError(f"{path} holds no prompts")
-    return prompts
+def _whole(rows: Sequence[Tensor | None]) -> list[Tensor] | None:
+    """All rows, or None where there are none."""
+    there = [row for row in rows if row is not None]
+    return there if there else None
 
 
 def _padded(rows: Sequence[Tensor], length: int) -> Tensor:

@@ -21,6 +21,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from emuworld.training.ranks import Ranks
 from emuworld.training.states import StateStore
 
+_FIRST_SAVE_S = 5.0  # that a save is taken to need before there was one
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -29,10 +31,14 @@ class LoopConfig:
     Training ends at `max_steps` or after `max_seconds` of training time (earlier runs that were resumed
     count), whichever comes first; the learning rate follows whichever is further: linear warm-up, constant,
     then linear to zero over the last `decay_fraction`, or warm-up and cosine.
+
+    `stage_seconds` bounds the stage as a whole, in this process: preparation, training, the last save and the
+    last measurement. Training ends so much earlier.
     """
 
     max_steps: int = 10_000
     max_seconds: float = math.inf
+    stage_seconds: float = math.inf
     warmup_steps: int = 100
     decay_fraction: float = 0.4
     log_every_steps: int = 50
@@ -48,11 +54,14 @@ class LoopConfig:
                 f"schedule is 'trapezoid' or 'cosine' and minimum_factor in 0..1, got {self.schedule!r} and "
                 f"{self.minimum_factor}"
             )
-        if self.max_steps < 1 or self.max_seconds <= 0 or not 0 <= self.decay_fraction <= 1:
+        if (
+            self.max_steps < 1
+            or min(self.max_seconds, self.stage_seconds) <= 0
+            or not 0 <= self.decay_fraction <= 1
+        ):
             raise ValueError(
-                f"a run needs max_steps >= 1, max_seconds > 0 and decay_fraction in 0..1, "
-                f"got {self.max_steps}, "
-                f"{self.max_seconds} and {self.decay_fraction}"
+                "a run needs max_steps >= 1, max_seconds and stage_seconds > 0 and decay_fraction in 0..1, "
+                f"got {self.max_steps}, {self.max_seconds}, {self.stage_seconds} and {self.decay_fraction}"
             )
 
 
@@ -106,13 +115,16 @@ def run(
     on_log: Callable[[int], Mapping[str, float]] | None = None,
     on_save: Callable[[], None] | None = None,
     ranks: Ranks | None = None,
+    begun: float | None = None,
+    closing_s: Callable[[], float] = lambda: 0.0,
 ) -> int:
     """Run the stage; returns the number of steps done in all.
 
     `train_step(step, factor)` does one optimiser step at `factor` of the base learning rate and returns
     figures to log. `on_save` writes what others open, each time that the state was saved and at the end.
     Ctrl-C and SIGTERM save the state and end the run cleanly. Of several `ranks` all end at
-    the same step, and the first alone writes, logs and shows progress.
+    the same step, and the first alone writes, logs and shows progress. For `stage_seconds`: `begun` is when
+    the stage began, on the monotonic clock, `closing_s` what its end will take besides saving.
     """
     ranks = ranks or Ranks(torch.device("cpu"))
     out.mkdir(parents=True, exist_ok=True)
@@ -127,10 +139,20 @@ def run(
     start = last_save = time.monotonic()
     last_step = step if saved else -1
 
+    save_s = _FIRST_SAVE_S
+
     def save() -> None:
+        nonlocal save_s
+        save_begun = time.monotonic()
         store.save({"step": step, "spent_s": spent_s + time.monotonic() - start})
         if on_save:
             on_save()
+        save_s = time.monotonic() - save_begun
+
+    def limit_s() -> float:
+        """Of training time, those of earlier runs included."""
+        late = (start if begun is None else begun) + config.stage_seconds - closing_s() - save_s
+        return max(1e-9, min(config.max_seconds, spent_s + late - start))
 
     try:
         with _progress(shown=ranks.first) as bar:
@@ -138,7 +160,7 @@ def run(
             while True:
                 elapsed_s = spent_s + time.monotonic() - start
                 progress, stopped, due = ranks.highest(
-                    max(step / config.max_steps, elapsed_s / config.max_seconds),
+                    max(step / config.max_steps, elapsed_s / limit_s()),
                     float(bool(stop)),
                     float(step > last_step and _due(config, step, time.monotonic() - last_save)),
                 )

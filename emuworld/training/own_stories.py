@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,11 +40,15 @@ class OwnStories:
     num_stories: int = 2_000
     frames: int = 6  # pictures of a walk at most, the given one included
     batch: int = 64  # stories answered at once
+    max_seconds: float = math.inf  # no answers are begun that would end later; at least one batch is drawn
     guidance: float | None = 1.0  # null: the mode's own, which then is learnt too: decode with guidance=1
 
     def __post_init__(self) -> None:
-        if min(self.num_stories, self.batch) < 1 or self.frames < 2:
-            raise ValueError(f"own stories need num_stories and batch of 1, frames of 2 or more, got {self}")
+        if min(self.num_stories, self.batch) < 1 or self.frames < 2 or self.max_seconds <= 0:
+            raise ValueError(
+                "own stories need num_stories and batch of 1 or more, frames of 2 or more and max_seconds "
+                f"above 0, got {self}"
+            )
 
 
 class Answerer:
@@ -67,18 +73,30 @@ class Answerer:
         *,
         on_done: Callable[[int], None] = lambda done: None,
     ) -> list[TokenStory]:
-        """The first `num_stories` stories with the model's pictures: read from `folder` as far as they are
-        there, else drawn and put there. Other settings or another model use other files."""
+        """The first `num_stories` stories with the model's pictures, or as many as there was time for: read
+        from `folder` as far as they are there, else drawn and put there. Other settings or another model use
+        other files. A run that goes on takes what the first one had time for."""
         asked = [self._shortened(story, at) for at, story in enumerate(stories[: self._config.num_stories])]
         folder.mkdir(parents=True, exist_ok=True)
+        size, limit_s = self._config.batch, self._config.max_seconds
+        counted = folder / f"own-{self._key(asked[:size])}-{limit_s:g}s.json"
+        if counted.is_file():
+            asked = asked[: int(json.loads(counted.read_text()))]
         answered: list[TokenStory] = []
-        for start in range(0, len(asked), self._config.batch):
-            chunk = asked[start : start + self._config.batch]
+        begun, longest_s = time.monotonic(), 0.0
+        for start in range(0, len(asked), size):
+            chunk = asked[start : start + size]
             path = folder / f"own-{start:07d}-{self._key(chunk)}.npz"
             if not path.is_file():
+                chunk_begun = time.monotonic()
+                if start and not counted.is_file() and chunk_begun - begun + longest_s > limit_s:
+                    break
                 save_tokens(path, self.answer(chunk, first=start))
+                longest_s = max(longest_s, time.monotonic() - chunk_begun)
             answered += load_tokens(path)
             on_done(len(answered))
+        if math.isfinite(limit_s):
+            counted.write_text(json.dumps(len(answered)))
         return answered
 
     def answer(self, stories: Sequence[TokenStory], *, first: int = 0) -> list[TokenStory]:
@@ -175,7 +193,8 @@ class Answerer:
 
     def _key(self, stories: Sequence[TokenStory]) -> str:
         digest = hashlib.sha256(self._parts.fingerprint)
-        digest.update(json.dumps([dataclasses.asdict(self._config), self._seed]).encode())
+        settings = {k: v for k, v in dataclasses.asdict(self._config).items() if k != "max_seconds"}
+        digest.update(json.dumps([settings, self._seed]).encode())
         for story in stories:
             digest.update(json.dumps([story.question, story.texts, story.captions, story.kind]).encode())
             digest.update(story.codes.tobytes())

@@ -14,6 +14,7 @@ import numpy as np
 from emuworld.training.examples import Batch, Bucket, ExampleSampler
 from emuworld.training.modes import Example
 
+KIND = "packed"  # of batches of such rows
 _TRIES = 4  # other draws for the room that is left
 
 
@@ -47,7 +48,7 @@ def packed_batches(
     ]
     return [
         Batch(
-            kind="packed",
+            kind=KIND,
             ids=np.concatenate([row.ids for row in part]),
             inputs=np.concatenate([row.inputs for row in part]),
             weights=np.concatenate([row.weights for row in part]),
@@ -92,7 +93,7 @@ def row_of(
         numbers[start:stop] = number
         start = stop
     return Batch(
-        kind="packed",
+        kind=KIND,
         ids=ids[None],
         inputs=sampler.noisy(ids[None, :-1], rng),
         weights=weights[None, 1:],

@@ -80,12 +80,16 @@ class Scores:
     terms: Mapping[str, np.ndarray]
 
 
+Open = Callable[[Scale, torch.device], Term]
+"""Makes a term by its settings, on a device. OSError, ValueError or KeyError where it cannot be computed."""
+
+
 class Blend:
     """The weighted mean of terms.
 
     Args:
         scales: which terms, and how they count.
-        handed_down: terms of the simulator and the suites by name.
+        handed_down: what opens terms of the simulator and the suites, by name.
 
     Attributes:
         left_out: name -> why, of terms that cannot be computed here.
@@ -95,17 +99,17 @@ class Blend:
     """
 
     def __init__(
-        self, scales: Sequence[Scale], *, handed_down: Mapping[str, Term], device: torch.device
+        self, scales: Sequence[Scale], *, handed_down: Mapping[str, Open], device: torch.device
     ) -> None:
         self._terms: list[tuple[Scale, Term]] = []
         self.left_out: dict[str, str] = {}
-        known = {**handed_down, "preservation": preservation}
+        known = {**_LEARNT, **handed_down, "preservation": lambda scale, device: preservation}
         for scale in scales:
-            if scale.name not in known and scale.name not in _LEARNT:
-                names = ", ".join(sorted({*known, *_LEARNT}))
+            if scale.name not in known:
+                names = ", ".join(sorted(known))
                 raise ValueError(f"no reward term is called {scale.name!r}; there are {names}")
             try:
-                term = known.get(scale.name) or _LEARNT[scale.name](scale, device)
+                term = known[scale.name](scale, device)
             except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
                 self.left_out[scale.name] = " ".join(str(error).split())[:300]
                 print(f"reward {scale.name} is left out: {self.left_out[scale.name]}", flush=True)
@@ -142,7 +146,7 @@ def preservation(answers: Sequence[Answer]) -> list[float]:
         before, after = answer.references[-1], answer.pictures[-1]
         if before.shape != after.shape:
             before = np.asarray(Image.fromarray(before).resize(after.shape[1::-1]))
-        changed = np.abs(before.astype(int) - after.astype(int)).max(axis=2)
+        changed = np.abs(before.astype(np.int16) - after.astype(np.int16)).max(axis=2)
         shares.append(float((changed < 24).mean()))
     return shares
 
@@ -227,7 +231,7 @@ class Identity:
         return [one(answer) for answer in answers]
 
 
-_LEARNT: dict[str, Callable[[Scale, torch.device], Term]] = {
+_LEARNT: dict[str, Open] = {
     "alignment": Alignment,
     "aesthetics": Aesthetics,
     "identity": Identity,

@@ -31,6 +31,7 @@ from emuworld.training import reading
 from emuworld.training.rewards import Answer
 
 _FINGERPRINT = bytes(FINGERPRINT_BYTES)  # worlds of a round live no longer than its weights
+_DECODED_AT_ONCE = 64
 _WORDLESS = ("t2i", "x2i", "explore")  # what is drawn first in these modes is a picture
 
 
@@ -63,7 +64,10 @@ class Rollout:
 
 
 class Drawer:
-    """Draws answers with the weights that a transformer has at the time."""
+    """Draws answers with the weights that a transformer has at the time.
+
+    `apart`: with a copy in the fused form, pictures decoded many at once; None: on CUDA.
+    """
 
     def __init__(
         self,
@@ -73,10 +77,15 @@ class Drawer:
         tokenizer: TextTokenizer,
         manifest: Manifest,
         size_px: int,
+        apart: bool | None = None,
     ) -> None:
         self._policy, self._vision, self._tokenizer, self._manifest = policy, vision, tokenizer, manifest
         self._size = (size_px, size_px)
-        self._copy = copy.deepcopy(policy).to(torch.bfloat16) if policy.device.type == "cuda" else None
+        on_cuda = policy.device.type == "cuda"
+        self._apart = on_cuda if apart is None else apart
+        self._copy = copy.deepcopy(policy) if self._apart else None
+        if self._copy is not None and on_cuda:
+            self._copy.to(torch.bfloat16)
         self._engine: CachedModel = policy if self._copy is None else fused(self._copy)
         self._caches = CachePool(self._engine)
         context = Context(
@@ -86,10 +95,13 @@ class Drawer:
             max_tokens=policy.config.max_position_embeddings,
         )
         self._writer = SegmentWriter(self._engine, context=context, caches=self._caches)
+        self._seen: dict[
+            int, tuple[Prompt, tuple[np.ndarray, ...]]
+        ] = {}  # with the prompt: its id stays taken
 
     @torch.no_grad()
     def draw(
-        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, sampling: Sampling, at_once: int = 64
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], *, sampling: Sampling, at_once: int = 128
     ) -> list[Rollout]:
         """An answer for each prompt; `seeds` decide what is drawn."""
         training = self._policy.training
@@ -97,7 +109,7 @@ class Drawer:
         if self._copy is not None:
             for mine, theirs in zip(self._copy.parameters(), self._policy.parameters(), strict=True):
                 mine.copy_(theirs)
-        self._caches.clear()
+        self._caches.forget()
         drawn: list[Rollout] = []
         for start in range(0, len(prompts), at_once):
             part = slice(start, start + at_once)
@@ -128,7 +140,7 @@ class Drawer:
                     step=plan.state.step + 1,
                     ended=ended or plan.state.mode in ("t2i", "x2i"),
                 )
-        return [self._rollout(*one) for one in zip(prompts, states, drawn, strict=True)]
+        return self._rollouts(prompts, states, drawn)
 
     def _begin(self, prompt: Prompt, seed: int) -> WorldState:
         ids = prompt_ids(prompt.mode, question=prompt.text, images=prompt.codes, tokenizer=self._tokenizer)
@@ -154,29 +166,60 @@ class Drawer:
             inside = (inside or opens) and token != vocabulary.eoi
         return chosen
 
-    def _rollout(self, prompt: Prompt, state: WorldState, drawn: list[bool]) -> Rollout:
+    def _rollouts(
+        self, prompts: Sequence[Prompt], states: Sequence[WorldState], drawn: Sequence[list[bool]]
+    ) -> list[Rollout]:
         vocabulary = self._manifest.vocabulary
-        grids = [block_codes(block, vocabulary) for block in image_blocks(state.answer_ids, vocabulary)]
-        shown = pictures.decode(self._vision, [*prompt.codes, *grids], device=self._policy.device)
-        parsed = parse_answer(state.answer_ids, tokenizer=self._tokenizer)
-        answer = Answer(
-            mode=prompt.mode,
-            prompt=prompt.text,
-            references=tuple(shown[: len(prompt.codes)]),
-            pictures=tuple(shown[len(prompt.codes) :]),
-            texts=tuple(segment.text for segment in parsed),
-            truth=prompt.truth,
-        )
-        return Rollout(
-            prompt_ids=state.prompt_ids,
-            answer_ids=state.answer_ids,
-            drawn=np.array(drawn, dtype=bool),
-            answer=answer,
-        )
+        grids = [
+            [block_codes(block, vocabulary) for block in image_blocks(state.answer_ids, vocabulary)]
+            for state in states
+        ]
+        shown = iter(self._decoded([grid for of_one in grids for grid in of_one]))
+        references = self._references(prompts)
+        rollouts = []
+        for prompt, state, chosen, own in zip(prompts, states, drawn, grids, strict=True):
+            parsed = parse_answer(state.answer_ids, tokenizer=self._tokenizer)
+            answer = Answer(
+                mode=prompt.mode,
+                prompt=prompt.text,
+                references=references[id(prompt)],
+                pictures=tuple(next(shown) for _ in own),
+                texts=tuple(segment.text for segment in parsed),
+                truth=prompt.truth,
+            )
+            rollouts.append(
+                Rollout(
+                    prompt_ids=state.prompt_ids,
+                    answer_ids=state.answer_ids,
+                    drawn=np.array(chosen, dtype=bool),
+                    answer=answer,
+                )
+            )
+        return rollouts
 
-    def codes(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        """Codes of pictures uint8 [H, W, 3] of this drawer's size."""
-        return tuple(pictures.encode(self._vision, images, device=self._policy.device))
+    def _decoded(self, grids: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Pictures of codes: many at once on a GPU, one by one, for equal bytes in any company, on a CPU."""
+        device = self._policy.device
+        if not self._apart:
+            return pictures.decode(self._vision, grids, device=device)
+        shown: list[np.ndarray] = [np.zeros(0)] * len(grids)
+        for shape in {grid.shape for grid in grids}:
+            alike = [at for at, grid in enumerate(grids) if grid.shape == shape]
+            for start in range(0, len(alike), _DECODED_AT_ONCE):
+                part = alike[start : start + _DECODED_AT_ONCE]
+                codes = torch.from_numpy(np.stack([grids[at] for at in part]).astype(np.int64)).to(device)
+                for at, picture in zip(part, self._vision.decode(codes).cpu().numpy(), strict=True):
+                    shown[at] = picture
+        return shown
+
+    def _references(self, prompts: Sequence[Prompt]) -> dict[int, tuple[np.ndarray, ...]]:
+        """The reference pictures of each prompt as the model sees them, by the prompt's identity; kept,
+        because prompts are few and come again."""
+        new = {id(p): p for p in prompts if id(p) not in self._seen}
+        shown = iter(self._decoded([grid for p in new.values() for grid in p.codes]))
+        for key, prompt in new.items():
+            self._seen[key] = prompt, tuple(next(shown) for _ in prompt.codes)
+        return {id(p): self._seen[id(p)][1] for p in prompts}
 
 
 def _text(prompt: Prompt, step: int, state: WorldState) -> str | None:

@@ -32,7 +32,7 @@ from emuworld.training.muon import Muon
 from emuworld.training.ranks import Ranks
 
 PRECISIONS = ("auto", "bf16", "fp32")
-_MOST_SHAPES = 64  # of batches; beyond its limit PyTorch goes on uncompiled, without a word
+MOST_SHAPES = 64  # of batches; beyond its limit PyTorch goes on uncompiled, without a word
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Objective(nn.Module):
         the cross-entropy for any number of tokens: a fraction of the minutes that the whole objective takes
         for each shape.
         """
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
         for layer in self.model.model.layers:
             layer.compile()
         self._cross_entropies = torch.compile(_cross_entropies, dynamic=True)

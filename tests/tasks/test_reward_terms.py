@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from emuworld.checkpoint_folder import BUILTIN
 from emuworld.envs.palette import SHAPES
 from emuworld.tasks.detector import Detector
 from emuworld.tasks.reward_prompts import FILE_NAME, RewardPrompts, run
-from emuworld.tasks.rewards import DETECTOR_FILE, likeness, objects, terms
+from emuworld.tasks.rewards import DETECTOR_FILE, Objects, likeness, terms
+from emuworld.training.rewards import Scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,10 @@ class _Answer:
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("prompts")
-    run(RewardPrompts(out=str(out), num_t2i=1, num_x2i=1, num_explore=1, num_steps=2, renderer="rays"))
+    config = RewardPrompts(
+        out=str(out), num_t2i=1, num_x2i=1, num_explore=1, num_steps=2, renderer="rays", workers=1
+    )
+    run(config)
     read = [json.loads(line) for line in (out / FILE_NAME).read_text().splitlines()]
     for line in read:
         line["truth"]["folder"] = str(out)
@@ -61,12 +66,45 @@ def test_the_simulators_own_pictures_score_best(lines: list[dict[str, Any]]) -> 
 
 def test_objects_are_what_the_judge_finds(lines: list[dict[str, Any]]) -> None:
     """A plain wall shows nothing; of a view that the judge reads, what it finds scores 1, one more half."""
+    objects = terms()["objects"](Scale(name="objects"), torch.device("cpu"))
+    assert isinstance(objects, Objects)
     wall = np.full((256, 256, 3), 180, np.uint8)
     assert objects([_Answer((wall,), {"objects": [("red", "ball")]})]) == [0.0]
     view = _shown(lines[2], lines[2]["images"][0])
     found = [one.pair for one in Detector.load(BUILTIN["small"] / DETECTOR_FILE).detect([view])[0]]
     missing = next(("red", shape) for shape in SHAPES if ("red", shape) not in found)
     asked = [*found, missing] if found else [missing]
-    assert objects([_Answer((view,), {"objects": asked})]) == [len(found) / len(asked)]
-    assert np.isnan(objects([_Answer((wall,), {})])[0])
+    right = len(found) / len(asked)
+    assert objects([_Answer((view,), {"objects": asked})]) == [right]
+    small = wall[:128, :128]
+    several = objects(
+        [
+            _Answer((wall,), {}),
+            _Answer((small,), {"objects": asked}),
+            _Answer((wall, view), {"objects": asked}),
+            _Answer((), {"objects": asked}),
+        ]
+    )
+    np.testing.assert_allclose(several, [np.nan, 0.0, right, np.nan])
+    with pytest.raises(ValueError, match="no detector at"):
+        terms()["objects"](Scale(name="objects", model="none"), torch.device("cpu"))
     assert set(terms()) == {"objects", "likeness"}
+
+
+def test_several_processes_write_the_same_lines(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        run(
+            RewardPrompts(
+                out=str(tmp_path / str(workers)),
+                num_t2i=2,
+                num_x2i=3,
+                num_explore=1,
+                size_px=64,
+                renderer="rays",
+                workers=workers,
+            )
+        )
+    one, two = (sorted((tmp_path / name).iterdir()) for name in ("1", "2"))
+    assert [path.name for path in one] == [path.name for path in two]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))
+    assert len((tmp_path / "2" / FILE_NAME).read_text().splitlines()) == 6

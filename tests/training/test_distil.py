@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +26,7 @@ from emuworld.training.distil import DidaTrainer, DidaTraining, train, write_fol
 from emuworld.training.examples import Batch, Bucket, ExampleSampler, Mixture
 from emuworld.training.loop import LoopConfig
 from emuworld.training.own_stories import Answerer, OwnStories
+from emuworld.training.packing import Packing, packed_batches
 from emuworld.world_model import WorldModel, load
 
 SIDE = 3
@@ -149,7 +154,7 @@ def test_an_adapter_touches_noisy_tokens_only(by_heart: tuple[Path, list[TokenSt
     rows = trainer.rows(batch)
     blocks = torch.from_numpy(rows.blocks)
     with torch.inference_mode():
-        attention = trainer.attention(blocks, torch.from_numpy(rows.positions), torch.from_numpy(rows.reach))
+        attention = trainer.attention(blocks, torch.from_numpy(rows.starts), torch.from_numpy(rows.reach))
         ids, positions = torch.from_numpy(rows.ids), torch.from_numpy(rows.positions)
         plain = model(ids, attention=attention, positions_BT=positions)
         with trainer.adapter.active(blocks > 0):
@@ -246,6 +251,102 @@ def test_the_stage_resumes_and_writes_what_can_be_opened(
     assert Manifest.load(find(tiny_folder)).dida is None
     changed = model.fingerprint != load(tiny_folder, device="cpu").fingerprint
     assert changed
+
+
+def packed_settings(tiny_folder: str, folder: Path, out: str, steps: int) -> DidaTraining:
+    return DidaTraining(
+        init_from=tiny_folder,
+        shards=str(folder),
+        out=str(folder / out),
+        stories="both",
+        own=OwnStories(num_stories=6, frames=2, batch=2, max_seconds=1e-3),
+        rank=4,
+        size_px=64,
+        device="cpu",
+        buckets=(BUCKET, Bucket(kind="picture", batch_size=2)),
+        packing=Packing(tokens=320, rows=2, rows_at_once=2),
+        validation_batches=1,
+        loop=LoopConfig(max_steps=steps, warmup_steps=2, log_every_steps=2, decay_fraction=0.0),
+    )
+
+
+def test_packed_rows_of_both_kinds_of_stories_resume(
+    tiny_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path)
+    whole = train(packed_settings(tiny_folder, tmp_path, "whole", 6))
+    said = capsys.readouterr().out
+    assert "dida: 2 own stories" in said and "dida: 4 own stories" not in said, "there was time for one batch"
+    train(packed_settings(tiny_folder, tmp_path, "parts", 4))
+    assert train(packed_settings(tiny_folder, tmp_path, "parts", 6)) == whole
+    assert load(tmp_path / "whole", device="cpu").manifest.dida == Noise()
+
+
+def test_codes_of_a_pretraining_are_read_and_not_made(tiny_folder: str, tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    encoded = dataclasses.replace(packed_settings(tiny_folder, tmp_path, "a", 2), stories="data")
+    expected = train(encoded)
+    digest = hashlib.sha256((find(tiny_folder) / "vision.safetensors").read_bytes()).hexdigest()[:12]
+    (made,) = (tmp_path / "a").glob("tokens-*")
+    made.rename(tmp_path / f"tokens-train-{digest}-64x64")
+    reading = dataclasses.replace(
+        encoded, out=str(tmp_path / "b"), codes=str(tmp_path), shards="nowhere", num_stories=6
+    )
+    assert train(reading) == expected
+    with pytest.raises(ValueError, match="has no tokens-train-"):
+        train(dataclasses.replace(reading, codes=str(tmp_path / "a"), out=str(tmp_path / "c")))
+
+
+def test_a_stage_ends_in_time(tiny_folder: str, tmp_path: Path) -> None:
+    """Its preparation counts, and the end is left room for."""
+    write_shards(tmp_path)
+    settings = packed_settings(tiny_folder, tmp_path, "out", 100_000)
+    begun = time.monotonic()
+    train(dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, stage_seconds=9.0)))
+    assert time.monotonic() - begun < 9.0
+    log = (tmp_path / "out" / "dida.log.jsonl").read_text().splitlines()
+    assert len(log) > 2
+
+
+def test_a_layer_with_an_adapter_is_compiled_once(
+    by_heart: tuple[Path, list[TokenStory]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all layers and steps, whatever the mask holds; and it computes the same."""
+    folder, _ = by_heart
+    parts = open_parts(folder, device=torch.device("cpu"))
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    whole = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *a, **kw: whole(*a, **kw, backend=backend))
+    config = DidaTraining(
+        rank=4, buckets=(BUCKET,), size_px=16 * SIDE, packing=Packing(tokens=256, rows=2, rows_at_once=2)
+    )
+    results = []
+    sampler = sampler_of(few_walks(parts.vision.num_codes), parts.tokenizer)
+    for compiles in (False, True):
+        trainer = DidaTrainer(
+            dataclasses.replace(config, compile=compiles),
+            model=checkpoint.load(folder, dtype=torch.float32).train(),
+            vocabulary=parts.manifest.vocabulary,
+            path=make_path(config.noise, codebook_KE=parts.vision.quantize.embedding.weight.detach()),
+        )
+        if compiles:
+            trainer.compile_layers()
+        losses = []
+        for step in range(3):
+            drawn = packed_batches(
+                sampler, (BUCKET,), packing=config.packing, seed=0, step=step, rank=0, world=1
+            )
+            trainer.batches = lambda drawn=drawn: drawn  # type: ignore[misc]
+            losses += [float(trainer.step(step, 1.0)["noisy_loss"])]
+            losses += [trainer.validation_losses(drawn)["validation_loss"]]
+        results.append(losses)
+    assert len(compiled) == 1
+    np.testing.assert_allclose(*results, rtol=1e-5)
 
 
 def test_what_is_unknown_is_named() -> None:

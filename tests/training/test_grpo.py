@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+from emuworld.decoding.sampling import Sampling
 from emuworld.training import grpo
 from emuworld.training.checkpoints import open_source
 from emuworld.training.grpo import GrpoTrainer, GrpoTraining, Rows, advantages, policy_loss
 from emuworld.training.loop import LoopConfig
-from emuworld.training.rewards import Answer, Blend, Scale
+from emuworld.training.prompt_file import read_prompts
+from emuworld.training.rewards import Answer, Blend, Open, Scale
+from emuworld.training.rollouts import Drawer, Prompt
+from emuworld.training.trainer import make_optimizers
 from emuworld.world_model import load
 
 SIZE_PX = 32
@@ -34,7 +39,10 @@ def _contrast(answers: Sequence[Answer]) -> list[float]:
     return [float(answer.pictures[0].std()) for answer in answers]
 
 
-TERMS = {"colour": _colour, "contrast": _contrast}
+TERMS: dict[str, Open] = {
+    "colour": lambda scale, device: _colour,
+    "contrast": lambda scale, device: _contrast,
+}
 SCALES = (
     Scale(name="colour", weight=3.0, low=-53.0, high=-48.0),  # what random codes can draw
     Scale(name="contrast", low=60.0, high=0.0),
@@ -99,7 +107,7 @@ def trainer(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> GrpoT
         model,
         config=config,
         source=source,
-        prompts=grpo.read_prompts(config.prompts, config, source),
+        prompts=read_prompts(config.prompts, source, size_px=SIZE_PX),
         blend=Blend(SCALES, handed_down=TERMS, device=torch.device("cpu")),
         device=torch.device("cpu"),
     )
@@ -125,6 +133,72 @@ def test_what_is_learnt_is_what_was_drawn(trainer: GrpoTrainer) -> None:
     assert abs(told - float(counts.max()) / 200) < 4 * (told * (1 - told) / 200) ** 0.5
     again, _ = trainer.answers(trainer.prompts[:1], stream=3, group=200)
     assert [one.answer_ids for one in again] == [one.answer_ids for one in rollouts]
+
+
+def test_a_copy_draws_with_the_weights_of_the_moment(trainer: GrpoTrainer) -> None:
+    """As on a GPU: in the fused form, whose memory stays where graphs expect it."""
+    source = open_source(str(trainer.config.init_from), device=torch.device("cpu"))
+    policy = copy.deepcopy(trainer.policy)
+    alone, apart = (
+        Drawer(
+            policy,
+            vision=source.vision,
+            tokenizer=source.tokenizer,
+            manifest=source.manifest,
+            size_px=SIZE_PX,
+            apart=apart,
+        )
+        for apart in (False, True)
+    )
+    grid = np.random.default_rng(0).integers(0, 64, (2, 2))
+    shown = Prompt(mode="x2i", text="a red room", codes=(grid,))
+    asked = [trainer.prompts[0], shown, trainer.prompts[1], shown]
+    greedy = Sampling.greedy()
+    answers = []
+    for step in range(3):
+        one, two = (drawer.draw(asked, range(4), sampling=greedy, at_once=3) for drawer in (alone, apart))
+        assert [a.answer_ids for a in one] == [a.answer_ids for a in two]
+        for a, b in zip(one, two, strict=True):
+            assert (
+                len(a.answer.references)
+                == len(b.answer.references)
+                == len(a.answer.pictures) - (a.answer.mode == "t2i")
+            )
+            for mine, theirs in zip(a.answer.pictures, b.answer.pictures, strict=True):
+                assert np.abs(mine.astype(int) - theirs.astype(int)).max() <= 1
+        answers.append([a.answer_ids for a in one])
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(step)
+            for parameter in policy.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    assert answers[0] != answers[1] != answers[2]
+    memory = apart._caches._working.memory  # type: ignore[union-attr]
+    apart.draw(asked, range(4), sampling=greedy, at_once=3)
+    assert apart._caches._working.memory is memory  # type: ignore[union-attr]
+
+
+def test_one_update_needs_no_pass_before_it(trainer: GrpoTrainer) -> None:
+    """Of what it drew it learns the same as with the probabilities worked out before."""
+    rollouts, _ = trainer.answers(trainer.prompts[:2], stream=5, group=3)
+    gains = np.array([1.0, -1.0, 0.5, -0.5, 1.0, -1.0])
+    assert trainer._before(rollouts)[0] is None
+    with torch.no_grad():
+        whole = [
+            trainer.log_probabilities(
+                trainer.policy, Rows([r], config=trainer.config, vocabulary=trainer.vocabulary).ids
+            )[0]
+            for r in rollouts
+        ]
+    start = copy.deepcopy(trainer.policy.state_dict())
+    results = []
+    for then in (None, whole):
+        trainer.policy.load_state_dict(start)
+        trainer.optimizers = make_optimizers(trainer.policy, trainer.config)
+        figures = trainer._update(np.arange(6), rollouts, gains, then, None)
+        results.append((figures["gradient_norm"], trainer.policy.state_dict()["model.norm.weight"].clone()))
+    trainer.policy.load_state_dict(start)
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
 
 
 def test_advantages_are_of_the_group() -> None:
@@ -159,13 +233,13 @@ def test_settings_and_prompts_that_cannot_work_are_named(trainer: GrpoTrainer, t
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"mode": "t2i", "prompt": "a"}\n{"mode": "film", "prompt": "b"}\n')
     with pytest.raises(ValueError, match="line 2"):
-        grpo.read_prompts(str(bad), trainer.config, source)
+        read_prompts(str(bad), source, size_px=SIZE_PX)
     wordy = tmp_path / "wordy.jsonl"
     wordy.write_text('{"mode": "t2i", "prompt": "a", "truth": {"words": ["A"], "boxes": [[0, 0, 1, 1]]}}\n')
-    assert grpo.read_prompts(str(wordy), trainer.config, source)[0].truth["words"] == ["A"]
+    assert read_prompts(str(wordy), source, size_px=SIZE_PX)[0].truth["words"] == ["A"]
     wordy.write_text('{"mode": "t2i", "prompt": "a", "truth": {"words": "A"}}\n')
     with pytest.raises(ValueError, match=r"line 1.*truth\.words must be a list"):
-        grpo.read_prompts(str(wordy), trainer.config, source)
+        read_prompts(str(wordy), source, size_px=SIZE_PX)
     with pytest.raises(ValueError, match="no such file"):
-        grpo.read_prompts(str(tmp_path / "none"), trainer.config, source)
+        read_prompts(str(tmp_path / "none"), source, size_px=SIZE_PX)
     assert dataclasses.replace(trainer.config, updates_per_step=2).updates_per_step == 2

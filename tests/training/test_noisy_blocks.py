@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ def rows(*sequences: list[int], num_blocks: int = 2) -> NoisyRows:
 
 
 def tensors(laid: NoisyRows) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.from_numpy(a) for a in (laid.blocks, laid.positions, laid.reach))
+    return tuple(torch.from_numpy(a) for a in (laid.blocks, laid.starts, laid.reach))
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,49 @@ def test_flex_attention_equals_the_dense_mask() -> None:
     k, v = (torch.randn(2, 2, laid[0].shape[1], 16, generator=generator) for _ in range(2))
     dense, flex = (make(*laid)(q, k, v) for make in (dense_attention, flex_attention))
     torch.testing.assert_close(flex, dense, rtol=1e-5, atol=1e-5)
+
+
+def packed(*sequences: list[int], num_blocks: int) -> NoisyRows:
+    """All in one row, padding behind them."""
+    ids = np.array([[*itertools.chain(*sequences), *[V.pad] * 5]])
+    numbers = np.repeat(np.arange(len(sequences) + 1), [*map(len, sequences), 5])[None]
+    return lay_out(ids, documents_BT=numbers, num_blocks=num_blocks, block_length=LENGTH, vocabulary=V)
+
+
+@torch.inference_mode()
+def test_packed_documents_compute_what_they_do_alone(model: Transformer) -> None:
+    """Clean and noisy tokens alike, and in FlexAttention's form too."""
+    sequences = [sequence(6, pictures=2), sequence(7, pictures=1, references=1), sequence(8, pictures=1)]
+    laid, at, number = packed(*sequences, num_blocks=4), 0, 0
+    both = [
+        model(
+            torch.from_numpy(laid.ids),
+            attention=make(*tensors(laid)),
+            positions_BT=torch.from_numpy(laid.positions),
+        )[0]
+        for make in (dense_attention, flex_attention)
+    ]
+    for ids in sequences:
+        alone = rows(ids)
+        hidden = model(
+            torch.from_numpy(alone.ids),
+            attention=dense_attention(*tensors(alone)),
+            positions_BT=torch.from_numpy(alone.positions),
+        )[0]
+        for packed_hidden in both:
+            torch.testing.assert_close(
+                packed_hidden[at : at + len(ids)], hidden[: len(ids)], rtol=1e-4, atol=1e-4
+            )
+            for block in range(1, int(alone.blocks.max()) + 1):
+                torch.testing.assert_close(
+                    packed_hidden[torch.from_numpy(laid.blocks[0] == number + block)],
+                    hidden[torch.from_numpy(alone.blocks[0] == block)],
+                    rtol=1e-4,
+                    atol=1e-4,
+                )
+        at, number = at + len(ids), number + int(alone.blocks.max())
+    assert number == 4 == int(laid.blocks.max())
+    assert int(packed(*sequences, num_blocks=3).blocks.max()) == 3, "what has no room is not learnt"
 
 
 @torch.inference_mode()

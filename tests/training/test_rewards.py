@@ -40,7 +40,7 @@ def test_the_blend_is_the_weighted_mean_of_what_applies() -> None:
         Scale(name="bright", weight=3.0, low=0.0, high=100.0),
         Scale(name="preservation", weight=1.0, low=0.0, high=1.0),
     )
-    blend = Blend(scales, handed_down={"bright": _brightness}, device=CPU)
+    blend = Blend(scales, handed_down={"bright": lambda scale, device: _brightness}, device=CPU)
     half = _flat(50)
     half[:4] = 200
     scores = blend(
@@ -65,7 +65,7 @@ def test_what_cannot_be_loaded_is_left_out_by_name(
         Scale(name="aesthetics"),
         Scale(name="bright", high=255.0),
     )
-    blend = Blend(scales, handed_down={"bright": _brightness}, device=CPU)
+    blend = Blend(scales, handed_down={"bright": lambda scale, device: _brightness}, device=CPU)
     assert set(blend.left_out) == {"alignment", "aesthetics"}
     said = capsys.readouterr().out
     assert "reward alignment is left out" in said and "reward aesthetics is left out" in said
