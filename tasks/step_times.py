@@ -6,20 +6,25 @@ they are taken with events on the device.
 Shapes: R rows, S tokens held, D hidden_size, V ids that may be drawn.
 """
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from emuworld.cache_pool import CachedModel
 from emuworld.decoding.drafting import exponentials
 from emuworld.decoding.sampling import Truncation, guide, pick, race
 from emuworld.model.cache import StaticCache
 from emuworld.model.fp8 import Weight, linear
-from emuworld.model.fused import FusedTransformer
+from emuworld.model.fused import FusedLayer, FusedTransformer
+from emuworld.model.operations import Place
 from emuworld.model.transformer import Transformer
 from emuworld.tasks.published_way import Branch, PublishedWay
 from emuworld.tasks.run_log import Figures
@@ -34,9 +39,11 @@ def spread(times_ms: Sequence[float]) -> Figures:
     return {"ms": median, "p10_ms": low, "p90_ms": high, "n": len(times_ms)}
 
 
-def timed(work: Callable[[], object], *, times: int, device: torch.device) -> list[float]:
+def timed(
+    work: Callable[[], object], *, times: int, device: torch.device, warm_ups: int = _WARM_UPS
+) -> list[float]:
     """Milliseconds of each call, after a few that are not counted."""
-    for _ in range(_WARM_UPS):
+    for _ in range(warm_ups):
         work()
     if device.type != "cuda":
         return [_timed_on_host(work) for _ in range(times)]
@@ -182,15 +189,89 @@ def products(model: FusedTransformer, *, num_rows: int, times: int = 5) -> Figur
 
 
 @torch.inference_mode()
-def draw(model: CachedModel, *, visual: slice, guidance: float, top_k: int, times: int) -> Figures:
-    """Logits of the visual ids, guidance and the draw for one guided world."""
-    hidden_RD = torch.randn(2, model.config.hidden_size, device=model.device, dtype=model.dtype)
-    uniforms_W = torch.tensor([0.5], dtype=torch.float64, device=model.device)
+def between_products(model: FusedTransformer, *, num_rows: int, context: int, times: int = 10) -> Figures:
+    """What stands between a step's products, each kind as often as a step has it, replayed as a graph."""
+    ops, config, eps = model.operations, model.config, model.config.rms_norm_eps
+    cache = filled_cache(model, num_rows=num_rows, held=[context] * num_rows, room=8)
+    rows_R = torch.arange(num_rows, dtype=torch.int32, device=model.device)
+    place = Place(rows_R, torch.full_like(rows_R, context), cache.capacity)
+
+    def noise(size: int) -> torch.Tensor:
+        return torch.randn(num_rows, size, device=model.device).to(model.dtype)
+
+    x_RD, delta_RD, gate_up_RX = (
+        noise(size) for size in (config.hidden_size, config.hidden_size, 2 * config.intermediate_size)
+    )
+    qkv_RX = noise((config.num_heads + 2 * config.num_kv_heads) * config.head_dim)
+    q_RHd = noise(config.num_heads * config.head_dim).unflatten(-1, (config.num_heads, -1))
+    kinds: dict[str, Callable[[FusedLayer, torch.Tensor], object]] = {
+        "two norms": lambda layer, _: [
+            ops.add_rms_norm(x_RD, delta_RD, weight_D, eps=eps)
+            for weight_D in (layer.attention_norm_D, layer.mlp_norm_D)
+        ],
+        "heads": lambda layer, kv_RKCd: ops.write_heads(
+            qkv_RX, kv_RKCd, place=place, norms=layer.norms, rotary=model.rotary
+        ),
+        "attention": lambda _, kv_RKCd: ops.attend(q_RHd, kv_RKCd, place=place),
+        "swiglu": lambda *_: ops.swiglu(gate_up_RX),
+    }
+    figures: Figures = {}
+    for name, kind in kinds.items():
+
+        def work(kind: Callable[[FusedLayer, torch.Tensor], object] = kind) -> None:
+            for layer, kv_RKCd in zip(model.layers, cache.memory.kv_RKCd, strict=True):
+                kind(layer, kv_RKCd)
+
+        replay = _recorded(work, device=model.device)
+        figures[f"{name}_ms"] = spread(timed(replay, times=times, device=model.device))["ms"]
+    return figures
+
+
+def _recorded(work: Callable[[], None], *, device: torch.device) -> Callable[[], None]:
+    """A replay of its launches; on the CPU the work itself."""
+    if device.type != "cuda":
+        return work
+    work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        work()
+    return graph.replay
+
+
+@torch.inference_mode()
+def attention_of_a_pass(model: FusedTransformer, *, side: int, times: int = 3) -> Figures:
+    """One layer's attention in a refinement pass over both rows of a picture, by what computes it."""
+    config, num_tokens = model.config, side * (side + 1)
+    q_RGnd, k_RGSd, v_RGSd = (
+        torch.randn(2, config.num_kv_heads, size, config.head_dim, device=model.device).to(model.dtype)
+        for size in (config.num_heads // config.num_kv_heads * num_tokens, num_tokens, num_tokens)
+    )
+    figures: Figures = {}
+    backends = [None, *(SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)]
+    for backend in backends if model.device.type == "cuda" else [None]:
+        chosen = contextlib.nullcontext() if backend is None else sdpa_kernel(backend)
+        name = "default" if backend is None else backend.name.lower()
+        try:
+            with chosen:
+                work = partial(F.scaled_dot_product_attention, q_RGnd, k_RGSd, v_RGSd)
+                figures[f"{name}_ms"] = spread(timed(work, times=times, device=model.device))["ms"]
+        except RuntimeError as error:  # this machine's PyTorch has it not
+            figures[name] = str(error).splitlines()[0]
+    return figures
+
+
+@torch.inference_mode()
+def draw(
+    model: CachedModel, *, visual: slice, guidance: float, top_k: int, times: int, num_worlds: int = 1
+) -> Figures:
+    """Logits of the visual ids, guidance and the draw for so many guided worlds."""
+    hidden_RD = torch.randn(2 * num_worlds, model.config.hidden_size, device=model.device).to(model.dtype)
+    uniforms_W = torch.full((num_worlds,), 0.5, dtype=torch.float64, device=model.device)
 
     def work() -> torch.Tensor:
-        c_1V, u_1V = model.logits(hidden_RD, start=visual.start, stop=visual.stop).float().split(1)
-        scores_1V = guide(c_1V, u_1V, guidance=guidance)
-        return pick(scores_1V, uniforms_W, truncation=Truncation(top_k=top_k))
+        logits_RV = model.logits(hidden_RD, start=visual.start, stop=visual.stop).float()
+        scores_WV = guide(*logits_RV.split(num_worlds), guidance=guidance)
+        return pick(scores_WV, uniforms_W, truncation=Truncation(top_k=top_k))
 
     return spread(timed(work, times=times, device=model.device))
 

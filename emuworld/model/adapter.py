@@ -49,7 +49,8 @@ class Adapter(nn.Module):
         """From now on the model's matrices add this; its own weights get no gradient."""
         model.requires_grad_(False)
         for name, linear in _matrices(model):
-            linear.register_forward_hook(_Hook(self, _key(name)))
+            key = _key(name)
+            linear.register_forward_hook(_Hook(self, self.down_rI[key], self.up_Or[key]))
 
     @contextmanager
     def active(self, tokens_BT: Tensor) -> Iterator[None]:
@@ -60,12 +61,10 @@ class Adapter(nn.Module):
         finally:
             self._active_BT1 = None
 
-    def added(self, key: str, x_BTI: Tensor) -> Tensor | None:
-        """What is added to the output of a matrix, [B, T, O]; None while it is not active."""
-        if self._active_BT1 is None:
-            return None
-        low_BTr = nn.functional.linear(x_BTI, self.down_rI[key].to(x_BTI.dtype))
-        return nn.functional.linear(low_BTr * self._active_BT1, self.up_Or[key].to(x_BTI.dtype))
+    @property
+    def active_BT1(self) -> Tensor | None:
+        """Where it is active now; None: nowhere."""
+        return self._active_BT1
 
     def named(self) -> dict[str, Tensor]:
         """Its tensors under the names of the matrices."""
@@ -77,14 +76,21 @@ class Adapter(nn.Module):
 
 
 class _Hook:
-    """Adds the adapter's part behind a matrix."""
+    """Adds the adapter's part behind a matrix.
 
-    def __init__(self, adapter: Adapter, key: str) -> None:
-        self._adapter, self._key = adapter, key
+    It holds the two matrices themselves: by a name, which differs from layer to layer, a compiled layer would
+    be compiled again for each.
+    """
+
+    def __init__(self, adapter: Adapter, down_rI: nn.Parameter, up_Or: nn.Parameter) -> None:
+        self._adapter, self._down_rI, self._up_Or = adapter, down_rI, up_Or
 
     def __call__(self, _module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        added_BTO = self._adapter.added(self._key, inputs[0])
-        return output if added_BTO is None else output + added_BTO
+        active_BT1, (x_BTI,) = self._adapter.active_BT1, inputs
+        if active_BT1 is None:
+            return output
+        low_BTr = nn.functional.linear(x_BTI, self._down_rI.to(x_BTI.dtype))
+        return output + nn.functional.linear(low_BTr * active_BT1, self._up_Or.to(x_BTI.dtype))
 
 
 def save_adapter(folder: str | os.PathLike[str], adapter: Adapter) -> None:

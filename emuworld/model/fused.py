@@ -98,7 +98,7 @@ class FusedTransformer:
                 self.layers.append(FusedLayer.take(layer, join=join, device=device))
                 if on_layer:
                     on_layer(len(self.layers), model.config.num_layers)
-            self._rotary = _rotary_tables(model.config, device=device)
+            self.rotary = _rotary_tables(model.config, device=device)
         self._choose(use_kernels=use_kernels, use_graphs=use_graphs)
 
     def variant(
@@ -122,7 +122,7 @@ class FusedTransformer:
                 f"the kernels need CUDA, Triton and heads of 16 to 256, a power of two, got {head_dim} on "
                 f"{self.device}; leave use_kernels out"
             )
-        self._ops: ModuleType = kernels if can and use_kernels is not False else operations
+        self.operations: ModuleType = kernels if can and use_kernels is not False else operations
         self.use_graphs = on_cuda if use_graphs is None else use_graphs
         self._graphs: WeakKeyDictionary[Memory, StepGraphs] = WeakKeyDictionary()
 
@@ -137,7 +137,7 @@ class FusedTransformer:
 
     @property
     def uses_kernels(self) -> bool:
-        return self._ops is not operations
+        return self.operations is not operations
 
     def __call__(
         self,
@@ -195,7 +195,7 @@ class FusedTransformer:
                 ids_RT,
                 place,
                 layers_RKCd,
-                attend=lambda q_MHd, layer: self._ops.attend(q_MHd, layers_RKCd[layer], place=place),
+                attend=lambda q_MHd, layer: self.operations.attend(q_MHd, layers_RKCd[layer], place=place),
             )
 
         if not self.use_graphs:
@@ -226,7 +226,7 @@ class FusedTransformer:
         attend: Attend,
     ) -> torch.Tensor:
         """Hidden states [R, T, D]; writes keys and values where `place` says."""
-        ops, eps = self._ops, self.config.rms_norm_eps
+        ops, eps = self.operations, self.config.rms_norm_eps
         x_MD = F.embedding(ids_RT.flatten(), self.embedding_VD)
         delta_MD: torch.Tensor | None = None
         for index, layer in enumerate(self.layers):
@@ -236,7 +236,7 @@ class FusedTransformer:
                 layers_RKCd[index],
                 place=place,
                 norms=layer.norms,
-                rotary=self._rotary,
+                rotary=self.rotary,
             )
             delta_MD = self._summed(linear(attend(q_MHd, index), layer.out_DX))
             h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.mlp_norm_D, eps=eps)

@@ -8,6 +8,8 @@ its rotary position, which a noisy copy shares with its clean one. So
 - noisy tokens see the clean tokens before their picture's IMG, and their own noisy picture both ways; no
   other noisy picture, and not their own clean copy.
 
+A row may hold several documents (`packing.py`): each begins at position 0, and nobody sees another's.
+
 A block is IMG, the codes, EOL between rows. As in decoding, what stands at a token predicts the next one.
 
 Shapes: B rows, T clean tokens, S = T + blocks times block length, padded to a multiple of 128.
@@ -16,6 +18,7 @@ Shapes: B rows, T clean tokens, S = T + blocks times block length, padded to a m
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -43,13 +46,14 @@ class NoisyRows:
         ids: the clean tokens, then the blocks; the codes in the blocks are still the clean ones.
         positions: rotary positions.
         blocks: 0 = clean token, 1 … = the noisy picture it belongs to, -1 = padding behind the clean tokens.
-        reach: the last position among clean tokens that a token sees.
+        starts, reach: the first and the last clean token of the row that a token sees.
         targets: the code that a noisy token predicts; -1 where it predicts none.
     """
 
     ids: NDArray[np.int64]
     positions: NDArray[np.int64]
     blocks: NDArray[np.int64]
+    starts: NDArray[np.int64]
     reach: NDArray[np.int64]
     targets: NDArray[np.int64]
 
@@ -58,34 +62,50 @@ def lay_out(
     ids_BT: NDArray[np.int64],
     *,
     inputs_BT: NDArray[np.int64] | None = None,
+    documents_BT: NDArray[np.int64] | None = None,
     num_blocks: int,
     block_length: int,
     vocabulary: Vocabulary,
 ) -> NoisyRows:
-    """Put a noisy copy of the answer's whole pictures, at most `num_blocks` of at most `block_length` tokens,
-    behind each row. `inputs_BT`: what stands for `ids_BT` as clean tokens, some codes replaced."""
+    """Put a noisy copy of the answers' whole pictures, at most `num_blocks` of at most `block_length` tokens,
+    behind each row. `inputs_BT`: what stands for `ids_BT` as clean tokens, some codes replaced.
+    `documents_BT`: the number of each token's document, those of one side by side; None: a row is one.
+    """
     num_rows, length = ids_BT.shape
     total = -(-(length + num_blocks * block_length) // _ROUND) * _ROUND
     ids = np.full((num_rows, total), vocabulary.pad, np.int64)
     ids[:, :length] = ids_BT if inputs_BT is None else inputs_BT
     positions, blocks = np.zeros_like(ids), np.full_like(ids, _PADDING)
-    reach, targets = np.full_like(ids, -1), np.full_like(ids, -1)
-    positions[:, :length] = reach[:, :length] = np.arange(length)
+    starts, reach, targets = np.zeros_like(ids), np.full_like(ids, -1), np.full_like(ids, -1)
+    reach[:, :length] = np.arange(length)
     blocks[:, :length] = _NO_BLOCK
     for row, clean in enumerate(ids_BT):
-        at = length
-        for number, (start, stop) in enumerate(_pictures(clean, vocabulary)[:num_blocks], start=1):
-            if stop - start > block_length:
-                continue
-            end = at + stop - start
-            ids[row, at:end] = clean[start:stop]
-            positions[row, at:end] = np.arange(start, stop)
-            blocks[row, at:end] = number
-            reach[row, at:end] = start - 1
-            following = clean[start + 1 : stop + 1] - vocabulary.visual_start
-            targets[row, at:end] = np.where(following >= 0, following, -1)
-            at = end
-    return NoisyRows(ids=ids, positions=positions, blocks=blocks, reach=reach, targets=targets)
+        at, number = length, 0
+        for first, end in _documents(None if documents_BT is None else documents_BT[row], length):
+            positions[row, first:end] = np.arange(end - first)
+            starts[row, first:end] = first
+            for start, stop in _pictures(clean[first:end], vocabulary):
+                if number == num_blocks or stop - start > block_length:
+                    continue
+                number += 1
+                here, copied = slice(at, at + stop - start), slice(first + start, first + stop)
+                at = here.stop
+                ids[row, here] = clean[copied]
+                positions[row, here] = np.arange(start, stop)
+                blocks[row, here] = number
+                starts[row, here] = first
+                reach[row, here] = copied.start - 1
+                following = clean[copied.start + 1 : copied.stop + 1] - vocabulary.visual_start
+                targets[row, here] = np.where(following >= 0, following, -1)
+    return NoisyRows(ids=ids, positions=positions, blocks=blocks, starts=starts, reach=reach, targets=targets)
+
+
+def _documents(numbers_T: NDArray[np.int64] | None, length: int) -> list[tuple[int, int]]:
+    """Where each begins and ends."""
+    if numbers_T is None:
+        return [(0, length)]
+    bounds = [0, *(np.flatnonzero(np.diff(numbers_T)) + 1).tolist(), length]
+    return list(itertools.pairwise(bounds))
 
 
 def _pictures(ids_T: NDArray[np.int64], vocabulary: Vocabulary) -> list[tuple[int, int]]:
@@ -97,10 +117,11 @@ def _pictures(ids_T: NDArray[np.int64], vocabulary: Vocabulary) -> list[tuple[in
     return [(start, int(later[0])) for start in starts if len(later := ends[ends > start])]
 
 
-def dense_attention(blocks_BS: Tensor, positions_BS: Tensor, reach_BS: Tensor) -> AttentionFunction:
+def dense_attention(blocks_BS: Tensor, starts_BS: Tensor, reach_BS: Tensor) -> AttentionFunction:
     """The mask as a matrix: any device, S * S bytes a row."""
     clean_B1S = (blocks_BS == _NO_BLOCK)[:, None]
-    seen_BSS = clean_B1S & (positions_BS[:, None] <= reach_BS[:, :, None])
+    keys_S = torch.arange(blocks_BS.shape[1], device=blocks_BS.device)
+    seen_BSS = clean_B1S & (keys_S >= starts_BS[:, :, None]) & (keys_S <= reach_BS[:, :, None])
     own_BSS = (blocks_BS[:, :, None] == blocks_BS[:, None]) & ~clean_B1S
     mask_B1SS = (seen_BSS | own_BSS)[:, None]
 
@@ -111,20 +132,23 @@ def dense_attention(blocks_BS: Tensor, positions_BS: Tensor, reach_BS: Tensor) -
     return attend
 
 
-def flex_attention(blocks_BS: Tensor, positions_BS: Tensor, reach_BS: Tensor) -> AttentionFunction:
+def flex_attention(blocks_BS: Tensor, starts_BS: Tensor, reach_BS: Tensor) -> AttentionFunction:
     """The mask as FlexAttention's blocks, of which empty ones are skipped. Compiled on CUDA; elsewhere it
     only computes forwards."""
 
     def visible(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         is_clean = blocks_BS[row, key] == _NO_BLOCK
-        seen = is_clean & (positions_BS[row, key] <= reach_BS[row, query])
+        seen = is_clean & (key >= starts_BS[row, query]) & (key <= reach_BS[row, query])
         return seen | ((blocks_BS[row, query] == blocks_BS[row, key]) & ~is_clean)
 
     num_rows, length = blocks_BS.shape
-    mask = torch_flex.create_block_mask(visible, num_rows, None, length, length, device=blocks_BS.device)
-    attention: Any = _compiled_attention() if blocks_BS.is_cuda else torch_flex.flex_attention
+    device = str(blocks_BS.device)
+    mask = torch_flex.create_block_mask(visible, num_rows, None, length, length, device=device)
 
     def attend(q_BHTd: Tensor, k_BGTd: Tensor, v_BGTd: Tensor) -> Tensor:
+        # Inside a compiled layer it is compiled along.
+        whole = torch.compiler.is_compiling() or not q_BHTd.is_cuda
+        attention: Any = torch_flex.flex_attention if whole else _compiled_attention()
         grouped = q_BHTd.shape[1] != k_BGTd.shape[1]
         out_BHTd: Tensor = attention(q_BHTd, k_BGTd, v_BGTd, block_mask=mask, enable_gqa=grouped)
         return out_BHTd
@@ -134,5 +158,5 @@ def flex_attention(blocks_BS: Tensor, positions_BS: Tensor, reach_BS: Tensor) ->
 
 @functools.cache
 def _compiled_attention() -> Callable[..., Any]:
-    """One compilation for each shape of the buckets; uncompiled it would hold all scores at once."""
+    """One compilation for each shape of rows; uncompiled it would hold all scores at once."""
     return torch.compile(torch_flex.flex_attention, dynamic=False)
