@@ -30,6 +30,7 @@ from emuworld.tasks.published_way import Branch, PublishedWay
 from emuworld.tasks.run_log import Figures
 
 _WARM_UPS = 3
+_BOTH_WAYS = 72  # tokens of a picture of 128 px
 _COPY_BYTES = 4 << 30  # many times any cache
 
 
@@ -99,22 +100,24 @@ def filled_cache(model: CachedModel, *, num_rows: int, held: Sequence[int], room
 def agreement(model: FusedTransformer, *, visual: slice) -> Figures:
     """Relative error of hidden states and logits of one step: each form against plain PyTorch, eager.
 
-    Two rows of different lengths; one token, and two (a token with the EOL behind it).
+    Two rows of different lengths; one token, two (a token with the EOL behind it), and a small picture whose
+    tokens see each other.
     """
     figures: Figures = {}
     plain = model.variant(use_kernels=False, use_graphs=False)
-    cache = filled_cache(model, num_rows=2, held=(600, 411), room=8)
-    for num_tokens in (1, 2):
+    cache = filled_cache(model, num_rows=2, held=(600, 411), room=_BOTH_WAYS)
+    for num_tokens in (1, 2, _BOTH_WAYS):
+        causal = num_tokens < _BOTH_WAYS
         generator = torch.Generator().manual_seed(num_tokens)
         ids_RT = torch.randint(0, model.config.vocab_size, (2, num_tokens), generator=generator).to(
             model.device
         )
         advance_B = (False, False)  # every form meets the same cache
-        expected_RTD = plain(ids_RT, cache=cache, advance_B=advance_B)
+        expected_RTD = plain(ids_RT, cache=cache, advance_B=advance_B, causal=causal)
         scores_RTV = plain.logits(expected_RTD, start=visual.start, stop=visual.stop)
         for name, form in forms(model).items():
             for _ in range(3):  # the second call is recorded, the third replayed
-                hidden_RTD = form(ids_RT, cache=cache, advance_B=advance_B)
+                hidden_RTD = form(ids_RT, cache=cache, advance_B=advance_B, causal=causal)
             logits_RTV = form.logits(hidden_RTD, start=visual.start, stop=visual.stop)
             figures[f"{name}, {num_tokens} tokens"] = {
                 "hidden": _relative(hidden_RTD, expected_RTD),

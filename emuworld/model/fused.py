@@ -39,8 +39,11 @@ if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
 else:
     kernels = None  # type: ignore[assignment]
 
-# Of a key-value head; above it a step is prefill, with PyTorch's own attention. A window of 16 of the 34 B.
+# Of a key-value head; above it a step is prefill, with PyTorch's own attention where all rows are equally
+# long. A window of 16 of the 34 B.
 _MOST_QUERIES = 128
+# Of all rows together, up to which a pass over pictures is launches more than arithmetic: seven of 256 px.
+_MOST_RECORDED_TOKENS = 2048
 WEIGHTS = ("bf16", "fp8")
 _KEY_STEP = 512  # without the kernels, attention reads the cache up to a multiple of this: one graph for each
 Reduce = Callable[[torch.Tensor], torch.Tensor]
@@ -170,8 +173,13 @@ class FusedTransformer:
         # One small copy, from memory that the driver has read when it returns: nothing waits for the device.
         spots_2R = torch.from_numpy(np.stack((cache.indices, step.starts)).astype(np.int32))
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
-            if causal and num_tokens * (self.config.num_heads // self.config.num_kv_heads) <= _MOST_QUERIES:
-                hidden_BTD = self._step(ids_BT, spots_2R, cache, num_keys=step.longest)
+            queries = num_tokens * (self.config.num_heads // self.config.num_kv_heads)
+            if causal:
+                short = queries <= _MOST_QUERIES
+            else:
+                short = self.uses_kernels and ids_BT.numel() <= _MOST_RECORDED_TOKENS
+            if short or (self.uses_kernels and not step.uniform):
+                hidden_BTD = self._step(ids_BT, spots_2R, cache, step, recorded=short and self.use_graphs)
             else:
                 hidden_BTD = self._prefill(ids_BT, spots_2R, cache, step)
         cache.finish(step, advance_B=advance_B)
@@ -183,11 +191,17 @@ class FusedTransformer:
         return F.linear(hidden, self.head_VD[start:stop])
 
     def _step(
-        self, ids_RT: torch.Tensor, spots_2R: torch.Tensor, cache: StaticCache, *, num_keys: int
+        self,
+        ids_RT: torch.Tensor,
+        spots_2R: torch.Tensor,
+        cache: StaticCache,
+        step: CacheStep,
+        *,
+        recorded: bool,
     ) -> torch.Tensor:
-        """A few tokens a row."""
-        layers_RKCd = cache.memory.kv_RKCd
-        bucket = 0 if self.uses_kernels else min(-(-num_keys // _KEY_STEP) * _KEY_STEP, cache.capacity)
+        """Rows of any lengths, with attention that reads them on the device; `recorded` as a graph."""
+        layers_RKCd, causal = cache.memory.kv_RKCd, step.causal
+        bucket = 0 if self.uses_kernels else min(-(-step.longest // _KEY_STEP) * _KEY_STEP, cache.capacity)
 
         def compute(ids_RT: torch.Tensor, spots_2R: torch.Tensor) -> torch.Tensor:
             place = Place(spots_2R[0], spots_2R[1], bucket)
@@ -195,15 +209,17 @@ class FusedTransformer:
                 ids_RT,
                 place,
                 layers_RKCd,
-                attend=lambda q_MHd, layer: self.operations.attend(q_MHd, layers_RKCd[layer], place=place),
+                attend=lambda q_MHd, layer: self.operations.attend(
+                    q_MHd, layers_RKCd[layer], place=place, causal=causal
+                ),
             )
 
-        if not self.use_graphs:
+        if not recorded:
             return compute(self._moved(ids_RT), self._moved(spots_2R))
         graphs = self._graphs.get(cache.memory)
         if graphs is None:
             graphs = self._graphs[cache.memory] = StepGraphs(self.device)
-        return graphs.run((*ids_RT.shape, bucket), compute, ids_RT, spots_2R)
+        return graphs.run((*ids_RT.shape, bucket, int(causal)), compute, ids_RT, spots_2R)
 
     def _prefill(
         self, ids_RT: torch.Tensor, spots_2R: torch.Tensor, cache: StaticCache, step: CacheStep

@@ -25,6 +25,9 @@ def compare() -> None:
         compare_case(96, 1100, 4, 4, 32, 3, (130, 64), 192, dtype=dtype, generator=generator)
         compare_case(64, 64, 8, 1, 64, 8, (70,), 128, dtype=dtype, generator=generator)
     compare_case(64, 64, 8, 1, 16, 16, (70,), 1024, dtype=torch.float16, generator=generator)
+    # Several blocks of queries, the last of them not full; keys in parts and in one.
+    compare_case(64, 64, 4, 1, 16, 40, (0,), 2048, dtype=torch.float16, generator=generator)
+    compare_case(64, 64, 8, 4, 16, 90, (70, 0, 3), 4096, dtype=torch.float16, generator=generator)
     for num_rows, num_inputs, num_outputs in ((2, 96, 80), (5, 512, 160), (33, 272, 48)):
         compare_fp8(num_rows, num_inputs, num_outputs, generator=generator)
 
@@ -77,7 +80,11 @@ def compare_case(
     written = [found[row, :, start : start + num_tokens] for row, start in zip(rows_R, starts, strict=True)]
     assert not any(torch.equal(new, torch.zeros_like(new)) for new in written)
     assert (found != expected).float().mean() < 0.01, "something else than the new places was written"
-    agrees(kernels.attend(q_MHd, expected, place=place), operations.attend(q_MHd, expected, place=place))
+    for causal in (True, False):
+        agrees(
+            kernels.attend(q_MHd, expected, place=place, causal=causal),
+            operations.attend(q_MHd, expected, place=place, causal=causal),
+        )
 
 
 def compare_fp8(num_rows: int, num_inputs: int, num_outputs: int, *, generator: torch.Generator) -> None:
@@ -109,15 +116,16 @@ def compile_all() -> None:
     compiled(kernels._add_rms_norm, {"adds": True, "block": 8192}, num_warps=8)
     compiled(kernels._write_heads, {"num_heads": 64, **heads}, num_warps=1)
     for queries, warps, stages in ((16, 4, 3), (64, 4, 2), (128, 8, 2)):
-        sizes = {"repeats": 8, "queries": queries, "parts": 16, "block": 64, **heads}
-        compiled(kernels._attend_part, sizes, num_warps=warps, num_stages=stages)
+        for parts, causal in ((16, True), (1, True), (1, False)):
+            sizes = {"repeats": 8, "queries": queries, "parts": parts, "causal": causal, "block": 64, **heads}
+            compiled(kernels._attend_part, sizes, num_warps=warps, num_stages=stages)
     for rows, outputs, block in ((16, 16, 256), (64, 64, 128)):
         sizes = {"shrink": 1 / 16, "rows": rows, "outputs": outputs, "block": block}
         compiled(fp8_kernels._linear, sizes, num_warps=4, num_stages=4)
     rounding = {"largest": 448.0, "tiny": 1e-12, "block": 4096}
     for x_type in ("*bf16", "*fp32"):
         compiled(fp8_kernels._round_rows, rounding, x_type=x_type, num_warps=8)
-    compiled(kernels._join_parts, {"repeats": 8, "queries": 16, "parts": 16, **heads}, num_warps=4)
+    compiled(kernels._join_parts, {"repeats": 8, "parts": 16, **heads}, num_warps=4)
     compiled(kernels._swiglu, {"block": 1024}, num_warps=4)
 
 
