@@ -269,8 +269,8 @@ class CachePool:
         slots: list[int] = []
         taken: set[int] = set()
         for path in paths:
-            for key in (*reversed(path), None):  # a key stands for all before it
-                queue = holding.get(key, deque())
+            for end in (*reversed(path), None):  # a key stands for all before it
+                queue = holding.get(end, deque())
                 while queue and queue[0] in taken:
                     queue.popleft()
                 if queue:
@@ -301,9 +301,8 @@ class CachePool:
                 while len(own.keys) < len(path) and (chunk := self._chunks.get(path[len(own.keys)])):
                     _append(rows.rows([row]), chunk)
                     own.extend(path[len(own.keys)], chunk.kv_LKTd.shape[2], chunk.hidden_D)
-                if len(own.keys) < len(path):
-                    ids = sequences[row][len(own.keys)]
-                    groups.setdefault(len(ids), {}).setdefault(path[len(own.keys)], row)
+                if (at := len(own.keys)) < len(path):
+                    groups.setdefault(len(sequences[row][at]), {}).setdefault(path[at], row)
             for length, row_of in groups.items():
                 most = max(1, _TOKENS_AT_ONCE // length)
                 members = sorted(row_of.values())
@@ -311,9 +310,9 @@ class CachePool:
                     ids_R = [sequences[row][len(held[row].keys)] for row in some]
                     chunks = self._prefill(rows.rows(some), ids_R)
                     for row, chunk in zip(some, chunks, strict=True):
-                        key = paths[row][len(held[row].keys)]
-                        self._chunks.put(key, chunk)
-                        held[row].extend(key, length, chunk.hidden_D)
+                        computed = paths[row][len(held[row].keys)]
+                        self._chunks.put(computed, chunk)
+                        held[row].extend(computed, length, chunk.hidden_D)
             unfinished = [row for row in unfinished if len(held[row].keys) < len(paths[row])]
 
     def _fill(self, row: StaticCache, held: _Held, path: Sequence[bytes], chunks: Sequence[Ids]) -> Tensor:

@@ -22,7 +22,7 @@ from emuworld.cache_pool import CachedModel
 from emuworld.decoding.drafting import exponentials
 from emuworld.decoding.sampling import Truncation, guide, pick, race
 from emuworld.model.cache import StaticCache
-from emuworld.model.fp8 import Weight, linear
+from emuworld.model.fp8 import Weight
 from emuworld.model.fused import FusedLayer, FusedTransformer
 from emuworld.model.operations import Place
 from emuworld.model.transformer import Transformer
@@ -127,7 +127,7 @@ def agreement(model: FusedTransformer, *, visual: slice) -> Figures:
 
 
 def forms(model: FusedTransformer) -> dict[str, FusedTransformer]:
-    """The ways to compute a step that this machine has, the best one last."""
+    """The ways to compute a step that this machine has."""
     on_cuda = model.device.type == "cuda"
     found = {"plain, eager": model.variant(use_kernels=False, use_graphs=False)}
     if on_cuda:
@@ -135,6 +135,8 @@ def forms(model: FusedTransformer) -> dict[str, FusedTransformer]:
     if model.uses_kernels:
         found["kernels, eager"] = model.variant(use_graphs=False)
         found["kernels, graph"] = model.variant()
+        if model.weights == "bf16":
+            found["kernels, own products, graph"] = model.variant(own_products=True)
     return found
 
 
@@ -183,7 +185,7 @@ def products(model: FusedTransformer, *, num_rows: int, times: int = 5) -> Figur
 
         def work(x_RK: torch.Tensor = x_RK, weights: list[Weight] = weights) -> None:
             for weight_NK in weights:
-                linear(x_RK, weight_NK)
+                model.product(x_RK, weight_NK)
 
         ms = spread(timed(work, times=times, device=model.device))["ms"]
         num_bytes = sum(weight.nbytes for weight in weights)

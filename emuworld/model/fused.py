@@ -87,6 +87,7 @@ class FusedTransformer:
         self.config = model.config
         self.weights = weights
         self._reduce = reduce
+        self._own_products = False
         device = model.device if device is None or weights == "bf16" else device
         with torch.no_grad():
             decoder = model.model
@@ -110,9 +111,15 @@ class FusedTransformer:
         use_kernels: bool | None = None,
         use_graphs: bool | None = None,
         reduce: Reduce | None = None,
+        own_products: bool = False,
     ) -> "FusedTransformer":
-        """The same weights, computed otherwise; defaults as for a new one, `reduce` as it is here."""
+        """The same weights, computed otherwise; defaults as for a new one, `reduce` as it is here.
+
+        With `own_products` the 16-bit products of few rows are a kernel of ours, where there are kernels,
+        instead of the library's: to be the default where a GPU has shown it to be faster.
+        """
         other = copy.copy(self)
+        other._own_products = own_products
         other._reduce = reduce or self._reduce
         other._choose(use_kernels=use_kernels, use_graphs=use_graphs)
         return other
@@ -248,16 +255,25 @@ class FusedTransformer:
         for index, layer in enumerate(self.layers):
             h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.attention_norm_D, eps=eps)
             q_MHd = ops.write_heads(
-                linear(h_MD, layer.qkv_XD),
+                self.product(h_MD, layer.qkv_XD),
                 layers_RKCd[index],
                 place=place,
                 norms=layer.norms,
                 rotary=self.rotary,
             )
-            delta_MD = self._summed(linear(attend(q_MHd, index), layer.out_DX))
+            delta_MD = self._summed(self.product(attend(q_MHd, index), layer.out_DX))
             h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.mlp_norm_D, eps=eps)
-            delta_MD = self._summed(linear(ops.swiglu(linear(h_MD, layer.gate_up_XD)), layer.down_DI))
+            delta_MD = self._summed(
+                self.product(ops.swiglu(self.product(h_MD, layer.gate_up_XD)), layer.down_DI)
+            )
         return ops.add_rms_norm(x_MD, delta_MD, self.norm_D, eps=eps).unflatten(0, ids_RT.shape)
+
+    def product(self, x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
+        """x @ weight.T, as a step takes it."""
+        own = self._own_products and self.uses_kernels and len(x_MK) <= kernels.MOST_FEW_ROWS
+        if own and isinstance(weight, torch.Tensor):
+            return kernels.few_rows_linear(x_MK, weight)
+        return linear(x_MK, weight)
 
     def _summed(self, delta_MD: torch.Tensor) -> torch.Tensor:
         return delta_MD if self._reduce is None else self._reduce(delta_MD)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emuworld.model.fused import FusedTransformer
 from emuworld.tasks import step_times
 from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.published_rig import CLOSING_TOKENS, PublishedSize
@@ -19,6 +20,9 @@ from emuworld.tasks.speed import refinement
 from emuworld.tasks.speed.published import Run, logit_errors, visual_scores
 from emuworld.tokens.sequence import image_length
 
+_OWN, _LIBRARY = "kernels, own products, graph", "kernels, graph"  # forms of a step
+_WORTH = 0.99  # of the library's time, from which on our products are taken
+_LARGEST_ERROR = 0.02  # of hidden states in bf16 against plain PyTorch
 _MARGIN = 1.15  # of the time that a picture is expected to take, over its steps and draws
 _PIXELS_S = 2.0  # a picture of 1024 px through the vision tokenizer, kernels chosen on the way
 _PASS_S = {64: 1.2, 32: 0.3}  # by side: a refinement pass in 16 bits, as once measured
@@ -89,22 +93,39 @@ class _Everything(Run):
     def tokens(self) -> None:
         """A guided token: do all forms agree, what they take, and where the time of the best goes."""
         config, rig, log = self.config, self.rig, self.log
-        log.run("agreement", lambda: step_times.agreement(rig.fused, visual=rig.visual))
+        agreement = log.run("agreement", lambda: step_times.agreement(rig.fused, visual=rig.visual))
+        forms, context = step_times.forms(rig.fused), config.contexts[0]
+        for name, form in forms.items():
+            times = 5 if name.endswith("eager") else config.steps
+            work = partial(step_times.step, form, num_rows=2, context=context, times=times)
+            log.run(f"step, 2 rows, context {context}, {name}", work)
+        if _OWN in forms:
+            log.run("products of a step", lambda: self._choose_products(forms[_OWN], agreement or {}))
         for context in config.contexts:
             self.step("bf16", num_rows=2, context=context)
         self.draw(1)
         log.run("products, bf16, 2 rows", partial(step_times.products, rig.fused, num_rows=2))
+        for name in sorted({_OWN, _LIBRARY} & forms.keys()):
+            work = partial(step_times.products, forms[name], num_rows=2)
+            log.run(f"products, bf16, 2 rows, {name}", work)
         for context in (config.contexts[0], config.contexts[-1]):
             log.run(
                 f"between the products, 2 rows, context {context}",
                 partial(step_times.between_products, rig.fused, num_rows=2, context=context),
             )
-        *others, _ = step_times.forms(rig.fused).items()
-        for name, form in others:
-            log.run(
-                f"step, 2 rows, context {config.contexts[0]}, {name}",
-                partial(step_times.step, form, num_rows=2, context=config.contexts[0], times=5),
-            )
+
+    def _choose_products(self, own: FusedTransformer, agreement: Figures) -> Figures:
+        """Our products of few rows from here on, where they are right and faster on this machine."""
+        context = self.config.contexts[0]
+        own_ms, library_ms = (
+            self.log.figures.get(f"step, 2 rows, context {context}, {name}", {}).get("ms", float("nan"))
+            for name in (_OWN, _LIBRARY)
+        )
+        error = max(agreement.get(f"{_OWN}, {count} tokens", {}).get("hidden", 1.0) for count in (1, 2))
+        taken = own_ms < _WORTH * library_ms and error < _LARGEST_ERROR
+        if taken:
+            self.rig.fused = own
+        return {"own_ms": own_ms, "library_ms": library_ms, "error": error, "own_taken": taken}
 
     def picture(self, side: int) -> None:
         """A picture from words, to its `.pb` file."""

@@ -64,6 +64,9 @@ def compare_case(
         operations.add_rms_norm(expected, delta_MD, weight_D, eps=1e-5),
     )
     agrees(found, expected)
+    if num_rows * num_tokens <= kernels.MOST_FEW_ROWS:
+        weight_ND = noise(inner, size)
+        agrees(kernels.few_rows_linear(delta_MD, weight_ND), delta_MD @ weight_ND.T)
     gate_up_MX = noise(num_rows * num_tokens, 2 * inner)
     agrees(kernels.swiglu(gate_up_MX), operations.swiglu(gate_up_MX))
 
@@ -122,6 +125,9 @@ def compile_all() -> None:
     for rows, outputs, block in ((16, 16, 256), (64, 64, 128)):
         sizes = {"shrink": 1 / 16, "rows": rows, "outputs": outputs, "block": block}
         compiled(fp8_kernels._linear, sizes, num_warps=4, num_stages=4)
+    for outputs, block in ((16, 256), (32, 256), (64, 128)):
+        sizes = {"rows": 16, "outputs": outputs, "block": block}
+        compiled(kernels._few_rows_linear, sizes, num_warps=4, num_stages=4)
     rounding = {"largest": 448.0, "tiny": 1e-12, "block": 4096}
     for x_type in ("*bf16", "*fp32"):
         compiled(fp8_kernels._round_rows, rounding, x_type=x_type, num_warps=8)
