@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import OrderedDict
+from array import array
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -29,10 +29,12 @@ import torch
 from torch import Tensor
 
 from emuworld.decoding.autoregressive import LanguageModel
+from emuworld.decoding.cache_rows import rides_along
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig
 
 Ids = tuple[int, ...]
+_TOKENS_AT_ONCE = 32_768  # of one pass over many chunks: more of them are no faster
 _GROWTH = 1.5  # a working cache that fills up grows by this factor, so that copying it stays rare
 _PATIENCE = (
     64  # small calls before an oversized working cache is given up: resets between steps are no reason
@@ -173,6 +175,8 @@ class CachePool:
         slots = self._assign(paths)
         rows = cache if slots == list(range(cache.num_rows)) else cache.rows(slots)
         held = [self._held[slot] for slot in slots]
+        if rides_along(self._model.device):
+            self._fill_together(rows, held, paths, sequences)
         hiddens = []
         for row, (path, chunks) in enumerate(zip(paths, sequences, strict=True)):
             hiddens += [self._fill(rows.rows([row]), held[row], path, chunks)] if chunks else []
@@ -263,19 +267,61 @@ class CachePool:
     def _assign(self, paths: Sequence[Sequence[bytes]]) -> list[int]:
         """A row for each path: the one with most in common; among equals the one that was not used for
         longest."""
-        free = list(range(len(self._held)))
-        slots = []
+        order = sorted(
+            range(len(self._held)), key=lambda i: (self._held[i].last_call, len(self._held[i].keys))
+        )
+        holding: dict[bytes | None, deque[int]] = {None: deque(order)}
+        for slot in order:
+            for key in self._held[slot].keys:
+                holding.setdefault(key, deque()).append(slot)
+        slots: list[int] = []
+        taken: set[int] = set()
         for path in paths:
-            best = max(free, key=partial(self._merit, path))
-            free.remove(best)
-            slots.append(best)
+            for end in (*reversed(path), None):  # a key stands for all before it
+                queue = holding.get(end, deque())
+                while queue and queue[0] in taken:
+                    queue.popleft()
+                if queue:
+                    slots.append(queue.popleft())
+                    taken.add(slots[-1])
+                    break
         for slot in slots:
             self._held[slot].last_call = self._num_calls
         return slots
 
-    def _merit(self, path: Sequence[bytes], slot: int) -> tuple[int, int, int]:
-        held = self._held[slot]
-        return held.common(path), -held.last_call, -len(held.keys)
+    def _fill_together(
+        self,
+        rows: StaticCache,
+        held: Sequence[_Held],
+        paths: Sequence[Sequence[bytes]],
+        sequences: Sequence[Sequence[Ids]],
+    ) -> None:
+        """What `_fill` does, with chunks of equal length in one pass: for a GPU, where passes are what costs
+        and equal bits are promised for equal batches only.
+        """
+        unfinished = [row for row, path in enumerate(paths) if path]
+        for row in unfinished:
+            rows.truncate(row, held[row].cut(held[row].common(paths[row])))
+        while unfinished:
+            groups: dict[int, dict[bytes, int]] = {}  # by length: chunks to compute, and a row for each
+            for row in unfinished:
+                path, own = paths[row], held[row]
+                while len(own.keys) < len(path) and (chunk := self._chunks.get(path[len(own.keys)])):
+                    _append(rows.rows([row]), chunk)
+                    own.extend(path[len(own.keys)], chunk.kv_LKTd.shape[2], chunk.hidden_D)
+                if (at := len(own.keys)) < len(path):
+                    groups.setdefault(len(sequences[row][at]), {}).setdefault(path[at], row)
+            for length, row_of in groups.items():
+                most = max(1, _TOKENS_AT_ONCE // length)
+                members = sorted(row_of.values())
+                for some in (members[at : at + most] for at in range(0, len(members), most)):
+                    ids_R = [sequences[row][len(held[row].keys)] for row in some]
+                    chunks = self._prefill(rows.rows(some), ids_R)
+                    for row, chunk in zip(some, chunks, strict=True):
+                        computed = paths[row][len(held[row].keys)]
+                        self._chunks.put(computed, chunk)
+                        held[row].extend(computed, length, chunk.hidden_D)
+            unfinished = [row for row in unfinished if len(held[row].keys) < len(paths[row])]
 
     def _fill(self, row: StaticCache, held: _Held, path: Sequence[bytes], chunks: Sequence[Ids]) -> Tensor:
         """Make a row hold these chunks; the hidden state [D] behind the last."""
@@ -284,7 +330,7 @@ class CachePool:
         for key, ids in zip(path[common:], chunks[common:], strict=True):
             chunk = self._chunks.get(key)
             if chunk is None:
-                chunk = self._prefill(row, ids)
+                (chunk,) = self._prefill(row, [ids])
                 self._chunks.put(key, chunk)
             else:
                 _append(row, chunk)
@@ -292,16 +338,19 @@ class CachePool:
         self._chunks.touch(path)
         return held.hiddens_D[-1]
 
-    def _prefill(self, row: StaticCache, ids: Ids) -> Chunk:
-        """One forward pass over a chunk, behind what the row holds."""
-        start = int(row.lengths[0])
-        hidden_1TD = self._model(torch.tensor([ids], device=self._model.device), cache=row)
-        self.num_prefills += 1
-        layers = []
-        for layer in range(self._model.config.num_layers):
-            k_1GSd, v_1GSd = row.row_kv(layer, 0, start + len(ids))
-            layers.append(torch.cat((k_1GSd[0, :, start:], v_1GSd[0, :, start:])))
-        return Chunk(torch.stack(layers), hidden_1TD[0, -1].clone())
+    def _prefill(self, rows: StaticCache, ids_R: Sequence[Ids]) -> list[Chunk]:
+        """One forward pass over a chunk of each row, all equally long, behind what the rows hold."""
+        device = self._model.device
+        places_RT = torch.from_numpy(rows.lengths[:, None] + np.arange(len(ids_R[0]))).to(device)
+        rows_R1 = torch.from_numpy(rows.indices[:, None]).to(device)
+        hidden_RTD = self._model(torch.tensor(ids_R, device=device), cache=rows)
+        self.num_prefills += len(ids_R)
+        kv_LRTKd = torch.stack([kv_RKCd[rows_R1, :, places_RT] for kv_RKCd in rows.memory.kv_RKCd])
+        # Each chunk in memory of its own, which goes when it goes.
+        return [
+            Chunk(kv_LTKd.transpose(1, 2).clone(memory_format=torch.contiguous_format), hidden_D.clone())
+            for kv_LTKd, hidden_D in zip(kv_LRTKd.unbind(1), hidden_RTD[:, -1].unbind(), strict=True)
+        ]
 
 
 def _append(row: StaticCache, chunk: Chunk) -> None:
@@ -316,7 +365,7 @@ def _path(chunks: Sequence[Ids]) -> list[bytes]:
     """A key for each chunk: the hash of all ids up to its end."""
     keys, digest = [], hashlib.blake2b(digest_size=16)
     for ids in chunks:
-        digest.update(np.asarray(ids, dtype=np.int32).tobytes())
+        digest.update(array("i", ids))
         digest.update(b"|")  # chunk boundaries are part of the canonical form
         keys.append(digest.copy().digest())
     return keys

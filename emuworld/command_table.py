@@ -227,6 +227,7 @@ COMMANDS: dict[str, Command] = {
             "batch-34b": Target(
                 module="emuworld.tasks.speed.published", settings="BatchSpeed", run="run_batch"
             ),
+            "all-34b": Target(module="emuworld.tasks.speed.everything", settings="EverythingSpeed"),
             "parallel-34b": Target(
                 module="emuworld.tasks.speed.split",
                 settings="SplitSpeed",
@@ -237,7 +238,7 @@ COMMANDS: dict[str, Command] = {
         examples=(
             "emuworld bench what=published-34b device=cuda",
             "emuworld bench what=drafting num_worlds=2",
-            "emuworld bench what=fp8 device=cuda budget_s=240",
+            "emuworld bench what=all-34b device=cuda budget_s=240",
             "emuworld bench what=keyframes vias=[simulator,small]",
             "torchrun --nproc-per-node 2 -m emuworld.cli bench what=parallel-34b device=cuda",
             "emuworld bench what=published-34b device=cpu size=tiny vision=tiny pictures=[8] story_side=8",

@@ -20,7 +20,7 @@ from emuworld.decoding.sampling import Sampling
 from emuworld.decoding.uniforms import TokenUniforms
 from emuworld.pictures import Codes, Pixels
 from emuworld.state import Segment, WorldState
-from emuworld.tokens.sequence import parse_answer
+from emuworld.tokens.sequence import ParsedAnswer, parse_answer
 from emuworld.tokens.text import TextTokenizer
 
 # A working cache begins with room for so many words before the picture, and grows where a text is longer: the
@@ -159,10 +159,26 @@ class SegmentWriter:
         self, state: WorldState, written: Written, *, decode: Callable[[list[Codes]], list[Pixels]]
     ) -> tuple[WorldState, Segment]:
         """State and segment after the ids of one segment; `decode` makes pictures of codes."""
-        parsed = parse_answer(written.ids, tokenizer=self._context.tokenizer)
+        return self.read_all([state], [written], decode=decode)[0]
+
+    def read_all(
+        self,
+        states: Sequence[WorldState],
+        written: Sequence[Written],
+        *,
+        decode: Callable[[list[Codes]], list[Pixels]],
+    ) -> list[tuple[WorldState, Segment]]:
+        """`read` for many, whose pictures are made together."""
+        answers = [parse_answer(one.ids, tokenizer=self._context.tokenizer) for one in written]
+        codes = [answer.segments[-1].codes if answer.segments else None for answer in answers]
+        pictures = iter(decode([one for one in codes if one is not None]))
+        images = [None if one is None else next(pictures) for one in codes]
+        return [self._after(*one) for one in zip(states, written, answers, images, strict=True)]
+
+    def _after(
+        self, state: WorldState, written: Written, parsed: ParsedAnswer, image: Pixels | None
+    ) -> tuple[WorldState, Segment]:
         last = parsed.segments[-1] if parsed.segments else None
-        codes = last.codes if last else None
-        image = decode([codes])[0] if codes is not None else None
         ended = parsed.ended or (image is not None and state.mode in _ONE_PICTURE)
         state = replace(
             state,

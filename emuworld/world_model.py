@@ -231,11 +231,8 @@ class WorldModel:
         if not plans:
             return []
         with self._lock, torch.inference_mode():
-            segments = finish(self._writer.write(plans, on_step))
-            return [
-                self._writer.read(plan.state, one, decode=self.decode)
-                for plan, one in zip(plans, segments, strict=True)
-            ]
+            written = finish(self._writer.write(plans, on_step))
+            return self._writer.read_all([plan.state for plan in plans], written, decode=self.decode)
 
     def stream(
         self, state: WorldState, text: str | None = None, *, sampling: Sampling | None = None

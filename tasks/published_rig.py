@@ -4,6 +4,7 @@ The whole path runs through `WorldModel` over a checkpoint that exists in memory
 shapes, memory and times are those of the release.
 """
 
+import gc
 import itertools
 import math
 import time
@@ -151,6 +152,7 @@ class Rig:
         start_s = time.perf_counter()
         del self.fused
         self.__dict__.pop("world", None)
+        gc.collect()  # nothing may hold the 16-bit matrices: each layer's are let go as it is rounded
         self.fused = FusedTransformer(self.plain, weights="fp8")
         self._wait()
         return {"took_s": round(time.perf_counter() - start_s, 2), **step_times.memory(self._device)}
@@ -185,7 +187,7 @@ class Rig:
     def picture(self, side: int) -> Figures:
         """A picture from words, and its `.pb` file."""
         size = (side * DOWNSAMPLE, side * DOWNSAMPLE)
-        self._fresh()
+        self.fresh()
         pace = Pace(partial(self._on_progress, f"t2i {side}x{side}"))
         start_s = time.perf_counter()
         state = self.world.begin(mode="t2i", prompt=_PROMPT, seed=self.config.seed, size=size)
@@ -205,7 +207,7 @@ class Rig:
     def pictures(self, side: int, *, num_worlds: int, sampling: Sampling | None = None) -> Figures:
         """So many pictures from words at once."""
         size = (side * DOWNSAMPLE, side * DOWNSAMPLE)
-        self._fresh()
+        self.fresh()
         pace = Pace(partial(self._on_progress, f"{num_worlds} of {side}x{side}"))
         start_s = time.perf_counter()
         states = [
@@ -228,7 +230,7 @@ class Rig:
         reference = self._last_picture
         if reference is None:
             reference = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-        self._fresh()
+        self.fresh()
         start_s = time.perf_counter()
         state = self.world.begin(mode="story", prompt=_QUESTION, images=[reference], size=size)
         figures: Figures = {"begin_s": round(time.perf_counter() - start_s, 2)}
@@ -271,7 +273,7 @@ class Rig:
         self.world.last_image(state)
         return time.perf_counter() - start_s
 
-    def _fresh(self) -> None:
+    def fresh(self) -> None:
         """No caches, and peaks counted from here; the vision tokenizer is made before."""
         self.world.caches.clear()
         if self._device.type == "cuda":

@@ -27,9 +27,13 @@ class RunLog:
         self.figures: dict[str, Figures] = {}
         """What each part gave, those left out that failed or were skipped."""
 
-    def run(self, part: str, work: Callable[[], Figures], *, expected_s: float = 0.0) -> Figures | None:
-        """The part's figures; None where it failed or would take longer than what is left."""
-        left_s = self._left_s()
+    def run(
+        self, part: str, work: Callable[[], Figures], *, expected_s: float = 0.0, keep_s: float = 0.0
+    ) -> Figures | None:
+        """The part's figures; None where it failed or would take longer than what is left when `keep_s` are
+        kept for what comes after it.
+        """
+        left_s = self._left_s() - keep_s
         if expected_s > left_s:
             self._write(part, {"skipped": f"would take {expected_s:.0f} s of the {left_s:.0f} s left"})
             return None

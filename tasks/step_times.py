@@ -6,25 +6,31 @@ they are taken with events on the device.
 Shapes: R rows, S tokens held, D hidden_size, V ids that may be drawn.
 """
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from emuworld.cache_pool import CachedModel
 from emuworld.decoding.drafting import exponentials
 from emuworld.decoding.sampling import Truncation, guide, pick, race
 from emuworld.model.cache import StaticCache
-from emuworld.model.fp8 import Weight, linear
-from emuworld.model.fused import FusedTransformer
+from emuworld.model.fp8 import Weight
+from emuworld.model.fused import FusedLayer, FusedTransformer
+from emuworld.model.operations import Place
 from emuworld.model.transformer import Transformer
 from emuworld.tasks.published_way import Branch, PublishedWay
 from emuworld.tasks.run_log import Figures
 
 _WARM_UPS = 3
+_BOTH_WAYS = 72  # tokens of a picture of 128 px
 _COPY_BYTES = 4 << 30  # many times any cache
 
 
@@ -34,9 +40,11 @@ def spread(times_ms: Sequence[float]) -> Figures:
     return {"ms": median, "p10_ms": low, "p90_ms": high, "n": len(times_ms)}
 
 
-def timed(work: Callable[[], object], *, times: int, device: torch.device) -> list[float]:
+def timed(
+    work: Callable[[], object], *, times: int, device: torch.device, warm_ups: int = _WARM_UPS
+) -> list[float]:
     """Milliseconds of each call, after a few that are not counted."""
-    for _ in range(_WARM_UPS):
+    for _ in range(warm_ups):
         work()
     if device.type != "cuda":
         return [_timed_on_host(work) for _ in range(times)]
@@ -92,22 +100,24 @@ def filled_cache(model: CachedModel, *, num_rows: int, held: Sequence[int], room
 def agreement(model: FusedTransformer, *, visual: slice) -> Figures:
     """Relative error of hidden states and logits of one step: each form against plain PyTorch, eager.
 
-    Two rows of different lengths; one token, and two (a token with the EOL behind it).
+    Two rows of different lengths; one token, two (a token with the EOL behind it), and a small picture whose
+    tokens see each other.
     """
     figures: Figures = {}
     plain = model.variant(use_kernels=False, use_graphs=False)
-    cache = filled_cache(model, num_rows=2, held=(600, 411), room=8)
-    for num_tokens in (1, 2):
+    cache = filled_cache(model, num_rows=2, held=(600, 411), room=_BOTH_WAYS)
+    for num_tokens in (1, 2, _BOTH_WAYS):
+        causal = num_tokens < _BOTH_WAYS
         generator = torch.Generator().manual_seed(num_tokens)
         ids_RT = torch.randint(0, model.config.vocab_size, (2, num_tokens), generator=generator).to(
             model.device
         )
         advance_B = (False, False)  # every form meets the same cache
-        expected_RTD = plain(ids_RT, cache=cache, advance_B=advance_B)
+        expected_RTD = plain(ids_RT, cache=cache, advance_B=advance_B, causal=causal)
         scores_RTV = plain.logits(expected_RTD, start=visual.start, stop=visual.stop)
         for name, form in forms(model).items():
             for _ in range(3):  # the second call is recorded, the third replayed
-                hidden_RTD = form(ids_RT, cache=cache, advance_B=advance_B)
+                hidden_RTD = form(ids_RT, cache=cache, advance_B=advance_B, causal=causal)
             logits_RTV = form.logits(hidden_RTD, start=visual.start, stop=visual.stop)
             figures[f"{name}, {num_tokens} tokens"] = {
                 "hidden": _relative(hidden_RTD, expected_RTD),
@@ -117,7 +127,7 @@ def agreement(model: FusedTransformer, *, visual: slice) -> Figures:
 
 
 def forms(model: FusedTransformer) -> dict[str, FusedTransformer]:
-    """The ways to compute a step that this machine has, the best one last."""
+    """The ways to compute a step that this machine has."""
     on_cuda = model.device.type == "cuda"
     found = {"plain, eager": model.variant(use_kernels=False, use_graphs=False)}
     if on_cuda:
@@ -125,6 +135,8 @@ def forms(model: FusedTransformer) -> dict[str, FusedTransformer]:
     if model.uses_kernels:
         found["kernels, eager"] = model.variant(use_graphs=False)
         found["kernels, graph"] = model.variant()
+        if model.weights == "bf16":
+            found["kernels, own products, graph"] = model.variant(own_products=True)
     return found
 
 
@@ -173,7 +185,7 @@ def products(model: FusedTransformer, *, num_rows: int, times: int = 5) -> Figur
 
         def work(x_RK: torch.Tensor = x_RK, weights: list[Weight] = weights) -> None:
             for weight_NK in weights:
-                linear(x_RK, weight_NK)
+                model.product(x_RK, weight_NK)
 
         ms = spread(timed(work, times=times, device=model.device))["ms"]
         num_bytes = sum(weight.nbytes for weight in weights)
@@ -182,15 +194,89 @@ def products(model: FusedTransformer, *, num_rows: int, times: int = 5) -> Figur
 
 
 @torch.inference_mode()
-def draw(model: CachedModel, *, visual: slice, guidance: float, top_k: int, times: int) -> Figures:
-    """Logits of the visual ids, guidance and the draw for one guided world."""
-    hidden_RD = torch.randn(2, model.config.hidden_size, device=model.device, dtype=model.dtype)
-    uniforms_W = torch.tensor([0.5], dtype=torch.float64, device=model.device)
+def between_products(model: FusedTransformer, *, num_rows: int, context: int, times: int = 10) -> Figures:
+    """What stands between a step's products, each kind as often as a step has it, replayed as a graph."""
+    ops, config, eps = model.operations, model.config, model.config.rms_norm_eps
+    cache = filled_cache(model, num_rows=num_rows, held=[context] * num_rows, room=8)
+    rows_R = torch.arange(num_rows, dtype=torch.int32, device=model.device)
+    place = Place(rows_R, torch.full_like(rows_R, context), cache.capacity)
+
+    def noise(size: int) -> torch.Tensor:
+        return torch.randn(num_rows, size, device=model.device).to(model.dtype)
+
+    x_RD, delta_RD, gate_up_RX = (
+        noise(size) for size in (config.hidden_size, config.hidden_size, 2 * config.intermediate_size)
+    )
+    qkv_RX = noise((config.num_heads + 2 * config.num_kv_heads) * config.head_dim)
+    q_RHd = noise(config.num_heads * config.head_dim).unflatten(-1, (config.num_heads, -1))
+    kinds: dict[str, Callable[[FusedLayer, torch.Tensor], object]] = {
+        "two norms": lambda layer, _: [
+            ops.add_rms_norm(x_RD, delta_RD, weight_D, eps=eps)
+            for weight_D in (layer.attention_norm_D, layer.mlp_norm_D)
+        ],
+        "heads": lambda layer, kv_RKCd: ops.write_heads(
+            qkv_RX, kv_RKCd, place=place, norms=layer.norms, rotary=model.rotary
+        ),
+        "attention": lambda _, kv_RKCd: ops.attend(q_RHd, kv_RKCd, place=place),
+        "swiglu": lambda *_: ops.swiglu(gate_up_RX),
+    }
+    figures: Figures = {}
+    for name, kind in kinds.items():
+
+        def work(kind: Callable[[FusedLayer, torch.Tensor], object] = kind) -> None:
+            for layer, kv_RKCd in zip(model.layers, cache.memory.kv_RKCd, strict=True):
+                kind(layer, kv_RKCd)
+
+        replay = _recorded(work, device=model.device)
+        figures[f"{name}_ms"] = spread(timed(replay, times=times, device=model.device))["ms"]
+    return figures
+
+
+def _recorded(work: Callable[[], None], *, device: torch.device) -> Callable[[], None]:
+    """A replay of its launches; on the CPU the work itself."""
+    if device.type != "cuda":
+        return work
+    work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        work()
+    return graph.replay
+
+
+@torch.inference_mode()
+def attention_of_a_pass(model: FusedTransformer, *, side: int, times: int = 3) -> Figures:
+    """One layer's attention in a refinement pass over both rows of a picture, by what computes it."""
+    config, num_tokens = model.config, side * (side + 1)
+    q_RGnd, k_RGSd, v_RGSd = (
+        torch.randn(2, config.num_kv_heads, size, config.head_dim, device=model.device).to(model.dtype)
+        for size in (config.num_heads // config.num_kv_heads * num_tokens, num_tokens, num_tokens)
+    )
+    figures: Figures = {}
+    backends = [None, *(SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)]
+    for backend in backends if model.device.type == "cuda" else [None]:
+        chosen = contextlib.nullcontext() if backend is None else sdpa_kernel(backend)
+        name = "default" if backend is None else backend.name.lower()
+        try:
+            with chosen:
+                work = partial(F.scaled_dot_product_attention, q_RGnd, k_RGSd, v_RGSd)
+                figures[f"{name}_ms"] = spread(timed(work, times=times, device=model.device))["ms"]
+        except RuntimeError as error:  # this machine's PyTorch has it not
+            figures[name] = str(error).splitlines()[0]
+    return figures
+
+
+@torch.inference_mode()
+def draw(
+    model: CachedModel, *, visual: slice, guidance: float, top_k: int, times: int, num_worlds: int = 1
+) -> Figures:
+    """Logits of the visual ids, guidance and the draw for so many guided worlds."""
+    hidden_RD = torch.randn(2 * num_worlds, model.config.hidden_size, device=model.device).to(model.dtype)
+    uniforms_W = torch.full((num_worlds,), 0.5, dtype=torch.float64, device=model.device)
 
     def work() -> torch.Tensor:
-        c_1V, u_1V = model.logits(hidden_RD, start=visual.start, stop=visual.stop).float().split(1)
-        scores_1V = guide(c_1V, u_1V, guidance=guidance)
-        return pick(scores_1V, uniforms_W, truncation=Truncation(top_k=top_k))
+        logits_RV = model.logits(hidden_RD, start=visual.start, stop=visual.stop).float()
+        scores_WV = guide(*logits_RV.split(num_worlds), guidance=guidance)
+        return pick(scores_WV, uniforms_W, truncation=Truncation(top_k=top_k))
 
     return spread(timed(work, times=times, device=model.device))
 

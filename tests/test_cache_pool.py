@@ -69,6 +69,29 @@ def test_rows_equal_fresh_ones_whatever_came_before(transformer: ExactTransforme
             assert pool.num_bytes <= max_bytes
 
 
+def test_rows_are_filled_together_where_passes_cost(
+    transformer: ExactTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the same rows, from fewer passes. The exact form gives equal bits in any company."""
+    monkeypatch.setattr("emuworld.cache_pool.rides_along", lambda device: True)
+    forward, passes = transformer.forward, []
+    monkeypatch.setattr(
+        transformer, "forward", lambda ids, **more: passes.append(len(ids)) or forward(ids, **more)
+    )
+    walks = [[chunk(world % 2), *(chunk(10 * world + i) for i in range(2))] for world in range(4)]
+    for max_bytes in (1, 1 << 30):
+        pool = CachePool(transformer, max_bytes=max_bytes)
+        with torch.inference_mode():
+            for length in (1, 3):
+                passes.clear()
+                cache, hiddens, _ = pool.prepare([walk[:length] for walk in walks], room=9)
+                assert sum(passes) == {1: 2 if max_bytes > 1 else 4, 3: 8}[length]
+                assert len(passes) <= 2
+                for row, walk in enumerate(walks):
+                    expected, hidden = fresh(transformer, walk[:length])
+                    assert torch.equal(held(cache, row), expected) and torch.equal(hiddens[row], hidden)
+
+
 def test_what_was_computed_is_not_computed_again(transformer: ExactTransformer) -> None:
     pool = CachePool(transformer, max_bytes=1 << 30)
     walk = [chunk(i) for i in range(4)]

@@ -65,8 +65,9 @@ class CacheRows:
         lengths = self._cache.lengths
         for row in sorted(row for row, run in runs.items() if run):
             # Short runs: any rows may go together. Longer ones only from equal places, where no mask of the
-            # batch can depend on the company.
-            start = int(lengths[row]) if len(runs[row]) > _SHORT else -1
+            # batch can depend on the company; on a GPU, where calls are what costs, from any.
+            alone = len(runs[row]) > _SHORT and not rides_along(self._model.device)
+            start = int(lengths[row]) if alone else -1
             groups.setdefault((start, len(runs[row])), []).append(row)
         for rows in groups.values():
             self._feed(rows, torch.tensor([runs[row] for row in rows], device=self._model.device))

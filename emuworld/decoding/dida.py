@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from emuworld.decoding.cache_rows import rides_along
 from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.noise import Noise, Path, make_path, uniform_codes
 from emuworld.decoding.sampling import Sampling, guide, pick
@@ -40,6 +41,7 @@ from emuworld.tokens.vocabulary import Vocabulary
 _SCORES_AT_ONCE = 64 << 20  # positions times codes of one row: 256 MiB of fp32
 # Tokens of one forward: more of them are no faster, and what lies between the matrices grows with them.
 _TOKENS_AT_ONCE = {"cpu": 512, "cuda": 32_768}
+_MIXED_TOKENS = 2048  # of a picture, up to which rows of unequal lengths share a forward on a GPU
 _DRAWS_A_PASS = 3  # of uniform numbers for every code: the model's draw, whether it stays, what it becomes
 
 
@@ -222,8 +224,10 @@ class _Canvas:
         picture_of = {row: at for at, p in enumerate(self._pictures) for row in p.rows[:num_rows]}
         lengths = cache.lengths
         groups: dict[int, list[int]] = {}
+        # Rows of any lengths; on the CPU no row may hang on others, and large pictures are work enough alone.
+        together = rides_along(ids_PT.device) and ids_PT.shape[1] <= _MIXED_TOKENS
         for row in sorted(picture_of):
-            groups.setdefault(int(lengths[row]), []).append(row)
+            groups.setdefault(0 if together else int(lengths[row]), []).append(row)
         hidden_of: dict[int, Tensor] = {}
         most = max(1, _TOKENS_AT_ONCE.get(ids_PT.device.type, _TOKENS_AT_ONCE["cuda"]) // ids_PT.shape[1])
         for rows in (group[at : at + most] for group in groups.values() for at in range(0, len(group), most)):

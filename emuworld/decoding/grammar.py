@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from emuworld.tokens.vocabulary import Vocabulary
 
+_FEW = 8  # tokens that are sooner looked at one by one
+
 
 class Phase(IntEnum):
     """Where in the answer a row stands."""
@@ -182,9 +184,22 @@ class Grammar:
 
     def advance_all(self, state: GrammarState, tokens: Sequence[int]) -> GrammarState:
         """State after several tokens."""
+        if state.phase is Phase.VISUAL and len(tokens) >= _FEW:
+            count = min(len(tokens), state.height * (state.width + 1) - 1 - state.position)
+            if self._fit_picture(state, tokens[:count]):
+                state, tokens = state._replace(position=state.position + count), tokens[count:]
         for token in tokens:
             state = self.advance(state, token)
         return state
+
+    def _fit_picture(self, state: GrammarState, tokens: Sequence[int]) -> bool:
+        """Whether these are visual tokens and separators, each in its place, none of them the EOI."""
+        ids = np.asarray(tokens)
+        separates = (state.position + np.arange(len(ids))) % (state.width + 1) == state.width
+        span = self._visual_span
+        return bool(
+            np.where(separates, ids == self.vocabulary.eol, (ids >= span.start) & (ids < span.stop)).all()
+        )
 
     def forced_run(self, state: GrammarState) -> tuple[list[int], GrammarState]:
         """The tokens that must follow (none, or several: a size prefix, EOL, EOI) and the state after

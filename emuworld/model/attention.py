@@ -106,8 +106,8 @@ def _all_rows(q_RHTd: torch.Tensor, cache: StaticCache, *, layer: int, step: Cac
         return out_RTHd.transpose(1, 2)
     repeats = num_heads // cache.config.num_kv_heads
     q_RGnd = q_RHTd.reshape(num_rows, cache.config.num_kv_heads, repeats * num_tokens, head_dim)
-    num_keys, mask = longest, None
-    if not step.uniform or num_tokens > 1:
+    num_keys, mask = longest, None  # which is all that is seen where the new tokens see each other
+    if not step.uniform or (num_tokens > 1 and step.causal):
         num_keys = min(-(-longest // _KEY_STEP) * _KEY_STEP, cache.capacity)
         if step.uniform:
             mask = step.mask_TS(int(step.starts[0]), num_keys=num_keys, repeats=repeats)

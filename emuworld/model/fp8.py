@@ -82,14 +82,19 @@ def linear(x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
         return by_definition(x_MK, weight)
     if len(x_MK) <= MOST_WIDE_ROWS and fp8_kernels is not None:
         return fp8_kernels.linear(x_MK, weight.values_NK, weight.scales_N)
-    values_MK, scales_M1 = _rounded(x_MK)
-    # Scales of rows and columns are taken along by the product itself.
+    if fp8_kernels is not None:
+        values_MK, scales_M1 = fp8_kernels.round_rows(x_MK, largest=LARGEST, tiny=_TINY)
+    else:
+        values_MK, scales_M1 = _rounded(x_MK)
+    # Scales of rows and columns are taken along by the product itself. Its sums keep some 14 bits ("fast"),
+    # an eighth of the rounding of what is summed at most, and take two thirds of the time.
     return torch._scaled_mm(
         values_MK,
         weight.values_NK.t(),
         scale_a=scales_M1,
         scale_b=weight.scales_N[None],
         out_dtype=x_MK.dtype,
+        use_fast_accum=True,
     )
 
 

@@ -1,5 +1,5 @@
 """Products of few rows with 8-bit weights as a Triton kernel: a weight is read once, as 8 bits, and widened
-in registers.
+in registers. And the rounding of activations for products of many rows, which are left to the library.
 
 Import it only where Triton is installed. `emuworld.model.fp8` says what it computes.
 
@@ -15,6 +15,7 @@ import triton.language as tl
 _FEWEST_ROWS = 16  # what a matrix unit takes
 _INPUTS_A_BLOCK = 256  # for few rows; half as many for more, whose blocks take as much shared memory again
 _MOST_OUTPUTS = 64  # of one program
+_ROUNDED_AT_ONCE = 4096  # numbers of a row
 # Activations are taken to 16-bit floating point with a sixteenth of their size: three bits of mantissa more
 # than bfloat16, and room up to a million. From 8 bits to there is one instruction for two numbers.
 _SHRINK = 1.0 / 16.0
@@ -43,6 +44,24 @@ def linear(x_MK: torch.Tensor, values_NK: torch.Tensor, scales_N: torch.Tensor) 
         num_stages=4,
     )
     return out_MN
+
+
+def round_rows(x_MK: torch.Tensor, *, largest: float, tiny: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """8-bit values [M, K] and fp32 scales [M, 1]: each row's largest becomes the largest of the format."""
+    num_rows, size = x_MK.shape
+    values_MK = torch.empty_like(x_MK, dtype=torch.float8_e4m3fn, memory_format=torch.contiguous_format)
+    scales_M1 = x_MK.new_empty((num_rows, 1), dtype=torch.float32)
+    _round_rows[(num_rows,)](
+        x_MK.contiguous(),
+        values_MK,
+        scales_M1,
+        size,
+        largest=largest,
+        tiny=tiny,
+        block=min(_ROUNDED_AT_ONCE, triton.next_power_of_2(size)),
+        num_warps=8,
+    )
+    return values_MK, scales_M1
 
 
 def _outputs_a_program(num_outputs: int, *, device: torch.device) -> int:
@@ -90,3 +109,28 @@ def _linear(
     result = (total * scales[:, None]).to(out_ptr.dtype.element_ty)
     out_at = row[None, :] * num_outputs + output[:, None]
     tl.store(out_ptr + out_at, result, mask=is_output[:, None] & is_row[None, :])
+
+
+@triton.jit
+def _round_rows(
+    x_ptr: tl.tensor,
+    values_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    size: tl.tensor,
+    largest: tl.constexpr,
+    tiny: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    """One program a row, which reads it twice; the second time it is still in a cache."""
+    at = tl.arange(0, block)
+    row = tl.program_id(0).to(tl.int64) * size
+    most = tl.zeros((block,), tl.float32)
+    for start in range(0, size, block):
+        x = tl.load(x_ptr + row + start + at, mask=start + at < size, other=0.0)
+        most = tl.maximum(most, tl.abs(x.to(tl.float32)))
+    scale = tl.maximum(tl.max(most, axis=0), tiny) / largest
+    tl.store(scales_ptr + tl.program_id(0), scale)
+    for start in range(0, size, block):
+        x = tl.load(x_ptr + row + start + at, mask=start + at < size, other=0.0)
+        value = tl.minimum(tl.maximum(x.to(tl.float32) / scale, -largest), largest)
+        tl.store(values_ptr + row + start + at, value.to(values_ptr.dtype.element_ty), mask=start + at < size)

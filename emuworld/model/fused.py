@@ -39,8 +39,11 @@ if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
 else:
     kernels = None  # type: ignore[assignment]
 
-# Of a key-value head; above it a step is prefill, with PyTorch's own attention. A window of 16 of the 34 B.
+# Of a key-value head; above it a step is prefill, with PyTorch's own attention where all rows are equally
+# long. A window of 16 of the 34 B.
 _MOST_QUERIES = 128
+# Of all rows together, up to which a pass over pictures is launches more than arithmetic: seven of 256 px.
+_MOST_RECORDED_TOKENS = 2048
 WEIGHTS = ("bf16", "fp8")
 _KEY_STEP = 512  # without the kernels, attention reads the cache up to a multiple of this: one graph for each
 Reduce = Callable[[torch.Tensor], torch.Tensor]
@@ -84,6 +87,7 @@ class FusedTransformer:
         self.config = model.config
         self.weights = weights
         self._reduce = reduce
+        self._own_products = False
         device = model.device if device is None or weights == "bf16" else device
         with torch.no_grad():
             decoder = model.model
@@ -98,7 +102,7 @@ class FusedTransformer:
                 self.layers.append(FusedLayer.take(layer, join=join, device=device))
                 if on_layer:
                     on_layer(len(self.layers), model.config.num_layers)
-            self._rotary = _rotary_tables(model.config, device=device)
+            self.rotary = _rotary_tables(model.config, device=device)
         self._choose(use_kernels=use_kernels, use_graphs=use_graphs)
 
     def variant(
@@ -107,9 +111,15 @@ class FusedTransformer:
         use_kernels: bool | None = None,
         use_graphs: bool | None = None,
         reduce: Reduce | None = None,
+        own_products: bool = False,
     ) -> "FusedTransformer":
-        """The same weights, computed otherwise; defaults as for a new one, `reduce` as it is here."""
+        """The same weights, computed otherwise; defaults as for a new one, `reduce` as it is here.
+
+        With `own_products` the 16-bit products of few rows are a kernel of ours, where there are kernels,
+        instead of the library's: to be the default where a GPU has shown it to be faster.
+        """
         other = copy.copy(self)
+        other._own_products = own_products
         other._reduce = reduce or self._reduce
         other._choose(use_kernels=use_kernels, use_graphs=use_graphs)
         return other
@@ -122,7 +132,7 @@ class FusedTransformer:
                 f"the kernels need CUDA, Triton and heads of 16 to 256, a power of two, got {head_dim} on "
                 f"{self.device}; leave use_kernels out"
             )
-        self._ops: ModuleType = kernels if can and use_kernels is not False else operations
+        self.operations: ModuleType = kernels if can and use_kernels is not False else operations
         self.use_graphs = on_cuda if use_graphs is None else use_graphs
         self._graphs: WeakKeyDictionary[Memory, StepGraphs] = WeakKeyDictionary()
 
@@ -137,7 +147,7 @@ class FusedTransformer:
 
     @property
     def uses_kernels(self) -> bool:
-        return self._ops is not operations
+        return self.operations is not operations
 
     def __call__(
         self,
@@ -170,8 +180,13 @@ class FusedTransformer:
         # One small copy, from memory that the driver has read when it returns: nothing waits for the device.
         spots_2R = torch.from_numpy(np.stack((cache.indices, step.starts)).astype(np.int32))
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
-            if causal and num_tokens * (self.config.num_heads // self.config.num_kv_heads) <= _MOST_QUERIES:
-                hidden_BTD = self._step(ids_BT, spots_2R, cache, num_keys=step.longest)
+            queries = num_tokens * (self.config.num_heads // self.config.num_kv_heads)
+            if causal:
+                short = queries <= _MOST_QUERIES
+            else:
+                short = self.uses_kernels and ids_BT.numel() <= _MOST_RECORDED_TOKENS
+            if short or (self.uses_kernels and not step.uniform):
+                hidden_BTD = self._step(ids_BT, spots_2R, cache, step, recorded=short and self.use_graphs)
             else:
                 hidden_BTD = self._prefill(ids_BT, spots_2R, cache, step)
         cache.finish(step, advance_B=advance_B)
@@ -183,11 +198,17 @@ class FusedTransformer:
         return F.linear(hidden, self.head_VD[start:stop])
 
     def _step(
-        self, ids_RT: torch.Tensor, spots_2R: torch.Tensor, cache: StaticCache, *, num_keys: int
+        self,
+        ids_RT: torch.Tensor,
+        spots_2R: torch.Tensor,
+        cache: StaticCache,
+        step: CacheStep,
+        *,
+        recorded: bool,
     ) -> torch.Tensor:
-        """A few tokens a row."""
-        layers_RKCd = cache.memory.kv_RKCd
-        bucket = 0 if self.uses_kernels else min(-(-num_keys // _KEY_STEP) * _KEY_STEP, cache.capacity)
+        """Rows of any lengths, with attention that reads them on the device; `recorded` as a graph."""
+        layers_RKCd, causal = cache.memory.kv_RKCd, step.causal
+        bucket = 0 if self.uses_kernels else min(-(-step.longest // _KEY_STEP) * _KEY_STEP, cache.capacity)
 
         def compute(ids_RT: torch.Tensor, spots_2R: torch.Tensor) -> torch.Tensor:
             place = Place(spots_2R[0], spots_2R[1], bucket)
@@ -195,15 +216,17 @@ class FusedTransformer:
                 ids_RT,
                 place,
                 layers_RKCd,
-                attend=lambda q_MHd, layer: self._ops.attend(q_MHd, layers_RKCd[layer], place=place),
+                attend=lambda q_MHd, layer: self.operations.attend(
+                    q_MHd, layers_RKCd[layer], place=place, causal=causal
+                ),
             )
 
-        if not self.use_graphs:
+        if not recorded:
             return compute(self._moved(ids_RT), self._moved(spots_2R))
         graphs = self._graphs.get(cache.memory)
         if graphs is None:
             graphs = self._graphs[cache.memory] = StepGraphs(self.device)
-        return graphs.run((*ids_RT.shape, bucket), compute, ids_RT, spots_2R)
+        return graphs.run((*ids_RT.shape, bucket, int(causal)), compute, ids_RT, spots_2R)
 
     def _prefill(
         self, ids_RT: torch.Tensor, spots_2R: torch.Tensor, cache: StaticCache, step: CacheStep
@@ -226,22 +249,31 @@ class FusedTransformer:
         attend: Attend,
     ) -> torch.Tensor:
         """Hidden states [R, T, D]; writes keys and values where `place` says."""
-        ops, eps = self._ops, self.config.rms_norm_eps
+        ops, eps = self.operations, self.config.rms_norm_eps
         x_MD = F.embedding(ids_RT.flatten(), self.embedding_VD)
         delta_MD: torch.Tensor | None = None
         for index, layer in enumerate(self.layers):
             h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.attention_norm_D, eps=eps)
             q_MHd = ops.write_heads(
-                linear(h_MD, layer.qkv_XD),
+                self.product(h_MD, layer.qkv_XD),
                 layers_RKCd[index],
                 place=place,
                 norms=layer.norms,
-                rotary=self._rotary,
+                rotary=self.rotary,
             )
-            delta_MD = self._summed(linear(attend(q_MHd, index), layer.out_DX))
+            delta_MD = self._summed(self.product(attend(q_MHd, index), layer.out_DX))
             h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.mlp_norm_D, eps=eps)
-            delta_MD = self._summed(linear(ops.swiglu(linear(h_MD, layer.gate_up_XD)), layer.down_DI))
+            delta_MD = self._summed(
+                self.product(ops.swiglu(self.product(h_MD, layer.gate_up_XD)), layer.down_DI)
+            )
         return ops.add_rms_norm(x_MD, delta_MD, self.norm_D, eps=eps).unflatten(0, ids_RT.shape)
+
+    def product(self, x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
+        """x @ weight.T, as a step takes it."""
+        own = self._own_products and self.uses_kernels and len(x_MK) <= kernels.MOST_FEW_ROWS
+        if own and isinstance(weight, torch.Tensor):
+            return kernels.few_rows_linear(x_MK, weight)
+        return linear(x_MK, weight)
 
     def _summed(self, delta_MD: torch.Tensor) -> torch.Tensor:
         return delta_MD if self._reduce is None else self._reduce(delta_MD)

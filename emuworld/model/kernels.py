@@ -7,8 +7,8 @@ every length.
 
 Import it only where Triton is installed. All arithmetic between a load and a store is fp32.
 
-Shapes as in `operations`; Q = queries of one key-value head and row, padded to a power of two of at least 16
-(what a matrix unit takes); Z = parts that the keys of a row are split into.
+Shapes as in `operations`; Q = queries of one key-value head and row, in blocks of a power of two of at least
+16 (what a matrix unit takes); Z = parts that the keys of a row are split into.
 """
 
 from functools import cache as memoise
@@ -20,8 +20,9 @@ import triton.language as tl
 from emuworld.model.operations import Norms, Place, Rotary
 
 _KEYS_A_BLOCK = 64
-_FEWEST_QUERIES = 16
+_FEWEST_QUERIES, _MOST_QUERIES = 16, 128  # of one program
 _MOST_PARTS = 64
+MOST_FEW_ROWS = 16  # what a matrix unit takes
 _LOG2_E = 1.4426950408889634
 
 
@@ -79,18 +80,24 @@ def write_heads(
     return q_MHd
 
 
-def attend(q_MHd: torch.Tensor, cache_RKCd: torch.Tensor, *, place: Place) -> torch.Tensor:
+def attend(
+    q_MHd: torch.Tensor, cache_RKCd: torch.Tensor, *, place: Place, causal: bool = True
+) -> torch.Tensor:
     """See `operations.attend`; `place.num_keys` is not needed."""
     num_rows, num_groups = len(place.rows_R), cache_RKCd.shape[1] // 2
     num_heads, head_dim = q_MHd.shape[1:]
     num_tokens, repeats = len(q_MHd) // num_rows, num_heads // num_groups
-    queries = max(_FEWEST_QUERIES, triton.next_power_of_2(num_tokens * repeats))
-    parts = _num_parts(num_rows * num_groups, device=q_MHd.device)
-    sums = q_MHd.new_empty((num_rows * num_groups, parts, queries, head_dim), dtype=torch.float32)
-    scales = q_MHd.new_empty((2, num_rows * num_groups, parts, queries), dtype=torch.float32)
-    _attend_part[(num_rows * num_groups, parts)](
+    queries = min(max(_FEWEST_QUERIES, triton.next_power_of_2(num_tokens * repeats)), _MOST_QUERIES)
+    blocks = triton.cdiv(num_tokens * repeats, queries)
+    parts = _num_parts(num_rows * num_groups * blocks, device=q_MHd.device)
+    out_MX = torch.empty_like(q_MHd)
+    kept = (num_rows * num_groups, parts, blocks * queries) if parts > 1 else (1, 1, 1)
+    sums = q_MHd.new_empty((*kept, head_dim), dtype=torch.float32)
+    scales = q_MHd.new_empty((2, *kept), dtype=torch.float32)
+    _attend_part[(num_rows * num_groups, parts, blocks)](
         q_MHd,
         cache_RKCd,
+        out_MX,
         sums,
         scales[0],
         scales[1],
@@ -105,21 +112,23 @@ def attend(q_MHd: torch.Tensor, cache_RKCd: torch.Tensor, *, place: Place) -> to
         head_dim=head_dim,
         queries=queries,
         parts=parts,
+        causal=causal,
         block=_KEYS_A_BLOCK,
         num_warps=4 if queries <= 64 else 8,
         num_stages=3 if queries == _FEWEST_QUERIES else 2,
     )
-    out_MX = torch.empty_like(q_MHd)
+    if parts == 1:
+        return out_MX.flatten(1)
     _join_parts[(num_rows * num_groups, num_tokens * repeats)](
         sums,
         scales[0],
         scales[1],
         out_MX,
         num_tokens,
+        blocks * queries,
         num_groups=num_groups,
         repeats=repeats,
         head_dim=head_dim,
-        queries=queries,
         parts=parts,
         num_warps=4,
     )
@@ -133,6 +142,29 @@ def swiglu(gate_up_MX: torch.Tensor) -> torch.Tensor:
     block = 1024
     _swiglu[(num_rows, triton.cdiv(size, block))](gate_up_MX, out_MI, size, block=block, num_warps=4)
     return out_MI
+
+
+def few_rows_linear(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
+    """x @ weight.T for at most `MOST_FEW_ROWS` rows: the weight is read once, in long runs."""
+    num_rows, num_inputs = x_MK.shape
+    num_outputs = len(weight_NK)
+    out_MN = x_MK.new_empty((num_rows, num_outputs))
+    wanted = num_outputs // (2 * _num_multiprocessors(x_MK.device))  # two programs for each
+    outputs = min(64, max(16, 1 << max(0, wanted.bit_length() - 1)))
+    _few_rows_linear[(triton.cdiv(num_outputs, outputs),)](
+        x_MK.contiguous(),
+        weight_NK,
+        out_MN,
+        num_rows,
+        num_inputs,
+        num_outputs,
+        rows=MOST_FEW_ROWS,
+        outputs=outputs,
+        block=128 if outputs == 64 else 256,
+        num_warps=4,
+        num_stages=4,
+    )
+    return out_MN
 
 
 def _num_parts(num_pairs: int, *, device: torch.device) -> int:
@@ -227,6 +259,7 @@ def _write_heads(
 def _attend_part(
     q_ptr: tl.tensor,
     cache_ptr: tl.tensor,
+    out_ptr: tl.tensor,
     sums_ptr: tl.tensor,
     maxima_ptr: tl.tensor,
     weights_ptr: tl.tensor,
@@ -241,27 +274,34 @@ def _attend_part(
     head_dim: tl.constexpr,
     queries: tl.constexpr,
     parts: tl.constexpr,
+    causal: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
-    """One program a row, key-value head and part of its keys: a running softmax (online, base 2)."""
+    """One program a row, key-value head, part of its keys and block of its queries: a running softmax
+    (online, base 2).
+    """
     pair = tl.program_id(0)
     part = tl.program_id(1)
     row = pair // num_groups
     group = pair % num_groups
     start = tl.load(starts_ptr + row)
+    query = tl.program_id(2) * queries + tl.arange(0, queries)  # token by token, in a token head by head
+    token = query // repeats
     num_keys = start + num_tokens
+    last_seen = start + token
+    if causal:  # what no query of this block sees is not read
+        num_keys = tl.minimum(num_keys, start + ((tl.program_id(2) + 1) * queries - 1) // repeats + 1)
+    else:
+        last_seen = token * 0 + num_keys
     keys_a_part = tl.cdiv(tl.cdiv(num_keys, parts), block) * block
     first = part * keys_a_part
     last = tl.minimum(first + keys_a_part, num_keys)
 
-    query = tl.arange(0, queries)  # token by token, and in a token head by head
     at = tl.arange(0, head_dim)
-    token = query // repeats
     head = group * repeats + query % repeats
     real = query < num_tokens * repeats
-    q_at = ((row * num_tokens + token) * (num_groups * repeats) + head) * head_dim
+    q_at = ((row.to(tl.int64) * num_tokens + token) * (num_groups * repeats) + head) * head_dim
     q = tl.load(q_ptr + q_at[:, None] + at[None, :], mask=real[:, None], other=0.0)
-    last_seen = start + token
 
     k_ptr = cache_ptr + tl.load(rows_ptr + row).to(tl.int64) * row_stride + group.to(tl.int64) * head_stride
     v_ptr = k_ptr + num_groups * head_stride
@@ -283,10 +323,14 @@ def _attend_part(
         weight = weight * shrink + tl.sum(p, axis=1)
         total = total * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
         maximum = new_maximum
-    out_at = (pair * parts + part) * queries + query
-    tl.store(maxima_ptr + out_at, maximum)
-    tl.store(weights_ptr + out_at, weight)
-    tl.store(sums_ptr + out_at[:, None] * head_dim + at[None, :], total)
+    if parts == 1:
+        result = (total / weight[:, None]).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + q_at[:, None] + at[None, :], result, mask=real[:, None])
+    else:
+        out_at = (pair.to(tl.int64) * parts + part) * (tl.num_programs(2) * queries) + query
+        tl.store(maxima_ptr + out_at, maximum)
+        tl.store(weights_ptr + out_at, weight)
+        tl.store(sums_ptr + out_at[:, None] * head_dim + at[None, :], total)
 
 
 @triton.jit
@@ -296,25 +340,25 @@ def _join_parts(
     weights_ptr: tl.tensor,
     out_ptr: tl.tensor,
     num_tokens: tl.tensor,
+    queries: tl.tensor,
     num_groups: tl.constexpr,
     repeats: tl.constexpr,
     head_dim: tl.constexpr,
-    queries: tl.constexpr,
     parts: tl.constexpr,
 ) -> None:
-    """One program a query."""
+    """One program a query; there is room for `queries` of each row and key-value head."""
     pair = tl.program_id(0)
     query = tl.program_id(1)
     part = tl.arange(0, parts)
     at = tl.arange(0, head_dim)
-    from_at = (pair * parts + part) * queries + query
+    from_at = (pair.to(tl.int64) * parts + part) * queries + query
     maxima = tl.load(maxima_ptr + from_at)
     shares = tl.exp2(maxima - tl.max(maxima, axis=0))
     weight = tl.sum(tl.load(weights_ptr + from_at) * shares, axis=0)
     sums = tl.load(sums_ptr + from_at[:, None] * head_dim + at[None, :])
     result = tl.sum(sums * shares[:, None], axis=0) / weight
     head = (pair % num_groups) * repeats + query % repeats
-    token = (pair // num_groups) * num_tokens + query // repeats
+    token = (pair // num_groups).to(tl.int64) * num_tokens + query // repeats
     to_at = (token * (num_groups * repeats) + head) * head_dim + at
     tl.store(out_ptr + to_at, result.to(out_ptr.dtype.element_ty))
 
@@ -332,3 +376,32 @@ def _swiglu(gate_up_ptr: tl.tensor, out_ptr: tl.tensor, size: tl.tensor, block: 
         (gate / (1.0 + tl.exp(-gate)) * up).to(out_ptr.dtype.element_ty),
         mask=inside,
     )
+
+
+@triton.jit
+def _few_rows_linear(
+    x_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    num_inputs: tl.tensor,
+    num_outputs: tl.tensor,
+    rows: tl.constexpr,
+    outputs: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    """One program for a few outputs of all rows."""
+    row = tl.arange(0, rows)
+    output = tl.program_id(0) * outputs + tl.arange(0, outputs)
+    at = tl.arange(0, block)
+    is_row, is_output = row < num_rows, output < num_outputs
+    x_at = row[:, None] * num_inputs + at[None, :]
+    weight_at = output.to(tl.int64)[:, None] * num_inputs + at[None, :]
+    total = tl.zeros((outputs, rows), tl.float32)
+    for start in range(0, num_inputs, block):
+        inside = start + at < num_inputs
+        weight = tl.load(weight_ptr + weight_at + start, mask=is_output[:, None] & inside[None, :], other=0.0)
+        x = tl.load(x_ptr + x_at + start, mask=is_row[:, None] & inside[None, :], other=0.0)
+        total = tl.dot(weight, tl.trans(x), total, input_precision="ieee")
+    out_at = row[None, :] * num_outputs + output[:, None]
+    tl.store(out_ptr + out_at, total.to(out_ptr.dtype.element_ty), mask=is_output[:, None] & is_row[None, :])

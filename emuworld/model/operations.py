@@ -65,8 +65,10 @@ def write_heads(
     return _rotated(F.rms_norm(q_MHd, (head_dim,), norms.q_d, norms.eps), *angles).to(qkv_MX.dtype)
 
 
-def attend(q_MHd: torch.Tensor, cache_RKCd: torch.Tensor, *, place: Place) -> torch.Tensor:
-    """Each token sees its row's cache up to itself: [M, H d]."""
+def attend(
+    q_MHd: torch.Tensor, cache_RKCd: torch.Tensor, *, place: Place, causal: bool = True
+) -> torch.Tensor:
+    """Each token sees its row's cache up to itself, or to the last new token where not `causal`: [M, H d]."""
     num_rows, num_groups = len(place.rows_R), cache_RKCd.shape[1] // 2
     num_tokens = len(q_MHd) // num_rows
     repeats = q_MHd.shape[1] // num_groups
@@ -74,7 +76,8 @@ def attend(q_MHd: torch.Tensor, cache_RKCd: torch.Tensor, *, place: Place) -> to
     q_RGnd = q_MHd.view(num_rows, num_tokens, num_groups, repeats, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
     kv_RKSd = cache_RKCd[:, :, : place.num_keys].index_select(0, place.rows_R)
     keys_S = torch.arange(kv_RKSd.shape[2], device=q_MHd.device)
-    visible_RTS = keys_S <= positions(place, num_tokens=num_tokens)[:, :, None]
+    last_RT = positions(place, num_tokens=num_tokens)
+    visible_RTS = keys_S <= (last_RT if causal else last_RT[:, -1:].expand_as(last_RT))[:, :, None]
     out_RGnd = F.scaled_dot_product_attention(
         q_RGnd,
         kv_RKSd[:, :num_groups],

@@ -285,12 +285,15 @@ class _AnswerReader:
             self._advance()
         else:
             size = None
-        while self._next is not None and (vocabulary.is_visual(self._next) or self._next == vocabulary.eol):
-            if self._next == vocabulary.eol:
+        start, stop, eol = vocabulary.visual_start, vocabulary.visual_stop, vocabulary.eol
+        token = self._next
+        while token is not None and (start <= token < stop or token == eol):
+            if token == eol:
                 rows.append([])
             else:
-                rows[-1].append(vocabulary.code(self._next))
-            self._advance()
+                rows[-1].append(token - start)
+            token = next(self._ids, None)
+        self._next = token
         closed = self._next == vocabulary.eoi
         if closed:
             self._advance()

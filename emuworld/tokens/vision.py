@@ -166,6 +166,12 @@ class VisionTokenizer(nn.Module):
         """int64 [B, h, w] -> what the codes stand for, [B, embed_dim, h, w]."""
         return F.embedding(codes, self.quantize.embedding.weight).permute(0, 3, 1, 2).contiguous()
 
+    def pictures_at_once(self, size: tuple[int, ...]) -> int:
+        """How many pictures of [h, w] codes are decoded together without their layers filling a memory."""
+        positions = size[0] * size[1] * (DOWNSAMPLE // self.config.patch_px) ** 2
+        layer_bytes = self.config.widths[0] * positions * self.quantize.embedding.weight.element_size()
+        return max(1, strips.LIMIT_BYTES // layer_bytes)
+
     def _split(self, batch: Tensor, scale: int) -> tuple[Tensor, ...]:
         """One by one where a picture's first layer is large: several would be held at once."""
         height, width = batch.shape[1] * scale, batch.shape[2] * scale

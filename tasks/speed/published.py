@@ -4,7 +4,7 @@ Each measures the two-pass eager way in the same process and says how many times
 has no time left says so and leaves the other parts alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -76,15 +76,16 @@ class BatchSpeed(PublishedSize):
 
 def run_fp8(config: Fp8Speed, *, on_progress: OnProgress = quiet) -> Path:
     """Measure; returns the file of figures."""
-    run = _Run(config, Path(config.out), on_progress=on_progress)
+    run = Run(config, Path(config.out), on_progress=on_progress)
     run.published()
     for context in config.contexts:
         run.step("bf16", num_rows=2, context=context)
-    before = _scores(run.rig.fused, run.rig.visual)
+    before = visual_scores(run.rig.fused, run.rig.visual)
     if run.log.run("to 8 bits", run.rig.to_8_bits) is None:
         return run.path
     run.log.run(
-        "fp8 against bf16, random weights", lambda: _errors(before, _scores(run.rig.fused, run.rig.visual))
+        "fp8 against bf16, random weights",
+        lambda: logit_errors(before, visual_scores(run.rig.fused, run.rig.visual)),
     )
     for num_rows in config.rows:
         for context in config.contexts:
@@ -98,7 +99,7 @@ def run_fp8(config: Fp8Speed, *, on_progress: OnProgress = quiet) -> Path:
 
 def run_drafting(config: DraftingStepSpeed, *, on_progress: OnProgress = quiet) -> Path:
     """Measure; returns the file of figures."""
-    run = _Run(config, Path(config.out), on_progress=on_progress)
+    run = Run(config, Path(config.out), on_progress=on_progress)
     run.published()
     if config.weights == "fp8" and run.log.run("to 8 bits", run.rig.to_8_bits) is None:
         return run.path
@@ -114,7 +115,7 @@ def run_drafting(config: DraftingStepSpeed, *, on_progress: OnProgress = quiet) 
 
 def run_batch(config: BatchSpeed, *, on_progress: OnProgress = quiet) -> Path:
     """Measure; returns the file of figures."""
-    run = _Run(config, Path(config.out), on_progress=on_progress)
+    run = Run(config, Path(config.out), on_progress=on_progress)
     run.published()
     if config.weights == "fp8" and run.log.run("to 8 bits", run.rig.to_8_bits) is None:
         return run.path
@@ -126,7 +127,7 @@ def run_batch(config: BatchSpeed, *, on_progress: OnProgress = quiet) -> Path:
     return run.path
 
 
-class _Run:
+class Run:
     """The model and the log of one command, and the parts that its commands share."""
 
     def __init__(self, config: PublishedSize, out: Path, *, on_progress: OnProgress) -> None:
@@ -139,33 +140,41 @@ class _Run:
         if self.log.run("weights", self.rig.make) is None:
             raise ValueError(f"the weights of size={config.size} cannot be made here; see {self.path}")
         self.log.run("bandwidth", lambda: step_times.bandwidth(device))
+        self.steps_ms: dict[str, float] = {}
         self._published_ms: list[float] = []
-        self._steps_ms: dict[str, float] = {}
         self._tokens_ms: dict[str, float] = {}
 
     def published(self) -> None:
         """A guided token in two eager passes."""
-        config = self.config
-        for context in config.contexts:
-            figures = self.log.run(
-                f"two passes, eager, context {context}",
-                partial(
-                    step_times.published_way,
-                    self.rig.plain,
-                    attention="sdpa",
-                    context=context,
-                    times=config.published_tokens,
-                    visual=self.rig.visual,
-                    guidance=config.guidance,
-                    top_k=config.top_k,
-                ),
-            )
-            if figures is not None:
-                self._published_ms.append(figures["ms"])
+        for context in self.config.contexts:
+            self.published_token(context, num_tokens=self.config.published_tokens)
+
+    def published_token(self, context: int, *, num_tokens: int, attention: str = "sdpa") -> None:
+        """The same at one context; what others are compared with where its attention is the faster one."""
+        faster = attention == "sdpa"
+        figures = self.log.run(
+            f"two passes, eager, context {context}{'' if faster else f', {attention} attention'}",
+            partial(
+                step_times.published_way,
+                self.rig.plain,
+                attention=attention,
+                context=context,
+                times=num_tokens,
+                visual=self.rig.visual,
+                guidance=self.config.guidance,
+                top_k=self.config.top_k,
+            ),
+        )
+        if figures is not None and faster:
+            self._published_ms.append(figures["ms"])
+
+    @staticmethod
+    def step_name(weights: str, num_rows: int, context: int, num_tokens: int = 1) -> str:
+        return f"step, {weights}, {num_rows} rows of {num_tokens}, context {context}"
 
     def step(self, weights: str, *, num_rows: int, context: int, num_tokens: int = 1) -> None:
         """One pass of the best form."""
-        name = f"step, {weights}, {num_rows} rows of {num_tokens}, context {context}"
+        name = self.step_name(weights, num_rows, context, num_tokens)
         figures = self.log.run(
             name,
             partial(
@@ -178,7 +187,7 @@ class _Run:
             ),
         )
         if figures is not None:
-            self._steps_ms[name] = figures["ms"]
+            self.steps_ms[name] = figures["ms"]
 
     def window_draw(self, window: int) -> Figures:
         config = self.config
@@ -194,7 +203,7 @@ class _Run:
     def pictures(self, weights: str, side: int, *, num_worlds: int) -> None:
         """Whole pictures through the facade, where time is left for them."""
         slowest_ms = max(
-            (ms for name, ms in self._steps_ms.items() if f"{weights}, {2 * num_worlds} rows of 1," in name),
+            (ms for name, ms in self.steps_ms.items() if f"{weights}, {2 * num_worlds} rows of 1," in name),
             default=0.0,
         )
         self._whole(f"{num_worlds} of {side}x{side}, {weights}", side, num_worlds, slowest_ms)
@@ -202,18 +211,24 @@ class _Run:
     def drafted_picture(self, side: int, window: int) -> None:
         """A picture through a window; noise hardly ever comes true, so a call is about a token."""
         default = self.rig.world.default_sampling("t2i")
-        slowest_ms = max(self._steps_ms.values(), default=0.0)
+        slowest_ms = max(self.steps_ms.values(), default=0.0)
         name = f"1 of {side}x{side}, window {window}"
         self._whole(name, side, 1, slowest_ms, replace(default, draft_window=window))
 
     def _whole(
         self, name: str, side: int, num_worlds: int, step_ms: float, sampling: Sampling | None = None
     ) -> None:
-        figures = self.log.run(
+        self.whole(
             name,
             partial(self.rig.pictures, side, num_worlds=num_worlds, sampling=sampling),
             expected_s=_MARGIN * 1e-3 * step_ms * image_length((side, side)),
         )
+
+    def whole(
+        self, name: str, work: Callable[[], Figures], *, expected_s: float, keep_s: float = 0.0
+    ) -> None:
+        """Whole pictures, whose tokens the summary compares."""
+        figures = self.log.run(name, work, expected_s=expected_s, keep_s=keep_s)
         if figures is not None and "ms_a_token" in figures:
             self._tokens_ms[name] = figures["ms_a_token"]
 
@@ -222,14 +237,14 @@ class _Run:
         second. Beside them the steps alone.
         """
         if not self._published_ms:
-            return {"steps_ms": self._steps_ms}
+            return {"steps_ms": self.steps_ms}
         published_ms = float(np.median(self._published_ms))
         faster = {name: round(published_ms / ms, 2) for name, ms in self._tokens_ms.items()}
-        return {"two_passes_ms": published_ms, "times_faster": faster, "steps_ms": self._steps_ms}
+        return {"two_passes_ms": published_ms, "times_faster": faster, "steps_ms": self.steps_ms}
 
 
 @torch.inference_mode()
-def _scores(model: FusedTransformer, visual: slice) -> list[Tensor]:
+def visual_scores(model: FusedTransformer, visual: slice) -> list[Tensor]:
     """Visual logits behind one token and behind a long run: the products of few rows and those of many."""
     scores = []
     for num_tokens in (1, 256):
@@ -241,6 +256,6 @@ def _scores(model: FusedTransformer, visual: slice) -> list[Tensor]:
     return scores
 
 
-def _errors(before: Sequence[Tensor], after: Sequence[Tensor]) -> Figures:
+def logit_errors(before: Sequence[Tensor], after: Sequence[Tensor]) -> Figures:
     errors = [float((b - a).norm() / b.norm()) for b, a in zip(before, after, strict=True)]
     return {"one_token": round(errors[0], 5), "many_tokens": round(errors[1], 5)}

@@ -7,7 +7,6 @@ is one process with all of it, through the same code: what several are compared 
 Shapes: R rows, T tokens, D hidden size, V visual ids, W worlds.
 """
 
-import itertools
 import json
 import os
 import time
@@ -21,10 +20,7 @@ from torch import Tensor
 
 from emuworld import parallel
 from emuworld.checkpoint_folder import find_device
-from emuworld.decoding.dida import Painter, Picture
-from emuworld.decoding.noise import Noise
-from emuworld.decoding.sampling import Sampling, Truncation, guide, pick
-from emuworld.decoding.uniforms import TokenUniforms
+from emuworld.decoding.sampling import Truncation, guide, pick
 from emuworld.model.config import SIZES, TransformerConfig, sized
 from emuworld.model.fused import WEIGHTS
 from emuworld.model.transformer import Transformer, init_weight
@@ -34,10 +30,10 @@ from emuworld.tasks import step_times
 from emuworld.tasks.published_rig import RandomTransformer
 from emuworld.tasks.run_log import Figures
 from emuworld.tasks.scale import machine
+from emuworld.tasks.speed import refinement
 from emuworld.tasks.speed.shared_log import SharedLog
 from emuworld.tokens.vocabulary import EMU35
 
-_PROMPT_TOKENS = 64  # before a picture that is drawn at once
 _VISUAL = slice(EMU35.visual_start, EMU35.visual_stop)
 _FEWER = 5  # times as many short steps are timed as long passes
 _PASSES_EXPECTED = 3  # pictures: one to warm up, one timed, and some
@@ -239,44 +235,20 @@ class _Measured:
 
     def _refinement_figures(self) -> Figures:
         """Both rows of a picture, whose tokens see each other both ways."""
-        num_tokens = self._config.side * (self._config.side + 1)
+        return self._times(partial(refinement.refining, side=self._config.side), times=self._long)
 
-        def refining(model: SplitTransformer) -> Callable[[], Tensor]:
-            held = (_PROMPT_TOKENS, _PROMPT_TOKENS)
-            cache = step_times.filled_cache(model, num_rows=2, held=held, room=num_tokens)
-            ids_2T = torch.zeros((2, num_tokens), dtype=torch.int64, device=self._device)
-            return lambda: model(ids_2T, cache=cache, advance_B=(False, False), causal=False)
-
-        return self._times(refining, times=self._long)
-
-    @torch.inference_mode()
     def _picture_figures(self) -> Figures:
-        """Seconds of a picture through `decoding.dida`, every pass guided, and of its passes."""
         config = self._config
-        side = config.side
-        painter = Painter(
-            self.model, vocabulary=EMU35, noise=Noise(), codebook_KE=torch.zeros(EMU35.num_visual_tokens, 1)
+        return refinement.painted(
+            self.model,
+            vocabulary=EMU35,
+            side=config.side,
+            num_passes=config.passes,
+            guidance=config.guidance,
+            top_k=config.top_k,
+            seed=config.seed,
+            runs=2,
         )
-        picture = Picture(
-            rows=(0, 1),
-            size=(side, side),
-            index=0,
-            uniforms=TokenUniforms(seed=config.seed, step=0),
-            sampling=Sampling(
-                image=Truncation(top_k=config.top_k),
-                guidance=config.guidance,
-                passes=config.passes,
-                guided_until=1.0,
-            ),
-        )
-        held = (_PROMPT_TOKENS, _PROMPT_TOKENS)
-        cache = step_times.filled_cache(self.model, num_rows=2, held=held, room=side * (side + 1))
-        for _ in range(2):  # the second counts
-            ends_s = [time.perf_counter()]
-            for _ in painter.paint(cache, [picture]):  # codes come to the host: it has waited
-                ends_s.append(time.perf_counter())
-        passes_ms = [1e3 * (after - before) for before, after in itertools.pairwise(ends_s)]
-        return {"total_s": round(ends_s[-1] - ends_s[0], 3), "a_pass": step_times.spread(passes_ms)}
 
     def time_one_shot(self) -> None:
         """Last: sums of another kind, which may be of no use on this machine."""

@@ -6,6 +6,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from emuworld.checkpoint_folder import find, present_files
+from emuworld.decoding.noise import Noise
+from emuworld.decoding.sampling import MOST_PASSES
+from emuworld.manifest import FILE_NAME, Manifest
 from emuworld.tasks import step_times
 from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.run_log import Figures
@@ -25,10 +29,14 @@ class ManyWorldsSpeed:
     num_worlds: int = 256
     num_steps: int = 4  # frames of each world; the first is not counted: graphs are recorded there
     draft_window: int | None = None  # null = the checkpoint's own setting
+    passes: tuple[int, ...] = ()  # in which pictures are drawn at once, 0 = token by token; []: as it is set
+    guidance: float | None = None  # null = the checkpoint's own setting
     seed: int = 0
     budget_s: float = math.inf  # no part is begun that would end later
 
     def __post_init__(self) -> None:
+        if any(not 0 <= passes <= MOST_PASSES for passes in self.passes):
+            raise ValueError(f"passes lie in 0..{MOST_PASSES}, got {self.passes}")
         if self.num_worlds < 1 or self.num_steps < 2:
             raise ValueError(
                 f"num_worlds must be at least 1 and num_steps at least 2, got {self.num_worlds} and "
@@ -38,33 +46,56 @@ class ManyWorldsSpeed:
 
 def run(config: ManyWorldsSpeed, *, on_progress: OnProgress = quiet) -> Path:
     """Measure; returns the file of figures."""
+    name = config.model
+    if any(config.passes):
+        name = _drawing_at_once(name, Path(config.out) / "as-if-adapted")
     model, log = opened.begin(
-        config.model, device=config.device, out=config.out, budget_s=config.budget_s, weights=config.weights
+        name, device=config.device, out=config.out, budget_s=config.budget_s, weights=config.weights
     )
     published_ms = opened.published_ms(model, log)
-    walk = _Walk(config, model)
-    expected_s = 0.0
-    for step in range(config.num_steps):
-        on_progress("frames of all worlds", step, config.num_steps)
-        figures = log.run(f"frame {step + 1}", walk.step, expected_s=expected_s)
-        if figures is None:
-            break
-        expected_s = figures["total_s"]
-    on_progress("frames of all worlds", config.num_steps, config.num_steps)
-    log.run("summary", partial(walk.summary, published_ms))
+    for passes in config.passes or (model.default_sampling(config.mode).passes,):
+        walk = _Walk(config, model, passes=passes)
+        kind = f", {passes} passes" if config.passes else ""
+        expected_s = 0.0
+        for step in range(config.num_steps):
+            on_progress(f"frames of all worlds{kind}", step, config.num_steps)
+            figures = log.run(f"frame {step + 1}{kind}", walk.step, expected_s=expected_s)
+            if figures is None:
+                break
+            expected_s = figures["total_s"]
+        on_progress(f"frames of all worlds{kind}", config.num_steps, config.num_steps)
+        log.run(f"summary{kind}", partial(walk.summary, published_ms))
     return log.path
+
+
+def _drawing_at_once(name: str, folder: Path) -> str:
+    """A checkpoint that draws pictures at once: this one, or links to its files with a manifest that says it
+    has learnt to, for what it takes is the same.
+    """
+    source = find(name)
+    manifest = Manifest.load(source)
+    if manifest.dida is not None:
+        return name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in present_files(source):
+        (folder / file).unlink(missing_ok=True)
+        if file != FILE_NAME:
+            (folder / file).symlink_to(source / file)
+    replace(manifest, dida=Noise()).save(folder)
+    return str(folder)
 
 
 class _Walk:
     """All worlds, step by step."""
 
-    def __init__(self, config: ManyWorldsSpeed, model: WorldModel) -> None:
+    def __init__(self, config: ManyWorldsSpeed, model: WorldModel, *, passes: int) -> None:
         self._model = model
         self._states = opened.worlds(model, config.mode, num_worlds=config.num_worlds, seed=config.seed)
         self._commands = opened.commands(config.mode, seed=config.seed)
         default = model.default_sampling(config.mode)
         window = default.draft_window if config.draft_window is None else config.draft_window
-        self._sampling = replace(default, draft_window=window)
+        guidance = default.guidance if config.guidance is None else config.guidance
+        self._sampling = replace(default, draft_window=window, passes=passes, guidance=guidance)
         self._done: list[Figures] = []
 
     def step(self) -> Figures:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from emuworld.tasks.speed import accuracy, drafting, published, small, worlds
+from emuworld.tasks.run_log import RunLog
+from emuworld.tasks.speed import accuracy, drafting, everything, published, small, worlds
 
 SIZE: dict[str, Any] = {
     "device": "cpu",
@@ -50,6 +51,37 @@ def test_many_pictures_at_once(tmp_path: Path) -> None:
     config = published.BatchSpeed(out=str(tmp_path), num_images=2, sides=(8,), **SIZE)
     figures = read(published.run_batch(config))["2 of 8x8, bf16"]
     assert figures["pictures_a_minute"] == pytest.approx(120 / figures["total_s"], rel=0.05)
+
+
+def test_everything_over_one_set_of_weights(tmp_path: Path) -> None:
+    config = everything.EverythingSpeed(
+        out=str(tmp_path),
+        **{**SIZE, "contexts": (40, 60)},
+        published_contexts=(40,),
+        pictures=(8, 9),
+        story_side=8,
+        story_pictures=1,
+        windows=(1, 2),
+        num_images=2,
+        batch_side=8,
+        rows=(2, 4),
+        sides=(8,),
+        passes=2,
+    )
+    parts = read(everything.run(config))
+    assert {"t2i 8x8", "t2i 9x9", "story", "2 of 8x8, bf16", "t2i 8x8, fp8"} <= parts["summary"][
+        "times_faster"
+    ].keys() | {"story"}
+    assert {f"picture of 8x8, {weights}, in 2 passes" for weights in ("bf16", "fp8")} <= parts.keys()
+    assert (tmp_path / "story.pb").is_file()
+    many = parts["summary"]["2 of 9x9, fp8, as steps and draws give it"]
+    assert many["pictures_a_minute"] > many["with_pixels"] > 0.0
+
+
+def test_what_comes_later_keeps_its_time(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "records.jsonl", budget_s=10.0)
+    assert log.run("dear", dict, expected_s=6.0, keep_s=5.0) is None
+    assert log.run("cheap", dict, expected_s=6.0) == {}
 
 
 def test_a_budget_leaves_out_what_would_not_end_in_time(tmp_path: Path) -> None:
