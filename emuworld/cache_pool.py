@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 
 from emuworld.decoding.autoregressive import LanguageModel
+from emuworld.decoding.runs import have_room, read_runs
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig
 
@@ -117,9 +117,9 @@ class _Held:
         del self.keys[num_chunks:], self.stops[num_chunks:], self.hiddens_D[num_chunks:]
         return self.stops[-1] if self.stops else 0
 
-    def extend(self, key: bytes, num_tokens: int, hidden_D: Tensor) -> None:
+    def extend(self, key: bytes, ids: Ids, hidden_D: Tensor) -> None:
         self.keys.append(key)
-        self.stops.append((self.stops[-1] if self.stops else 0) + num_tokens)
+        self.stops.append((self.stops[-1] if self.stops else 0) + len(ids))
         self.hiddens_D.append(hidden_D)
 
 
@@ -152,6 +152,8 @@ class CachePool:
         self._working: StaticCache | None = None
         self._held: list[_Held] = []
         self._num_clears = 0
+        self.in_bulk = False
+        """Whether rows read their chunks together: faster on a GPU, and not the canonical form to the bit."""
         self.num_prefills = 0  # chunks computed so far, for tests and figures
 
     @property
@@ -173,9 +175,13 @@ class CachePool:
         slots = self._assign(paths)
         rows = cache if slots == list(range(cache.num_rows)) else cache.rows(slots)
         held = [self._held[slot] for slot in slots]
+        filled = self.in_bulk and len(sequences) > 1 and self._fill_in_bulk(rows, held, paths, sequences)
         hiddens = []
         for row, (path, chunks) in enumerate(zip(paths, sequences, strict=True)):
-            hiddens += [self._fill(rows.rows([row]), held[row], path, chunks)] if chunks else []
+            if chunks:
+                one = held[row]
+                hidden_D = one.hiddens_D[-1] if filled else self._fill(rows.rows([row]), one, path, chunks)
+                hiddens.append(hidden_D)
 
         def refill(row: int, chunks: Sequence[Ids], room: int) -> Tensor:
             self._reserve(rows, sum(map(len, chunks)) + room)
@@ -255,19 +261,65 @@ class CachePool:
     def _assign(self, paths: Sequence[Sequence[bytes]]) -> list[int]:
         """A row for each path: the one with most in common; among equals the one that was not used for
         longest."""
-        free = list(range(len(self._held)))
+        order = sorted(
+            range(len(self._held)), key=lambda slot: (self._held[slot].last_call, len(self._held[slot].keys))
+        )
+        free = dict.fromkeys(order)
+        with_chunk: dict[bytes, deque[int]] = {}  # slots whose path goes through a chunk, in that order
+        for slot in order:
+            for key in self._held[slot].keys:
+                with_chunk.setdefault(key, deque()).append(slot)
         slots = []
         for path in paths:
-            best = max(free, key=partial(self._merit, path))
-            free.remove(best)
+            best = next((slot for key in reversed(path) for slot in _first(with_chunk.get(key), free)), None)
+            best = next(iter(free)) if best is None else best
+            del free[best]
             slots.append(best)
         for slot in slots:
             self._held[slot].last_call = self._num_calls
         return slots
 
-    def _merit(self, path: Sequence[bytes], slot: int) -> tuple[int, int, int]:
-        held = self._held[slot]
-        return held.common(path), -held.last_call, -len(held.keys)
+    def _fill_in_bulk(
+        self,
+        rows: StaticCache,
+        held: Sequence[_Held],
+        paths: Sequence[Sequence[bytes]],
+        sequences: Sequence[Sequence[Ids]],
+    ) -> bool:
+        """Make the rows hold their chunks, the next of all rows together. False: the context is too full for
+        it, and each is to be filled by itself."""
+        rows.cut(np.array([one.cut(one.common(path)) for one, path in zip(held, paths, strict=True)]))
+        while True:
+            depths = [len(one.keys) for one in held]
+            missing = {
+                row: (paths[row][d], sequences[row][d]) for row, d in enumerate(depths) if d < len(paths[row])
+            }
+            if not missing:
+                break
+            stored = {row: chunk for row, (key, _) in missing.items() if (chunk := self._chunks.get(key))}
+            _append_in_bulk(rows, stored)
+            for row, chunk in stored.items():
+                held[row].extend(*missing[row], chunk.hidden_D)
+            runs = [
+                missing[row][1] if row in missing and row not in stored else () for row in range(len(held))
+            ]
+            if not any(runs):
+                continue
+            if not have_room(rows, runs):
+                return False
+            starts_R = rows.lengths
+            hidden_RD = read_runs(self._model, rows, runs)
+            for row, ids in enumerate(runs):
+                if not ids:
+                    continue
+                self.num_prefills += 1
+                key, start, index = missing[row][0], int(starts_R[row]), int(rows.indices[row])
+                layers = [kv_RKCd[index, :, start : start + len(ids)] for kv_RKCd in rows.memory.kv_RKCd]
+                self._chunks.put(key, Chunk(torch.stack(layers), hidden_RD[row]))
+                held[row].extend(key, ids, hidden_RD[row])
+        for path in paths:
+            self._chunks.touch(path)
+        return True
 
     def _fill(self, row: StaticCache, held: _Held, path: Sequence[bytes], chunks: Sequence[Ids]) -> Tensor:
         """Make a row hold these chunks; the hidden state [D] behind the last."""
@@ -280,7 +332,7 @@ class CachePool:
                 self._chunks.put(key, chunk)
             else:
                 _append(row, chunk)
-            held.extend(key, len(ids), chunk.hidden_D)
+            held.extend(key, ids, chunk.hidden_D)
         self._chunks.touch(path)
         return held.hiddens_D[-1]
 
@@ -302,6 +354,26 @@ def _append(row: StaticCache, chunk: Chunk) -> None:
     for layer, kv_KTd in enumerate(chunk.kv_LKTd):
         row.write(layer, kv_KTd[None], step=step)
     row.finish(step)
+
+
+def _append_in_bulk(rows: StaticCache, chunks: Mapping[int, Chunk]) -> None:
+    """Copy a stored chunk behind what each of these rows holds; chunks of one length together."""
+    groups: dict[int, list[int]] = {}
+    for row, chunk in chunks.items():
+        groups.setdefault(chunk.kv_LKTd.shape[2], []).append(row)
+    for num_tokens, members in groups.items():
+        view = rows.rows(members)
+        step = view.begin(num_tokens)
+        for layer in range(rows.config.num_layers):
+            view.write(layer, torch.stack([chunks[row].kv_LKTd[layer] for row in members]), step=step)
+        view.finish(step)
+
+
+def _first(slots: deque[int] | None, free: Mapping[int, None]) -> Sequence[int]:
+    """The first slot that is free, if there is one; those before it are dropped."""
+    while slots and slots[0] not in free:
+        slots.popleft()
+    return (slots[0],) if slots else ()
 
 
 def _path(chunks: Sequence[Ids]) -> list[bytes]:

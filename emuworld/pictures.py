@@ -7,9 +7,10 @@ of named ratios, and reference pictures resized to an area with their ratio kept
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from itertools import groupby
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -39,25 +40,39 @@ DEFAULT_ASPECT = "4:3"
 SIZE_NAMES = (*ASPECTS, "default", "auto")
 
 
-def encode(vision: VisionTokenizer, images: Iterable[Pixels], *, device: torch.device) -> list[Codes]:
-    """Codes of each picture; sides must be multiples of 16. Same codes whatever stands beside a picture."""
+def encode(
+    vision: VisionTokenizer, images: Iterable[Pixels], *, device: torch.device, together: int = 1
+) -> list[Codes]:
+    """Codes of each picture; sides must be multiples of 16. Same codes whatever stands beside a picture,
+    unless several go through the network `together`: a convolution over a batch may round otherwise.
+    """
     with torch.inference_mode(), _one_thread(device):
-        # One by one: a convolution over a batch may round otherwise than over one picture.
         return [
-            vision.encode(torch.tensor(checked(image)[None], device=device))[0].cpu().numpy()
-            for image in images
+            codes
+            for part in _alike([checked(image) for image in images], together)
+            for codes in vision.encode(torch.from_numpy(np.stack(part)).to(device)).cpu().numpy()
         ]
 
 
-def decode(vision: VisionTokenizer, codes: Iterable[Codes], *, device: torch.device) -> list[Pixels]:
-    """The picture of each grid of codes, [16 h, 16 w, 3]. Same pixels whatever stands beside it."""
+def decode(
+    vision: VisionTokenizer, codes: Iterable[Codes], *, device: torch.device, together: int = 1
+) -> list[Pixels]:
+    """The picture of each grid of codes, [16 h, 16 w, 3]. Same pixels whatever stands beside it, unless
+    several are drawn `together`.
+    """
     with torch.inference_mode(), _one_thread(device):
         return [
-            vision.decode(torch.tensor(np.asarray(c)[None], dtype=torch.int64, device=device))[0]
-            .cpu()
-            .numpy()
-            for c in codes
+            pixels
+            for part in _alike([np.asarray(grid, dtype=np.int64) for grid in codes], together)
+            for pixels in vision.decode(torch.from_numpy(np.stack(part)).to(device)).cpu().numpy()
         ]
+
+
+def _alike(arrays: Sequence[NDArray[Any]], most: int) -> Iterator[list[NDArray[Any]]]:
+    """The arrays in their order, those beside each other that have one shape together, at most so many."""
+    for _, group in groupby(arrays, key=lambda one: one.shape):
+        alike = list(group)
+        yield from (alike[start : start + most] for start in range(0, len(alike), most))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from emuworld.decoding.sampling import Sampling
 from emuworld.decoding.uniforms import TokenUniforms
 from emuworld.pictures import Codes, Pixels
 from emuworld.state import Segment, WorldState
-from emuworld.tokens.sequence import parse_answer
+from emuworld.tokens.sequence import ParsedAnswer, parse_answer
 from emuworld.tokens.text import TextTokenizer
 
 # A working cache begins with room for so many words before the picture, and grows where a text is longer: the
@@ -73,6 +73,8 @@ class SegmentWriter:
         self._painter = painter
         self._context = context
         self._caches = caches
+        self.in_bulk = False
+        """See `WorldModel.in_bulk`."""
         self._grammar = Grammar(
             manifest.vocabulary,
             digit_ids=[_single(tokenizer, digit) for digit in "0123456789"],
@@ -152,6 +154,7 @@ class SegmentWriter:
                     on_step=on_step,
                     num_rows=num_rows,
                     exchange=None if places is None else joining,
+                    in_bulk=self.in_bulk,
                 )
             )
 
@@ -159,10 +162,27 @@ class SegmentWriter:
         self, state: WorldState, written: Written, *, decode: Callable[[list[Codes]], list[Pixels]]
     ) -> tuple[WorldState, Segment]:
         """State and segment after the ids of one segment; `decode` makes pictures of codes."""
-        parsed = parse_answer(written.ids, tokenizer=self._context.tokenizer)
+        return self.read_all([(state, written)], decode=decode)[0]
+
+    def read_all(
+        self,
+        written: Sequence[tuple[WorldState, Written]],
+        *,
+        decode: Callable[[list[Codes]], list[Pixels]],
+    ) -> list[tuple[WorldState, Segment]]:
+        """`read` for many segments, with one call of `decode`."""
+        parsed = [parse_answer(one.ids, tokenizer=self._context.tokenizer) for _, one in written]
+        codes = [one.segments[-1].codes if one.segments else None for one in parsed]
+        images = iter(decode([grid for grid in codes if grid is not None]))
+        return [
+            self._segment(*one, answer, None if grid is None else next(images))
+            for one, answer, grid in zip(written, parsed, codes, strict=True)
+        ]
+
+    def _segment(
+        self, state: WorldState, written: Written, parsed: ParsedAnswer, image: Pixels | None
+    ) -> tuple[WorldState, Segment]:
         last = parsed.segments[-1] if parsed.segments else None
-        codes = last.codes if last else None
-        image = decode([codes])[0] if codes is not None else None
         ended = parsed.ended or (image is not None and state.mode in _ONE_PICTURE)
         state = replace(
             state,

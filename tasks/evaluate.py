@@ -82,6 +82,8 @@ def _run_cases(suite: Suite, folder: Path, on_progress: OnProgress) -> None:
     needs_model = not isinstance(suite, RobotSuite) or suite.agent in evaluation.NEEDS_MODEL
     model = load(suite.model, device=suite.device) if needs_model else None
     workers = suite.workers or min(16, os.cpu_count() or 1)
+    if model is not None:
+        model.in_bulk = model.device.type == "cuda"
     batch = suite.batch or (GPU_BATCH if model is not None and model.device.type == "cuda" else CPU_BATCH)
     start, before_s = time.monotonic(), _open_run(suite, folder, model)
     try:

@@ -9,6 +9,7 @@ import torch
 from emuworld.cache_pool import CachePool, Ids
 from emuworld.model.cache import StaticCache
 from emuworld.model.exact import ExactTransformer, exact
+from emuworld.model.fused import fused
 from emuworld.model.transformer import Transformer, sized
 
 VOCAB = 97
@@ -145,3 +146,26 @@ def test_lent_rows_come_back_after_an_error(transformer: ExactTransformer) -> No
         count = pool.num_prefills
         pool.prepare([[chunk(0)]], room=1)
         assert pool.num_prefills == count
+
+
+def test_in_bulk_rows_hold_the_same_but_for_rounding() -> None:
+    """Random walks as above, with chunks longer than a window, on the form that a GPU has."""
+    model = Transformer(sized("tiny", vocab_size=VOCAB, max_position_embeddings=512))
+    model.init_weights(torch.Generator().manual_seed(0))
+    plain = fused(model)
+    alone, pool = CachePool(plain, max_bytes=1 << 30), CachePool(plain, max_bytes=60 * TOKEN_BYTES)
+    pool.in_bulk = True
+    rng = np.random.default_rng(1)
+    for step in range(12):
+        depth = int(rng.integers(1, 4))
+        sequences = [
+            [chunk(10 * k + int(rng.integers(3)), int(rng.choice([3, 41, 70]))) for k in range(depth)]
+            for _ in range(int(rng.integers(2, 7)))
+        ]
+        sequences.append([chunk(0, 460)] if step % 3 == 2 else sequences[0])  # no room for padding there
+        cache, hiddens, _ = pool.prepare(sequences, room=3)
+        expected, hiddens_alone, _ = alone.prepare(sequences, room=3)
+        for row in range(len(sequences)):
+            torch.testing.assert_close(held(cache, row), held(expected, row), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(hiddens[row], hiddens_alone[row], atol=1e-4, rtol=1e-4)
+        plain(torch.full((len(sequences), 3), 5), cache=cache)

@@ -403,3 +403,32 @@ def test_importing_emuworld_imports_no_torch() -> None:
         "assert 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+
+
+def test_in_bulk_worlds_are_the_same_but_for_rounding(tiny_folder: str) -> None:
+    """Words of unequal length, a fork, pictures: states of the same form, and nearly all tokens equal."""
+    parts = open_parts(find(tiny_folder), device=torch.device("cpu"))
+    model = WorldModel(parts)
+    texts = ["turn left", "go to the red ball beside the green door and then turn right", "look up"]
+    images = [np.full((128, 128, 3), 40 * k, np.uint8) for k in range(3)]
+
+    def walked(in_bulk: bool) -> list[WorldState]:
+        model.in_bulk = in_bulk
+        model.caches.clear()
+        codes = model.encode(images)
+        states = [
+            model.begin(mode="explore", prompt="a room " * (k + 1), images=[one], seed=k)
+            for k, one in enumerate(codes)
+        ]
+        first = [state for state, _ in model.imagine_batch(states, texts)]
+        again = model.imagine_batch([first[0], *first], ["look up", *reversed(texts)])
+        assert all(one.image is not None and one.image.shape == (128, 128, 3) for _, one in again)
+        return [state for state, _ in again]
+
+    alone, bulk = walked(False), walked(True)
+    for one, other in zip(alone, bulk, strict=True):
+        assert len(one.ids) == len(other.ids) and one.step == other.step == 2
+    equal = np.mean(
+        [a == b for x, y in zip(alone, bulk, strict=True) for a, b in zip(x.ids, y.ids, strict=True)]
+    )
+    assert equal > 0.9, "what differs is rounding"

@@ -121,13 +121,15 @@ def write(
     on_step: StepCallback | None = None,
     num_rows: Sequence[int] | None = None,
     exchange: Exchange | None = None,
+    in_bulk: bool = False,
 ) -> Generator[News, None, list[Written]]:
     """Write each request's ids: up to the EOI of its `num_images`-th image, or up to the end of its answer.
 
     The cache must hold the prefixes of all rows, laid out by `row_layout`, and room for what comes. The
     tokens written last (those behind which a world stops) are not in the cache afterwards. `painter` draws
     the pictures of requests that want them at once. With `exchange`, which is asked whenever a place is free,
-    `num_rows` says how many rows each place has; the requests take the first places.
+    `num_rows` says how many rows each place has; the requests take the first places. `in_bulk`: see
+    `CacheRows`.
 
     Yields:
         After every step (a token, the rest of an image's row, a pass over an image), what is new. Ids that
@@ -143,7 +145,7 @@ def write(
             f"got {cache.num_rows}"
         )
     layout = [list(rows) for rows in places]  # a world may need fewer rows than its place has
-    rows = CacheRows(model, cache, layout, requests[0].hidden_D)
+    rows = CacheRows(model, cache, layout, requests[0].hidden_D, in_bulk=in_bulk)
     worlds: dict[int, Progress] = {}
 
     def begin(joining: Mapping[int, Request]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.request import Progress
+from emuworld.decoding.runs import have_room, read_runs
 from emuworld.model.cache import StaticCache
 
 _SHORT = 2  # tokens of one feed up to which rows of any lengths go together: a token, and the EOL behind it
@@ -27,6 +28,8 @@ class CacheRows:
     Args:
         layout: the rows of each world; may change between calls, where a world joins.
         like_D: any hidden state.
+        in_bulk: whether pending tokens of any lengths are read together; a row's bits depend on the batch
+            then.
     """
 
     def __init__(
@@ -35,10 +38,13 @@ class CacheRows:
         cache: StaticCache,
         layout: Sequence[Sequence[int]],
         like_D: Tensor,
+        *,
+        in_bulk: bool = False,
     ) -> None:
         self._model = model
         self._cache = cache
         self._layout = layout
+        self._in_bulk = in_bulk
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self.hidden_RD = like_D.new_zeros((cache.num_rows, len(like_D)))
 
@@ -61,6 +67,11 @@ class CacheRows:
             conditional, *unguided = self._layout[i]
             runs[conditional], image_run = worlds[i].take_pending()
             runs |= dict.fromkeys(unguided, image_run)
+        if self._in_bulk and max(map(len, runs.values()), default=0) > _SHORT:
+            everyone = [runs.get(row, []) for row in range(self._cache.num_rows)]
+            if have_room(self._cache, everyone):
+                self._read_in_bulk(everyone)
+                return
         groups: dict[tuple[int, int], list[int]] = {}
         lengths = self._cache.lengths
         for row in sorted(row for row, run in runs.items() if run):
@@ -70,6 +81,10 @@ class CacheRows:
             groups.setdefault((start, len(runs[row])), []).append(row)
         for rows in groups.values():
             self._feed(rows, torch.tensor([runs[row] for row in rows], device=self._model.device))
+
+    def _read_in_bulk(self, runs: Sequence[Sequence[int]]) -> None:
+        read_R1 = torch.tensor([len(run) > 0 for run in runs])[:, None].to(self._model.device)
+        self.hidden_RD = torch.where(read_R1, read_runs(self._model, self._cache, runs), self.hidden_RD)
 
     def rows_of(self, members: Sequence[int]) -> tuple[list[int], Tensor]:
         """All rows of these worlds in ascending order, and where in `members` the world of each stands."""

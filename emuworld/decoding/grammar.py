@@ -182,6 +182,11 @@ class Grammar:
 
     def advance_all(self, state: GrammarState, tokens: Sequence[int]) -> GrammarState:
         """State after several tokens."""
+        if state.phase is Phase.VISUAL and tokens:
+            left = state.width - state.position % (state.width + 1)  # of the row: what visual tokens may fill
+            span = self._visual_span
+            if len(tokens) <= left and min(tokens) >= span.start and max(tokens) < span.stop:
+                return state._replace(position=state.position + len(tokens), number=0)
         for token in tokens:
             state = self.advance(state, token)
         return state

@@ -158,6 +158,13 @@ class StaticCache:
             raise ValueError(f"row {row} holds {held} tokens: it cannot be cut to {length}")
         self._store.lengths[self._index[row]] = length
 
+    def cut(self, lengths_R: np.ndarray) -> None:
+        """Forget all but the first so many tokens of each row."""
+        held_R = self.lengths
+        if lengths_R.shape != held_R.shape or (lengths_R < 0).any() or (lengths_R > held_R).any():
+            raise ValueError(f"rows hold {held_R} tokens: they cannot be cut to {lengths_R}")
+        self._store.lengths[self._index] = lengths_R
+
     def copy_row(self, source: int, target: int, *, origin: "StaticCache | None" = None) -> None:
         """Make row `target` equal to row `source` of `origin` (of this cache by default)."""
         origin = self if origin is None else origin

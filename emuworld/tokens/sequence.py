@@ -285,11 +285,12 @@ class _AnswerReader:
             self._advance()
         else:
             size = None
-        while self._next is not None and (vocabulary.is_visual(self._next) or self._next == vocabulary.eol):
-            if self._next == vocabulary.eol:
+        start, stop, eol = vocabulary.visual_start, vocabulary.visual_stop, vocabulary.eol
+        while self._next is not None and (start <= self._next < stop or self._next == eol):
+            if self._next == eol:
                 rows.append([])
             else:
-                rows[-1].append(vocabulary.code(self._next))
+                rows[-1].append(self._next - start)
             self._advance()
         closed = self._next == vocabulary.eoi
         if closed:
