@@ -249,7 +249,9 @@ class WorldModel:
         if not plans:
             return []
         with self._lock, torch.inference_mode():
-            segments = finish(self._writer.write(plans, on_step))
+            # In bulk, batches have few sizes: each is a set of graphs. Who fills one up is forgotten.
+            padding = _rounded_up(len(plans)) - len(plans) if self.in_bulk else 0
+            segments = finish(self._writer.write([*plans, *plans[:1] * padding], on_step))[: len(plans)]
             written = [(plan.state, one) for plan, one in zip(plans, segments, strict=True)]
             return self._writer.read_all(written, decode=self.decode)
 
@@ -350,6 +352,11 @@ class WorldModel:
                 "this model was built in memory; pickle one that emuworld.load opened from a folder"
             )
         return self._reopen
+
+
+def _rounded_up(num_worlds: int) -> int:
+    """The next of 1, 2, 4 ... 64, 128, 192, 256 ..."""
+    return -(-num_worlds // 64) * 64 if num_worlds > 64 else 1 << (num_worlds - 1).bit_length()
 
 
 _opened: dict[tuple[Located, torch.device, str], tuple[object, WorldModel]] = {}

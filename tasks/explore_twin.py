@@ -27,6 +27,7 @@ def measure(bench: Bench, suite: ExploreTwin) -> None:
         words = {"phrasing": suite.phrasing}
         for starts in chunks(bench, "start", suite.num_starts, make, rows=2, **more, **words):
             _score_starts(bench, suite, dream, starts)
+    bench.model.caches.clear()  # few rows come now, and long ones: not in a cache that is as wide as the last
     for walks in chunks(
         bench, "walk", suite.num_walks, make_walk, rows=1, num_steps=suite.walk_steps, phrasing=suite.phrasing
     ):

@@ -422,6 +422,8 @@ def test_in_bulk_worlds_are_the_same_but_for_rounding(tiny_folder: str) -> None:
         ]
         first = [state for state, _ in model.imagine_batch(states, texts)]
         again = model.imagine_batch([first[0], *first], ["look up", *reversed(texts)])
+        free = model.imagine_batch(first, [None] * 3)  # words of its own, of any length
+        assert any(one.image is not None for _, one in free)
         assert all(one.image is not None and one.image.shape == (128, 128, 3) for _, one in again)
         return [state for state, _ in again]
 

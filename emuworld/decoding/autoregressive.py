@@ -128,8 +128,8 @@ def write(
     The cache must hold the prefixes of all rows, laid out by `row_layout`, and room for what comes. The
     tokens written last (those behind which a world stops) are not in the cache afterwards. `painter` draws
     the pictures of requests that want them at once. With `exchange`, which is asked whenever a place is free,
-    `num_rows` says how many rows each place has; the requests take the first places. `in_bulk`: see
-    `CacheRows`.
+    `num_rows` says how many rows each place has; the requests take the first places. `in_bulk`: worlds share
+    all they can; see `CacheRows`.
 
     Yields:
         After every step (a token, the rest of an image's row, a pass over an image), what is new. Ids that
@@ -175,7 +175,10 @@ def write(
         drafting = [i for i in active if worlds[i].drafts]
         if drafting:
             drafter.step(worlds, drafting)
-        if members := [i for i in active if i not in waiting and i not in drafting]:
+        members = [i for i in active if i not in waiting and i not in drafting]
+        if in_bulk:  # who writes words first: pictures that are begun together stay side by side
+            members = [i for i in members if not worlds[i].visual_run] or members
+        if members:
             draws = _draws(worlds, members, grammar=grammar, layout=layout, banned=banned)
             _draw_run(model, rows, worlds, draws)
         if on_step is not None:
