@@ -7,9 +7,9 @@ of named ratios, and reference pictures resized to an area with their ratio kept
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -40,31 +40,48 @@ SIZE_NAMES = (*ASPECTS, "default", "auto")
 
 
 def encode(vision: VisionTokenizer, images: Iterable[Pixels], *, device: torch.device) -> list[Codes]:
-    """Codes of each picture; sides must be multiples of 16. Same codes whatever stands beside a picture."""
-    with torch.inference_mode(), _one_thread(device):
-        # One by one: a convolution over a batch may round otherwise than over one picture.
-        return [
-            vision.encode(torch.tensor(checked(image)[None], device=device))[0].cpu().numpy()
-            for image in images
-        ]
+    """Codes of each picture; sides must be multiples of 16. On the CPU the same codes whatever stands beside
+    a picture; on a GPU pictures of one size go through the network together, which may round otherwise.
+    """
+    return _in_groups(
+        [checked(image) for image in images],
+        lambda images_BHW3: vision.encode(images_BHW3.to(device)),
+        most=lambda shape: vision.pictures_at_once((shape[0] // DOWNSAMPLE, shape[1] // DOWNSAMPLE)),
+        device=device,
+    )
 
 
 def decode(vision: VisionTokenizer, codes: Iterable[Codes], *, device: torch.device) -> list[Pixels]:
     """The picture of each grid of codes, [16 h, 16 w, 3]. On the CPU the same pixels whatever stands beside
     it; on a GPU pictures of one size are made together.
     """
-    grids = [np.asarray(grid) for grid in codes]
+    return _in_groups(
+        [np.asarray(grid).astype(np.int64) for grid in codes],
+        lambda codes_Bhw: vision.decode(codes_Bhw.to(device)),
+        most=vision.pictures_at_once,
+        device=device,
+    )
+
+
+def _in_groups(
+    arrays: Sequence[NDArray[Any]],
+    compute: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    most: Callable[[tuple[int, ...]], int],
+    device: torch.device,
+) -> list[NDArray[Any]]:
+    """`compute` of each array; on a GPU of up to `most` of one shape together, on the CPU one by one."""
     groups: dict[tuple[int, ...], list[int]] = {}
-    for at, grid in enumerate(grids):
-        groups.setdefault(grid.shape, []).append(at)
-    found: dict[int, Pixels] = {}
+    for at, array in enumerate(arrays):
+        groups.setdefault(array.shape, []).append(at)
+    found: dict[int, NDArray[Any]] = {}
     with torch.inference_mode(), _one_thread(device):
         for shape, members in groups.items():
-            most = 1 if device.type == "cpu" else vision.pictures_at_once(shape)
-            for some in (members[start : start + most] for start in range(0, len(members), most)):
-                codes_Bhw = torch.from_numpy(np.stack([grids[at] for at in some]).astype(np.int64))
-                found |= zip(some, vision.decode(codes_Bhw.to(device)).cpu().numpy(), strict=True)
-    return [found[at] for at in range(len(grids))]
+            size = 1 if device.type == "cpu" else most(shape)
+            for some in (members[start : start + size] for start in range(0, len(members), size)):
+                batch = torch.from_numpy(np.stack([arrays[at] for at in some]))
+                found |= zip(some, compute(batch).cpu().numpy(), strict=True)
+    return [found[at] for at in range(len(arrays))]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from emuworld.envs.prompts import draw_prompt, example_commands
 from emuworld.envs.rooms.commands import COMMANDS
 from emuworld.envs.snapshot import Snapshot
 from emuworld.envs.spaces import MAX_COMMAND_LENGTH, CommandText, is_unicode
-from emuworld.envs.starts import Frame, Worlds, checked_options, frame_size
+from emuworld.envs.starts import Frame, Opened, Worlds, checked_options, frame_size
 from emuworld.world_model import (
     ContextFull,
     Sampling,
@@ -182,11 +182,22 @@ class Dream:
         """Commands of the mode; t2i and x2i need some text, elsewhere "" lets the model go on by itself."""
         return CommandText(self.commands, min_length=int(self.mode not in INTERLEAVED_MODES))
 
-    def reset_turn(self, rng: np.random.Generator, options: Mapping[str, Any] | None = None) -> Turn:
+    def open_pictures(self, pictures: Sequence[Sequence[Frame]]) -> list[Opened]:
+        """Pictures of many resets, for `reset_turn(..., opened=...)`: together they are opened faster."""
+        return self._worlds.opened(pictures)
+
+    def reset_turn(
+        self,
+        rng: np.random.Generator,
+        options: Mapping[str, Any] | None = None,
+        *,
+        opened: Opened | None = None,
+    ) -> Turn:
         """Begin an episode: from a snapshot, from given pictures, from a given prompt, or from a drawn one.
 
         Takes exactly one number from `rng`, whatever the options, so that later episodes do not depend on
-        them. ValueError for options that cannot be used.
+        them. `opened`: the options' pictures, where they are open already. ValueError for options that cannot
+        be used.
         """
         seed = int(rng.integers(1 << 63))
         self._worlds.warn_if_untrained()
@@ -205,6 +216,9 @@ class Dream:
                 )
             return Turn(episode=start)
         if pictures:
+            if opened is not None:
+                world = self._worlds.begin(prompt, seed=seed, images=opened.codes)
+                return Turn(episode=replace(start, world=world, frame=opened.shown))
             world = self._worlds.from_pictures(prompt, seed=seed, pictures=pictures)
             return Turn(episode=replace(start, world=world, frame=self._worlds.shown(world)))
         if self.mode in _FROM_A_PICTURE:

@@ -24,6 +24,14 @@ _warned: set[tuple[bytes, str]] = set()  # model and mode: once a process
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Opened:
+    """A user's pictures as codes, and the last one as the model holds it."""
+
+    codes: tuple[Picture, ...]
+    shown: Frame
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Worlds:
     """Worlds of one mode on one model, whose pictures have one `size` (height, width)."""
 
@@ -41,11 +49,22 @@ class Worlds:
         The last one is the first observation, so it is brought to its size. Where the model sees reference
         pictures of any size, those before it keep theirs.
         """
+        *others, last = self._as_seen(pictures)
+        return self.begin(prompt, seed=seed, images=[*others, *self.model.encode([last])])
+
+    def _as_seen(self, pictures: Sequence[Frame]) -> list[Frame]:
         *others, last = pictures
         if self.model.size is not None:
             others = [fit_picture(picture, self.size) for picture in others]
-        codes = self.model.encode([fit_picture(last, self.size)])
-        return self.begin(prompt, seed=seed, images=[*others, *codes])
+        return [*others, fit_picture(last, self.size)]
+
+    def opened(self, pictures: Sequence[Sequence[Frame]]) -> list[Opened]:
+        """What `from_pictures` makes of the pictures of many worlds, encoded and decoded together."""
+        seen = [self._as_seen(some) for some in pictures]
+        codes = iter(self.model.encode(one for some in seen for one in some))
+        codes_of = [[next(codes) for _ in some] for some in seen]
+        shown = self.model.decode(some[-1] for some in codes_of)
+        return [Opened(codes=tuple(some), shown=last) for some, last in zip(codes_of, shown, strict=True)]
 
     def painting(self, prompt: str, *, seed: int) -> WorldState:
         """The world of t2i that is to paint the picture from which a world begins; see `from_painting`."""

@@ -1,9 +1,10 @@
 """What every suite runs on: the model, the judge, the truth's workers, and dreams in batches."""
 
 import base64
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from emuworld.world_model import WorldModel
 
 Frames = NDArray[np.uint8]  # [N, H, W, 3]
 C = TypeVar("C")
+_CHUNKS_AHEAD = 2  # rendered while one is dreamt: the simulator's processes never wait for the model
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +37,8 @@ class Bench:
     threads: ThreadPoolExecutor
     batch: int
     on_progress: OnProgress
+    scoring: deque[tuple[Future[Record], Record]] = field(default_factory=deque)
+    """Records that the processes are still making, and what is to be added to each."""
 
     def dream(self, mode: str) -> Dream:
         """The rules of a mode at the suite's size and temperature."""
@@ -69,11 +73,21 @@ class Bench:
         """Keep cases that are done."""
         append_records(self.records_path, records)
 
+    def score(self, function: Callable[..., Record], *arguments: Any, more: Record) -> None:
+        """Have a record made by a process, while the next cases are dreamt."""
+        self.scoring.append((self.pool.submit(function, *arguments), more))
+
+    def keep_scored(self, *, wait: bool = False) -> None:
+        """Append the records that are made by now, or all, in the order in which they were asked for."""
+        while self.scoring and (wait or self.scoring[0][0].done()):
+            future, more = self.scoring.popleft()
+            self.append([future.result() | more])
+
 
 def chunks(
     bench: Bench, kind: str, total: int, make: Callable[[Request], C], *, rows: int, **more: Any
 ) -> Iterator[list[C]]:
-    """The cases of a kind that are not stored yet, rendered one chunk ahead; each takes `rows` rows of the
+    """The cases of a kind that are not stored yet, rendered some chunks ahead; each takes `rows` rows of the
     batch.
     """
     done = {r["index"] for r in read_records(bench.records_path) if r["kind"] == kind}
@@ -82,16 +96,17 @@ def chunks(
     chunks = [todo[start : start + size] for start in range(0, len(todo), size)]
     label, finished = f"{bench.suite.name}: {kind}s", total - len(todo)
     bench.on_progress(label, finished, total)
-    waiting = [
-        bench.pool.submit(make, bench.request(kind, index, **more)) for index in (chunks[0] if chunks else [])
-    ]
-    for position, chunk in enumerate(chunks):
-        current = waiting
-        ahead = chunks[position + 1] if position + 1 < len(chunks) else []
-        waiting = [bench.pool.submit(make, bench.request(kind, index, **more)) for index in ahead]
-        yield [future.result() for future in current]
-        finished += len(chunk)
-        bench.on_progress(label, finished, total)
+    waiting: deque[list[Future[C]]] = deque()
+    for ahead in range(len(chunks) + _CHUNKS_AHEAD):
+        if ahead < len(chunks):
+            requests = [bench.request(kind, index, **more) for index in chunks[ahead]]
+            waiting.append([bench.pool.submit(make, request) for request in requests])
+        if ahead >= _CHUNKS_AHEAD and waiting:
+            chunk = waiting.popleft()
+            yield [future.result() for future in chunk]
+            finished += len(chunk)
+            bench.on_progress(label, finished, total)
+    bench.keep_scored(wait=True)
 
 
 # Dreaming -------------------------------------------------------------------------------------------------
@@ -99,12 +114,14 @@ def chunks(
 
 def begin(dream: Dream, bench: Bench, kind: str, truths: Sequence[StartTruth | WalkTruth]) -> list[Episode]:
     """Worlds that begin with the simulator's first frame."""
+    opened = dream.open_pictures([[truth.frames[0]] for truth in truths])
     turns = [
         dream.reset_turn(
             np.random.default_rng(case_seed(bench.suite, f"dream {kind}", truth.index)),
             {"prompt": truth.prompt, "image": truth.frames[0]},
+            opened=one,
         )
-        for truth in truths
+        for truth, one in zip(truths, opened, strict=True)
     ]
     return [outcome.episode for outcome in dream.resolve(turns)]
 
@@ -115,6 +132,7 @@ def step_all(
     """One command each, `bench.batch` rows at a time. ValueError where a command does not fit the context."""
     after: list[Episode] = []
     for start in range(0, len(episodes), bench.batch):
+        bench.keep_scored()
         rows = slice(start, start + bench.batch)
         turns = [dream.step_turn(e, c) for e, c in zip(episodes[rows], commands[rows], strict=True)]
         outcomes = dream.resolve(turns)
@@ -142,10 +160,18 @@ def walk(
     return np.stack(frames, axis=1)
 
 
-def reconstruct(model: WorldModel, frames: Sequence[Frame]) -> tuple[list[Frame], str]:
-    """Frames through the vision tokenizer and back, and which codes they used (one bit a code, base64)."""
-    codes = model.encode(frames)
-    used = np.zeros(model.manifest.vocabulary.num_visual_tokens, dtype=np.bool_)
-    for grid in codes:
-        used[np.asarray(grid).ravel()] = True
-    return model.decode(codes), base64.b64encode(np.packbits(used).tobytes()).decode("ascii")
+def reconstruct(model: WorldModel, walks: Sequence[Frames]) -> list[tuple[list[Frame], str]]:
+    """Frames of each walk through the vision tokenizer and back, and which codes they used (one bit a code,
+    base64).
+    """
+    codes = model.encode(frame for frames in walks for frame in frames)
+    rebuilt = iter(zip(codes, model.decode(codes), strict=True))
+    results = []
+    for frames in walks:
+        used = np.zeros(model.manifest.vocabulary.num_visual_tokens, dtype=np.bool_)
+        mine: list[Frame] = []
+        for _, (grid, picture) in zip(frames, rebuilt, strict=False):
+            used[np.asarray(grid).ravel()] = True
+            mine.append(picture)
+        results.append((mine, base64.b64encode(np.packbits(used).tobytes()).decode("ascii")))
+    return results

@@ -33,14 +33,14 @@ GPU_BATCH, CPU_BATCH = 512, 8
 # What must agree for stored cases to be used again; the rest (device, batch, pictures) changes speed, not
 # cases.
 _NOT_PART_OF_A_CASE = (
-    "device", "batch", "workers", "out", "num_pictures", "resume", "score_only", "num_starts", "num_walks",
-    "num_turns", "num_prompts", "num_edits", "first", "families", "num_judged", "against",
+    "device", "batch", "workers", "out", "num_pictures", "resume", "score_only", "report", "num_starts",
+    "num_walks", "num_turns", "num_prompts", "num_edits", "first", "families", "num_judged", "against",
 )  # fmt: skip
 
 
 def run(suite: Suite, *, on_progress: OnProgress = quiet) -> dict[str, Any]:
     """Run what is not stored yet, then write `summary.json` and `index.html` into `suite.out`; returns the
-    figures.
+    figures (none where no report is asked for).
 
     With several `passes` each is run in a folder of its own, and what is written and returned compares them.
     """
@@ -51,6 +51,8 @@ def run(suite: Suite, *, on_progress: OnProgress = quiet) -> dict[str, Any]:
         _run_cases(suite, folder, on_progress)
     else:
         _check_readable(folder)
+    if not suite.report:
+        return {}
     figures = report.write_report(folder, against=suite.against if isinstance(suite, RobotSuite) else "")
     if isinstance(suite, RobotSuite):
         print(report.robot_table(figures))
@@ -74,7 +76,7 @@ def _compare(suite: Suite, folder: Path, on_progress: OnProgress) -> dict[str, A
     for passes, own in runs.items():
         print(f"passes={passes}{'' if passes else ' (token by token)'}:")
         run(replace(suite, passes=(passes,), out=str(own)), on_progress=on_progress)
-    return write_comparison(folder, runs)
+    return write_comparison(folder, runs) if suite.report else {}
 
 
 def _run_cases(suite: Suite, folder: Path, on_progress: OnProgress) -> None:

@@ -3,9 +3,6 @@ case.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,22 +11,13 @@ from PIL import Image
 from emuworld.envs.dream import Dream
 from emuworld.tasks.bench import Bench, Frames, begin, chunks, reconstruct, step_all, walk
 from emuworld.tasks.detector import VISIBLE_SHARE, true_shares
-from emuworld.tasks.metrics import Frame, Mask, mean_inside, mse, psnr, ssim, ssim_map
+from emuworld.tasks.metrics import Frame, psnr, ssim
 from emuworld.tasks.run_folder import PictureRow, Pictures, Record, save_pictures
+from emuworld.tasks.start_scores import Dreamt, known, score_start
 from emuworld.tasks.suites import ExploreTwin, case_seed
-from emuworld.tasks.summary import REGIONS
 from emuworld.tasks.truth import Labels, StartTruth, WalkTruth, make_start, make_turn, make_walk
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Dreamt:
-    """What the model made of one start."""
-
-    frames: Frames  # [K + 1, H, W, 3], the first as the model holds the simulator's
-    shuffled: Frames | None  # [K, H, W, 3] under the other commands; None where that was not dreamt
-    rebuilt: Sequence[Frame]  # the K true frames through the tokenizer and back
-    codes_used: str  # by them: one bit a code, base64
-    branches: Sequence[Frame]  # one a branch command
+_WALKS_AT_ONCE = 64  # whose frames lie beside each other for the judge
 
 
 def measure(bench: Bench, suite: ExploreTwin) -> None:
@@ -38,7 +26,8 @@ def measure(bench: Bench, suite: ExploreTwin) -> None:
         make, more = make_start, {"num_steps": suite.num_steps, "num_branches": suite.num_branches}
         words = {"phrasing": suite.phrasing}
         for starts in chunks(bench, "start", suite.num_starts, make, rows=2, **more, **words):
-            bench.append(_score_starts(bench, suite, dream, starts))
+            _score_starts(bench, suite, dream, starts)
+    bench.model.caches.clear()  # few rows come now, and long ones: not in a cache that is as wide as the last
     for walks in chunks(
         bench, "walk", suite.num_walks, make_walk, rows=1, num_steps=suite.walk_steps, phrasing=suite.phrasing
     ):
@@ -47,11 +36,9 @@ def measure(bench: Bench, suite: ExploreTwin) -> None:
         bench.append(_score_turns(bench, dream, turns))
 
 
-def _score_starts(
-    bench: Bench, suite: ExploreTwin, dream: Dream, truths: Sequence[StartTruth]
-) -> list[Record]:
-    """Dream the walks, some of them under other commands too, and the branches of some starts, and score
-    them.
+def _score_starts(bench: Bench, suite: ExploreTwin, dream: Dream, truths: Sequence[StartTruth]) -> None:
+    """Dream the walks, some of them under other commands too, and the branches of some starts, and have them
+    scored.
     """
     begun = begin(dream, bench, "start", truths)
     again = [row for row, truth in enumerate(truths) if truth.index < suite.num_shuffled]
@@ -61,120 +48,55 @@ def _score_starts(
     owners = [row for row, truth in enumerate(truths) for _ in truth.branch_commands]
     branch_commands = [command for truth in truths for command in truth.branch_commands]
     branched = [e.frame for e in step_all(dream, bench, [begun[row] for row in owners], branch_commands)]
-    cases = []
+    rebuilt = reconstruct(bench.model, [truth.frames[1:] for truth in truths])
+    looks = []
     for row, truth in enumerate(truths):
-        rebuilt, codes_used = reconstruct(bench.model, list(truth.frames[1:]))
+        frames = np.concatenate([begun[row].frame[None], walked[row]])
+        looks.append((frames, np.stack([frames[0], *rebuilt[row][0]]), truth.frames, truth.labels))
+    for row, (truth, objects) in enumerate(zip(truths, _objects(bench, looks), strict=True)):
         dreamt = Dreamt(
-            frames=np.concatenate([begun[row].frame[None], walked[row]]),
+            frames=looks[row][0],
             shuffled=shuffled.get(row),
-            rebuilt=rebuilt,
-            codes_used=codes_used,
+            rebuilt=rebuilt[row][0],
+            codes_used=rebuilt[row][1],
+            num_codes=bench.model.manifest.vocabulary.num_visual_tokens,
             branches=[frame for owner, frame in zip(owners, branched, strict=True) if owner == row],
         )
-        cases.append((truth, dreamt))
-    records = list(bench.threads.map(lambda case: score_start(bench, *case), cases))
-    for record, (truth, dreamt) in zip(records, cases, strict=True):
-        all_rebuilt = np.stack([dreamt.frames[0], *dreamt.rebuilt])
-        record["objects"] = _objects(bench, dreamt.frames, all_rebuilt, truth.frames, truth.labels)
+        bench.score(score_start, suite, bench.folder, truth, dreamt, more={"objects": objects})
+
+
+def _objects(bench: Bench, looks: Sequence[tuple[Frames, Frames, Frames, Labels]]) -> list[Record]:
+    """For each case, per frame, for the dream, the tokenizer alone and the simulator: pairs found, of these
+    there, pairs visible, of these found. A look: their frames, and the labels.
+    """
+    detector = bench.detector
+    found_in = _found(bench, [frames for *parts, _ in looks for frames in parts])
+    records = []
+    for case, (*_, labels) in enumerate(looks):
+        there = true_shares(labels, config=detector.config)
+        visible = there >= VISIBLE_SHARE
+        counts: Record = {}
+        for judged, found in zip(("dream", "tokenizer", "truth"), found_in[3 * case :], strict=False):
+            rows = {
+                "found": found,
+                "right": found & (there > 0),
+                "visible": visible,
+                "recalled": found & visible,
+            }
+            counts[judged] = {name: row.sum((1, 2)).tolist() for name, row in rows.items()}
+        records.append(counts)
     return records
 
 
-def score_start(bench: Bench, truth: StartTruth, dreamt: Dreamt) -> Record:
-    """PSNR and SSIM of the dream and the baselines, by step and region, and which branches came home."""
-    true, steps = truth.frames[1:], len(truth.commands)
-    rows: dict[str, Sequence[Frame] | Frames | None] = {
-        "dream": dreamt.frames[1:],
-        "tokenizer": dreamt.rebuilt,
-        "copy": [truth.frames[0]] * steps,
-        "shuffled": dreamt.shuffled,
-    }
-    figures: dict[str, dict[str, dict[str, list[float | None]]]] = {
-        metric: {region: {one: [] for one in rows} for region in REGIONS} for metric in ("psnr", "ssim")
-    }
-    for one, frames in rows.items():
-        if frames is None:
-            for metric, region in product(figures, REGIONS):
-                figures[metric][region][one] = [None] * steps
-            continue
-        for frame, reference, mask in zip(frames, true, truth.seen, strict=True):
-            for metric, whole, seen in _frame_figures(frame, reference, mask):
-                figures[metric]["whole"][one].append(whole)
-                figures[metric]["seen"][one].append(seen)
-    distances = [[mse(frame, reference) for reference in truth.branch_frames] for frame in dreamt.branches]
-    if truth.index < bench.suite.num_pictures:
-        _keep_start(bench, truth, dreamt, figures["psnr"])
-    return {
-        "kind": "start",
-        "index": truth.index,
-        "seed": case_seed(bench.suite, "start", truth.index),
-        "prompt": truth.prompt,
-        "commands": truth.commands,
-        "other_commands": truth.other_commands,
-        "moved": truth.moved,
-        "seen_share": [float(mask.mean()) for mask in truth.seen],
-        "branches": {
-            "commands": truth.branch_commands,
-            "hits": [
-                row.count(min(row)) == 1 and row.index(min(row)) == i for i, row in enumerate(distances)
-            ],
-        },
-        "codes_used": dreamt.codes_used,
-        "num_codes": bench.model.manifest.vocabulary.num_visual_tokens,
-        **figures,
-    }
-
-
-def _frame_figures(
-    frame: Frame, reference: Frame, mask: Mask
-) -> list[tuple[str, float | None, float | None]]:
-    """(metric, over the whole frame, over the mask) for PSNR and SSIM."""
-    similarity = ssim_map(frame, reference)
-    return [
-        ("psnr", _known(psnr(frame, reference)), _known(psnr(frame, reference, mask=mask))),
-        ("ssim", _known(mean_inside(similarity)), _known(mean_inside(similarity, mask=mask))),
-    ]
-
-
-def _known(value: float) -> float | None:
-    return round(value, 4) if np.isfinite(value) else None
-
-
-def _objects(bench: Bench, dreamt: Frames, rebuilt: Frames, true: Frames, labels: Labels) -> Record:
-    """Per frame, for the dream, the tokenizer alone and the simulator: pairs found, of these there, pairs
-    visible, of these found.
-    """
-    detector = bench.detector
-    there = true_shares(labels, config=detector.config)
-    counts: Record = {}
-    for judged, frames in (("dream", dreamt), ("tokenizer", rebuilt), ("truth", true)):
-        found = detector.shares(frames) >= detector.config.min_share
-        visible = there >= VISIBLE_SHARE
-        rows = {"found": found, "right": found & (there > 0), "visible": visible, "recalled": found & visible}
-        counts[judged] = {name: row.sum((1, 2)).tolist() for name, row in rows.items()}
-    return counts
-
-
-def _keep_start(bench: Bench, truth: StartTruth, dreamt: Dreamt, psnrs: dict[str, Any]) -> None:
-    notes = ["", *(f"{value:.1f} dB" for value in psnrs["whole"]["dream"])]
-    walked = Pictures(
-        title=f"{truth.prompt} (PSNR over the whole frame)",
-        columns=["start", *truth.commands],
-        rows=[
-            PictureRow(name="MuJoCo", frames=truth.frames),
-            PictureRow(name="dream", frames=dreamt.frames, notes=notes),
-        ],
-    )
-    save_pictures(bench.folder / "pictures" / f"start_{truth.index:05d}.npz", walked)
-    if truth.index == 0 and dreamt.branches:
-        branched = Pictures(
-            title="Branches from that start",
-            columns=truth.branch_commands,
-            rows=[
-                PictureRow(name="MuJoCo", frames=truth.branch_frames),
-                PictureRow(name="dream", frames=dreamt.branches),
-            ],
-        )
-        save_pictures(bench.folder / "pictures" / f"start_{truth.index:05d}_branches.npz", branched)
+def _found(bench: Bench, walks: Sequence[Frames]) -> list[NDArray[np.bool_]]:
+    """Which pairs the judge finds in each frame of each walk, [N, colours, shapes]; several walks at once."""
+    found: list[NDArray[np.bool_]] = []
+    for start in range(0, len(walks), _WALKS_AT_ONCE):
+        part = walks[start : start + _WALKS_AT_ONCE]
+        shares = bench.detector.shares(np.concatenate(part))
+        stops = np.cumsum([len(frames) for frames in part])[:-1]
+        found += np.split(shares >= bench.detector.config.min_share, stops)
+    return found
 
 
 # Long walks and full turns --------------------------------------------------------------------------------
@@ -187,17 +109,22 @@ def _score_walks(bench: Bench, dream: Dream, truths: Sequence[WalkTruth]) -> lis
     begun = begin(dream, bench, "walk", truths)
     walked = walk(dream, bench, begun, [truth.commands for truth in truths])
     strangers = [*walked[1:], walked[0]] if len(truths) > 1 else [None]
+    rebuilt = reconstruct(bench.model, [truth.frames[1:] for truth in truths])
     return [
-        _score_walk(bench, truth, np.concatenate([first.frame[None], frames]), stranger)
-        for truth, first, frames, stranger in zip(truths, begun, walked, strangers, strict=True)
+        _score_walk(bench, truth, np.concatenate([first.frame[None], frames]), own, stranger)
+        for truth, first, frames, (own, _), stranger in zip(
+            truths, begun, walked, rebuilt, strangers, strict=True
+        )
     ]
 
 
-def _score_walk(bench: Bench, truth: WalkTruth, dreamt: Frames, stranger: Frames | None) -> Record:
+def _score_walk(
+    bench: Bench, truth: WalkTruth, dreamt: Frames, own: Sequence[Frame], stranger: Frames | None
+) -> Record:
     """PSNR by step, and looking back: objects seen, gone and in view again, by whom they are found again."""
-    rebuilt = np.stack([dreamt[0], *reconstruct(bench.model, list(truth.frames[1:]))[0]])
+    rebuilt = np.stack([dreamt[0], *own])
     psnrs = {
-        one: [_known(psnr(frame, true)) for frame, true in zip(frames[1:], truth.frames[1:], strict=True)]
+        one: [known(psnr(frame, true)) for frame, true in zip(frames[1:], truth.frames[1:], strict=True)]
         for one, frames in (("dream", dreamt), ("tokenizer", rebuilt))
     }
     if truth.index < max(1, bench.suite.num_pictures // 3):
@@ -217,7 +144,7 @@ def _score_walk(bench: Bench, truth: WalkTruth, dreamt: Frames, stranger: Frames
             "truth": _found_again(bench, truth.frames[1:], events),
             "chance": None if stranger is None else _found_again(bench, stranger, events),
         },
-        "objects": _objects(bench, dreamt, rebuilt, truth.frames, truth.labels),
+        "objects": _objects(bench, [(dreamt, rebuilt, truth.frames, truth.labels)])[0],
     }
 
 
@@ -225,7 +152,7 @@ def _found_again(bench: Bench, frames: Frames, events: Sequence[tuple[int, int, 
     """How many of the (step, colour, shape) the judge finds in the frames after the start, [steps, H, W,
     3].
     """
-    found = bench.detector.shares(frames) >= bench.detector.config.min_share
+    (found,) = _found(bench, [frames])
     return sum(bool(found[step - 1, colour, shape]) for step, colour, shape in events)
 
 
@@ -253,15 +180,15 @@ def _score_turns(bench: Bench, dream: Dream, truths: Sequence[WalkTruth]) -> lis
     """Dream full turns: the last view against the first, and by how many degrees it is off."""
     begun = begin(dream, bench, "turn", truths)
     walked = walk(dream, bench, begun, [truth.commands for truth in truths])
-    records = []
+    records, rebuilt = [], reconstruct(bench.model, [truth.frames[:1] for truth in truths])
     for row, truth in enumerate(truths):
         first, opposite = truth.frames[0], truth.frames[len(truth.commands) // 2]
         views = {
             "dream": walked[row][-1],
-            "tokenizer": reconstruct(bench.model, [first])[0][0],
+            "tokenizer": rebuilt[row][0][0],
             "other": opposite,
         }
-        by_step = [_known(psnr(f, t)) for f, t in zip(walked[row], truth.frames[1:], strict=True)]
+        by_step = [known(psnr(f, t)) for f, t in zip(walked[row], truth.frames[1:], strict=True)]
         if truth.index < max(1, bench.suite.num_pictures // 3):
             dreamt = np.concatenate([begun[row].frame[None], walked[row]])
             _keep_walk(bench, "turn", truth, dreamt, by_step, every=1)

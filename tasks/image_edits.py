@@ -19,37 +19,50 @@ from emuworld.tasks.metrics import Frame
 from emuworld.tasks.run_folder import PictureRow, Pictures, Record, save_pictures
 from emuworld.tasks.suites import EditPictures, case_seed
 
+_PLAIN = ("after", "before", "wrong", "spoilt")  # of an `EditTruth`: what the simulator knows
+
 
 def measure(bench: Bench, suite: EditPictures) -> None:
     dream = bench.dream("x2i")
     for truths in chunks(bench, "edit", suite.num_edits, make_edit, rows=1):
         frames = _edited(dream, bench, truths)
-        bench.append([_score(bench, truth, frame) for truth, frame in zip(truths, frames, strict=True)])
+        looked = [{"dream": frame, **more} for frame, more in zip(frames, _known(bench, truths), strict=True)]
+        seen = bench.detector.sightings(np.stack([one for some in looked for one in some.values()]))
+        count = len(looked[0])
+        cases = [
+            (truth, some, seen[count * row : count * (row + 1)])
+            for row, (truth, some) in enumerate(zip(truths, looked, strict=True))
+        ]
+        bench.append(list(bench.threads.map(lambda case: _score(bench, *case), cases)))
 
 
 def _edited(dream: Dream, bench: Bench, truths: Sequence[EditTruth]) -> list[Frame]:
     """The model's answers."""
+    opened = dream.open_pictures([truth.references for truth in truths])
     turns = [
         dream.reset_turn(
             np.random.default_rng(case_seed(bench.suite, "dream edit", truth.index)),
             {"images": list(truth.references)},
+            opened=one,
         )
-        for truth in truths
+        for truth, one in zip(truths, opened, strict=True)
     ]
     begun = [outcome.episode for outcome in dream.resolve(turns)]
     return [e.frame for e in step_all(dream, bench, begun, [truth.instruction for truth in truths])]
 
 
-def _score(bench: Bench, truth: EditTruth, dreamt: Frame) -> Record:
-    """What the judge says of the answer and of every picture whose worth is known."""
-    frames = {"dream": dreamt, **_known(bench, truth)}
-    seen = bench.detector.sightings(np.stack(list(frames.values())))
+def _score(
+    bench: Bench, truth: EditTruth, frames: dict[str, Frame], seen: Sequence[Sequence[Sighting]]
+) -> Record:
+    """What the judge says of the answer ("dream") and of every picture whose worth is known. `seen`: what the
+    detector finds in each.
+    """
     verdicts = {
         who: judge(truth, frame, seen=found, rebuilt=frames["after, tokenizer"])
         for (who, frame), found in zip(frames.items(), seen, strict=True)
     }
     if truth.index < 8 * bench.suite.num_pictures:
-        _keep_pictures(bench, truth, dreamt, verdicts["dream"], seen[0])
+        _keep_pictures(bench, truth, frames["dream"], verdicts["dream"], seen[0])
     return {
         "kind": "edit",
         "index": truth.index,
@@ -64,19 +77,26 @@ def _score(bench: Bench, truth: EditTruth, dreamt: Frame) -> Record:
     }
 
 
-def _known(bench: Bench, truth: EditTruth) -> dict[str, Frame]:
-    """Pictures that a perfect judge would tell apart (`edit_summary.EXPECTED`), plain and through the vision
-    tokenizer; "copied": the codes of the picture before, but for those where the edit shows.
+def _known(bench: Bench, truths: Sequence[EditTruth]) -> list[dict[str, Frame]]:
+    """For each edit, pictures that a perfect judge would tell apart (`edit_summary.EXPECTED`), plain and
+    through the vision tokenizer; "copied": the codes of the picture before, but for those where the edit
+    shows.
     """
-    plain = {"after": truth.after, "before": truth.before, "wrong": truth.wrong, "spoilt": truth.spoilt}
-    codes = dict(zip(plain, bench.model.encode(list(plain.values())), strict=True))
-    height, width = truth.changed.shape
-    blocks = truth.changed.reshape(height // BLOCK_PX, BLOCK_PX, width // BLOCK_PX, BLOCK_PX).any((1, 3))
-    codes["copied"] = np.where(blocks, codes["after"], codes["before"])
-    rebuilt = dict(zip(codes, bench.model.decode(list(codes.values())), strict=True))
-    frames = plain | {f"{name}, tokenizer": frame for name, frame in rebuilt.items()}
-    assert frames.keys() == EXPECTED.keys()
-    return frames
+    plain = [{name: getattr(truth, name) for name in _PLAIN} for truth in truths]
+    encoded = iter(bench.model.encode(frame for frames in plain for frame in frames.values()))
+    codes = []
+    for truth in truths:
+        mine = {name: next(encoded) for name in _PLAIN}
+        height, width = truth.changed.shape
+        blocks = truth.changed.reshape(height // BLOCK_PX, BLOCK_PX, width // BLOCK_PX, BLOCK_PX).any((1, 3))
+        codes.append(mine | {"copied": np.where(blocks, mine["after"], mine["before"])})
+    decoded = iter(bench.model.decode(grid for mine in codes for grid in mine.values()))
+    known = [
+        frames | {f"{name}, tokenizer": next(decoded) for name in mine}
+        for frames, mine in zip(plain, codes, strict=True)
+    ]
+    assert all(frames.keys() == EXPECTED.keys() for frames in known)
+    return known
 
 
 def _keep_pictures(

@@ -6,6 +6,7 @@ unpickled.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +55,11 @@ def read_records(path: Path) -> list[Record]:
 
 def append_records(path: Path, records: Sequence[Record]) -> None:
     """Add one line a case. A line that an earlier kill cut short is closed first."""
-    cut_short = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-    with path.open("a") as file:
-        file.write("\n" if cut_short else "")
-        file.write("".join(json.dumps(record) + "\n" for record in records))
+    with path.open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        file.write(b"\n" if size and file.read(1) != b"\n" else b"")
+        file.write("".join(json.dumps(record) + "\n" for record in records).encode())
 
 
 def save_pictures(path: Path, pictures: Pictures) -> None:

@@ -50,6 +50,7 @@ class RunSettings:
     passes: tuple[int, ...] = ()  # in which pictures are drawn; [] = the model's own; several: compared
     resume: bool = True  # go on where an earlier run of the same settings stopped
     score_only: bool = False  # run nothing: summarise the stored cases again
+    report: bool = True  # write the summary and the page; false: later, with score_only
 
 
 @dataclass(frozen=True, kw_only=True)

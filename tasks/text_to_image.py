@@ -1,6 +1,7 @@
 """Suite `t2i`: pictures from captions, judged by the detector, beside the judge's own error."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emuworld.tasks.bench import Bench, chunks, reconstruct, step_all
 from emuworld.tasks.detector import VISIBLE_SHARE, pairs_of, true_shares
@@ -19,16 +20,23 @@ def measure(bench: Bench, suite: TextToImage) -> None:
             for truth in prompts
         ]
         painted = [e.frame for e in step_all(dream, bench, begun, [truth.prompt for truth in prompts])]
-        bench.append([_score_prompt(bench, t, f) for t, f in zip(prompts, painted, strict=True)])
+        rebuilt = [one[0] for one, _ in reconstruct(bench.model, [truth.frame[None] for truth in prompts])]
+        true = [truth.frame for truth in prompts]
+        judged = [one for three in zip(painted, rebuilt, true, strict=True) for one in three]
+        tables = bench.detector.shares(np.stack(judged))  # in the order of JUDGED
+        bench.append(
+            [
+                _score_prompt(bench, truth, painted[row], tables[3 * row : 3 * row + 3])
+                for row, truth in enumerate(prompts)
+            ]
+        )
 
 
-def _score_prompt(bench: Bench, truth: PromptTruth, painted: Frame) -> Record:
+def _score_prompt(bench: Bench, truth: PromptTruth, painted: Frame, tables: NDArray[np.float32]) -> Record:
     """Which named objects the detector finds, on the picture and on the simulator's own view of the
-    caption.
+    caption. `tables`: what it finds on these, [3, colours, shapes].
     """
     config, asked = bench.detector.config, set(truth.pairs)
-    rebuilt = reconstruct(bench.model, [truth.frame])[0][0]
-    tables = bench.detector.shares(np.stack([painted, rebuilt, truth.frame]))
     there = true_shares(truth.labels, config=config)[0]
     judged: Record = {}
     for who, table in zip(JUDGED, tables, strict=True):

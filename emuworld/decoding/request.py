@@ -135,7 +135,7 @@ class Progress:
         """Random numbers for the next tokens; more than one only inside a `visual_run`."""
         state, uniforms = self.state, self.request.uniforms
         if state.phase is Phase.VISUAL:
-            return [uniforms.image(state.num_images, state.position + k) for k in range(count)]
+            return uniforms.image_run(state.num_images, state.position, count)
         assert count == 1, "only visual tokens are drawn ahead"
         return [uniforms.text(len(self.ids))]
 

@@ -40,6 +40,15 @@ class TokenUniforms:
         """The number for the visual token at `position` (separators count) of the step's `index`-th image."""
         return self._at(1 + index, position)
 
+    def image_run(self, index: int, position: int, count: int) -> list[float]:
+        """`image` for so many positions one after another."""
+        block, offset = divmod(position, _BLOCK)
+        if offset + count > _BLOCK:
+            return [self.image(index, position + k) for k in range(count)]
+        self._at(1 + index, position)
+        numbers: list[float] = self._blocks[1 + index, block][offset : offset + count].tolist()
+        return numbers
+
     def grid(self, index: int, draw: int, count: int) -> NDArray[np.float64]:
         """`count` numbers, one for each code of the step's `index`-th image, where that is drawn at once: the
         `draw`-th time that all its codes need one."""

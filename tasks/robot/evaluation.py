@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mujoco
+import numpy as np
 
 from emuworld.envs.tabletop.plans import Task
 from emuworld.tasks.progress import OnProgress
@@ -54,7 +55,7 @@ def measure(
         sampling = replace(model.default_sampling("vla"), passes=suite.passes[0])
         cases = [replace(case, sampling=sampling) for case in cases]
     stored = {(one["kind"], one["index"]) for one in read_records(records)}
-    missing = [case for case in cases if (case.kind, case.index) not in stored]
+    missing = _mixed([case for case in cases if (case.kind, case.index) not in stored])
     done = len(cases) - len(missing)
 
     def keep(case: SceneCase, result: SceneResult) -> None:
@@ -86,6 +87,14 @@ def all_cases(suite: RobotSuite, tasks: Sequence[Task]) -> list[SceneCase]:
     return [
         SceneCase(kind=kind, index=index, task=tasks[index].to_dict(), suite=suite) for kind, index in cases
     ]
+
+
+def _mixed(cases: Sequence[SceneCase]) -> list[SceneCase]:
+    """Each kind's cases in a random order that is always the same: a run that is cut short has done some of
+    every family."""
+    kinds = list(dict.fromkeys(case.kind for case in cases))
+    turns = np.random.default_rng(0).random(1 + max((case.index for case in cases), default=0))
+    return sorted(cases, key=lambda case: (kinds.index(case.kind), turns[case.index]))
 
 
 def keep_pictures(folder: Path, result: SceneResult, *, most: int) -> None:

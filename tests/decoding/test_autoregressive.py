@@ -394,3 +394,11 @@ def test_a_long_text_makes_the_cache_grow() -> None:
     model = HashModel({V.boi: -99.0, V.ess: -99.0, V.eos: -99.0})
     generate(model, cache, [request(0)], grammar=GRAMMAR)  # type: ignore[arg-type]
     assert 40 < len(cache.held[0]) <= cache.capacity < 80
+
+
+def test_numbers_of_a_run_are_those_of_its_places() -> None:
+    uniforms = TokenUniforms(seed=3, step=1)
+    for position, count in ((0, 5), (500, 30), (512, 3)):
+        assert uniforms.image_run(2, position, count) == [
+            uniforms.image(2, position + k) for k in range(count)
+        ]

@@ -2,16 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from emuworld.tasks import explore_twin
 from emuworld.tasks.detector import VISIBLE_SHARE
-from emuworld.tasks.explore_twin import Dreamt
 from emuworld.tasks.metrics import psnr_from_mse
+from emuworld.tasks.start_scores import Dreamt, score_start
 from emuworld.tasks.suites import ExploreTwin
 from emuworld.tasks.truth import Labels, StartTruth, WalkTruth
 
@@ -20,15 +18,6 @@ EQUAL_DB = pytest.approx(psnr_from_mse(0.0), abs=1e-3)
 
 def _noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
-
-
-def _bench(tmp_path: Path, num_pictures: int = 0) -> Any:
-    manifest = SimpleNamespace(vocabulary=SimpleNamespace(num_visual_tokens=8))
-    return SimpleNamespace(
-        suite=ExploreTwin(num_pictures=num_pictures),
-        folder=tmp_path,
-        model=SimpleNamespace(manifest=manifest),
-    )
 
 
 def _truth() -> StartTruth:
@@ -54,12 +43,13 @@ def _perfect(truth: StartTruth) -> Dreamt:
         shuffled=None,
         rebuilt=list(truth.frames[1:]),
         codes_used="",
+        num_codes=8,
         branches=list(truth.branch_frames),
     )
 
 
 def test_a_perfect_dream_scores_as_equal_and_brings_every_branch_home(tmp_path: Path) -> None:
-    record = explore_twin.score_start(_bench(tmp_path), _truth(), _perfect(_truth()))
+    record = score_start(ExploreTwin(num_pictures=0), tmp_path, _truth(), _perfect(_truth()))
     assert record["psnr"]["whole"]["dream"] == [EQUAL_DB] * 3
     assert record["ssim"]["seen"]["dream"] == [pytest.approx(1.0, abs=1e-3)] * 3
     assert record["branches"]["hits"] == [True, True]
@@ -74,7 +64,7 @@ def test_the_mask_decides_what_counts_as_seen(tmp_path: Path) -> None:
     frames[1:, :, 16:] = 0  # right where it was seen, wrong where nobody could know
     swapped = list(truth.branch_frames[::-1])
     dreamt = replace(_perfect(truth), frames=frames, shuffled=truth.frames[1:], branches=swapped)
-    record = explore_twin.score_start(_bench(tmp_path), truth, dreamt)
+    record = score_start(ExploreTwin(num_pictures=0), tmp_path, truth, dreamt)
     assert record["psnr"]["seen"]["dream"] == [EQUAL_DB] * 3
     assert max(record["psnr"]["whole"]["dream"]) < 12
     assert record["psnr"]["whole"]["shuffled"] == [EQUAL_DB] * 3
@@ -82,9 +72,9 @@ def test_the_mask_decides_what_counts_as_seen(tmp_path: Path) -> None:
 
 
 def test_pictures_are_kept_for_the_first_cases_only(tmp_path: Path) -> None:
-    explore_twin.score_start(_bench(tmp_path, num_pictures=0), _truth(), _perfect(_truth()))
+    score_start(ExploreTwin(num_pictures=0), tmp_path, _truth(), _perfect(_truth()))
     assert not (tmp_path / "pictures").exists()
-    explore_twin.score_start(_bench(tmp_path, num_pictures=1), _truth(), _perfect(_truth()))
+    score_start(ExploreTwin(num_pictures=1), tmp_path, _truth(), _perfect(_truth()))
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == ["start_00000.npz", "start_00000_branches.npz"]
 

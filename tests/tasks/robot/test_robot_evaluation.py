@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from emuworld.tasks import evaluate
-from emuworld.tasks.robot.evaluation import all_cases
+from emuworld.tasks.robot.evaluation import _mixed, all_cases
 from emuworld.tasks.robot.scene_cases import spoken_task
 from emuworld.tasks.robot.suite import load_suite
 from emuworld.tasks.run_folder import read_records
@@ -68,6 +68,17 @@ def test_cases_are_scenes_uses_and_judges() -> None:
     assert {case.kind for case in all_cases(RobotSuite(agent="scripted"), TASKS)} == {"scene"}
     assert [case.index for case in all_cases(RobotSuite(agent="none", first=3), TASKS)] == [0, 1, 2]
     assert cases[-1].use == "both" and cases[75].use in ("text", "keyframe")
+
+
+def test_a_run_cut_short_has_done_some_of_every_family() -> None:
+    cases = all_cases(RobotSuite(agent="oracle"), TASKS)
+    mixed = _mixed(cases)
+    assert sorted((c.kind, c.index) for c in mixed) == sorted((c.kind, c.index) for c in cases)
+    assert [c.kind for c in mixed] == [c.kind for c in cases], "scenes first, as before"
+    families = [TASKS[case.index].family for case in mixed[:60]]
+    assert len(set(families)) == len({task.family for task in TASKS})
+    left = _mixed(cases[100:])
+    assert left == [case for case in mixed if case in left], "what is left goes on in the same order"
 
 
 def test_phrasings_take_turns() -> None:
