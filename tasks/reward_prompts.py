@@ -48,7 +48,11 @@ class RewardPrompts:
     workers: int = 0  # processes that render; 0: one a core, at most 16
 
     def __post_init__(self) -> None:
-        if min(self.num_t2i, self.num_x2i, self.num_explore) < 0 or self.num_steps < 1 or min(self.first_seed, self.workers) < 0:
+        if (
+            min(self.num_t2i, self.num_x2i, self.num_explore) < 0
+            or self.num_steps < 1
+            or min(self.first_seed, self.workers) < 0
+        ):
             raise ValueError(f"numbers must be 0 or more and num_steps 1 or more, got {self}")
 
 
