@@ -321,7 +321,7 @@ class BatchStream:
             try:
                 with self.lock:
                     item = self._draw(step)
-            except ValueError as error:
+            except Exception as error:  # told to whoever waits for the step, or it would wait for ever
                 item = error
             while not self._stop.is_set():
                 try:

@@ -127,6 +127,10 @@ def dense_attention(blocks_BS: Tensor, starts_BS: Tensor, reach_BS: Tensor) -> A
 
     def attend(q_BHTd: Tensor, k_BGTd: Tensor, v_BGTd: Tensor) -> Tensor:
         grouped = q_BHTd.shape[1] != k_BGTd.shape[1]
+        if grouped and q_BHTd.is_cuda:  # with a mask no kernel groups heads there: all scores would be held
+            repeats = q_BHTd.shape[1] // k_BGTd.shape[1]
+            k_BGTd, v_BGTd = (x.repeat_interleave(repeats, dim=1) for x in (k_BGTd, v_BGTd))
+            grouped = False
         return scaled_dot_product_attention(q_BHTd, k_BGTd, v_BGTd, attn_mask=mask_B1SS, enable_gqa=grouped)
 
     return attend

@@ -349,6 +349,42 @@ def test_a_layer_with_an_adapter_is_compiled_once(
     np.testing.assert_allclose(*results, rtol=1e-5)
 
 
+@pytest.mark.gpu
+def test_a_compiled_step_on_a_gpu_learns_what_a_dense_one_does(
+    by_heart: tuple[Path, list[TokenStory]],
+) -> None:
+    """FlexAttention inside compiled layers, with an adapter, packed rows and gradients."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    folder, stories = by_heart
+    device = torch.device("cuda")
+    parts = open_parts(folder, device=device)
+    config = DidaTraining(
+        rank=4, buckets=(BUCKET,), size_px=16 * SIDE, packing=Packing(tokens=256, rows=2, rows_at_once=2)
+    )
+    sampler, results = sampler_of(stories, parts.tokenizer), []
+    for compiles in (False, True):
+        attention = "flex" if compiles else "dense"
+        trainer = DidaTrainer(
+            dataclasses.replace(config, compile=compiles, attention=attention),
+            model=checkpoint.load(folder, device=device, dtype=torch.bfloat16).train(),
+            vocabulary=parts.manifest.vocabulary,
+            path=make_path(config.noise, codebook_KE=parts.vision.quantize.embedding.weight.detach()),
+        )
+        if compiles:
+            trainer.compile_layers()
+        losses = []
+        for step in range(4):
+            drawn = packed_batches(
+                sampler, (BUCKET,), packing=config.packing, seed=0, step=step, rank=0, world=1
+            )
+            trainer.batches = lambda drawn=drawn: drawn  # type: ignore[misc]
+            losses += [float(trainer.step(step, 1.0)["noisy_loss"])]
+            losses += [trainer.validation_losses(drawn)["validation_loss"]]
+        results.append(losses)
+    np.testing.assert_allclose(*results, rtol=2e-2)
+
+
 def test_what_is_unknown_is_named() -> None:
     with pytest.raises(ValueError, match="adaptation='lora' is not known; expected adapter or full"):
         DidaTraining(adaptation="lora")
