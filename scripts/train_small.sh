@@ -18,35 +18,46 @@ DIDA_S=${DIDA_S:-140}
 STARTUP_S=${STARTUP_S:-12} # of DIDA_S, for starting Python and its imports
 DIDA_FROM=${DIDA_FROM:-$WORK/pretrain}
 DETECTOR_S=${DETECTOR_S:-100}
-ROOMS=${ROOMS:-40000}
-WORKERS=${WORKERS:-6}
+ROOMS=${ROOMS:-10000}
+TABLES=${TABLES:-4000}
+WORKERS=${WORKERS:-6} # processes that draw rooms; TABLE_WORKERS: table-tops
+TABLE_WORKERS=${TABLE_WORKERS:-3}
 GPUS=${GPUS:-1}
 PYTHON=${PYTHON:-./run python}
 DEVICE=${DEVICE:-cuda}
 COMPILE=${COMPILE:-true}
 RENDERER=${RENDERER:-auto}
-# What a room gives besides its walk and its single views; the rows of a step by kind and length, about 150,000
-# tokens, two in five of them walks.
-KINDS="num_edits=6 num_tales=1 num_tasks=1 num_views=4 num_tables=6 num_table_edits=6"
-BUCKETS="buckets=[{kind:walk,frames:12,batch_size:16},{kind:picture,batch_size:40}"
-BUCKETS="$BUCKETS,{kind:walk,frames:42,batch_size:2,every:4},{kind:x2i,frames:2,batch_size:20}"
-BUCKETS="$BUCKETS,{kind:x2i,frames:3,batch_size:8,every:4},{kind:story,frames:6,batch_size:6,every:2}"
-BUCKETS="$BUCKETS,{kind:table,batch_size:28},{kind:vla,frames:2,batch_size:24}"
-BUCKETS="$BUCKETS,{kind:vla,frames:4,at_least:3,batch_size:10},{kind:vla,frames:7,at_least:5,batch_size:8,every:4}"
-BUCKETS="$BUCKETS,{kind:howto,frames:3,batch_size:6},{kind:howto,frames:6,at_least:4,batch_size:8,every:4}]"
+# What a room and what a table-top gives. Physics is most of the cost of a task, so each is told several times.
+ROOM_KINDS="num_frames=42 num_pictures=8 num_edits=6 num_tales=1 episodes_per_shard=4"
+TABLE_KINDS="num_frames=0 num_pictures=0 num_tasks=1 num_views=8 num_tables=6 num_table_edits=6 episodes_per_shard=4"
+# The rows of a step by kind and length. Every bucket is some work for the processor, whatever its size, so few and
+# large ones take part in a step: about 240,000 tokens, two in five of them walks.
+BUCKETS="buckets=[{kind:walk,frames:12,batch_size:24},{kind:picture,batch_size:180,every:3}"
+BUCKETS="$BUCKETS,{kind:x2i,frames:2,batch_size:90,every:3},{kind:table,batch_size:126,every:3}"
+BUCKETS="$BUCKETS,{kind:vla,frames:2,batch_size:108,every:3},{kind:vla,frames:4,at_least:3,batch_size:45,every:3}"
+BUCKETS="$BUCKETS,{kind:howto,frames:3,batch_size:27,every:3},{kind:walk,frames:42,batch_size:4,every:8}"
+BUCKETS="$BUCKETS,{kind:story,frames:6,batch_size:18,every:4},{kind:x2i,frames:3,batch_size:24,every:8}"
+BUCKETS="$BUCKETS,{kind:vla,frames:7,at_least:5,batch_size:32,every:8}"
+BUCKETS="$BUCKETS,{kind:howto,frames:6,at_least:4,batch_size:32,every:8}]"
 DIDA_BUCKETS="buckets=[{kind:walk,frames:6,batch_size:8},{kind:picture,batch_size:16},{kind:table,batch_size:8}"
 DIDA_BUCKETS="$DIDA_BUCKETS,{kind:x2i,frames:2,batch_size:8},{kind:story,frames:6,batch_size:4,every:2}"
 DIDA_BUCKETS="$DIDA_BUCKETS,{kind:vla,frames:7,batch_size:4},{kind:howto,frames:6,batch_size:4,every:2}]"
 PARALLEL="$EMUWORLD"
 [ "$GPUS" = 1 ] || PARALLEL="$PYTHON -m torch.distributed.run --standalone --nproc-per-node $GPUS -m emuworld.cli"
 
+build() { # split, folder, first seed, number of seeds, processes, what each gives: goes on when the script has ended
+    setsid nohup $EMUWORLD data build out="$WORK/$1/$2" split="$1" first_seed="$3" num_episodes="$4" workers="$5" \
+        renderer="$RENDERER" "${@:6}" >>"$WORK/data-$1-$2.log" 2>&1 </dev/null
+}
+
 case "${1:-}" in
 data)
     mkdir -p "$WORK"
-    $EMUWORLD data build out="$WORK/validation" split=validation num_episodes=48 num_frames=42 num_pictures=8 \
-        episodes_per_shard=8 format=PNG renderer="$RENDERER" workers="$WORKERS" $KINDS >"$WORK/validation.log" 2>&1
-    setsid nohup $EMUWORLD data build out="$WORK/train" split=train num_episodes="$ROOMS" num_frames=42 \
-        num_pictures=8 episodes_per_shard=8 renderer="$RENDERER" workers="$WORKERS" $KINDS >"$WORK/data.log" 2>&1 </dev/null &
+    build validation rooms 0 48 "$WORKERS" $ROOM_KINDS format=PNG &
+    build validation tables 100000 24 "$TABLE_WORKERS" $TABLE_KINDS format=PNG &
+    wait
+    build train rooms 0 "$ROOMS" "$WORKERS" $ROOM_KINDS &
+    build train tables 100000 "$TABLES" "$TABLE_WORKERS" $TABLE_KINDS &
     ;;
 text)
     $EMUWORLD train stage=text shards="$WORK/train" out="$WORK/text" max_shards=32 wait_for_data_s=120 num_tokens=640

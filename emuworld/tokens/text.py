@@ -34,6 +34,7 @@ _PUBLISHED_RESERVED = {"<|im_start|>": 151644, "<|im_end|>": 151645} | {
 }
 # The published pattern backtracks over runs of white space, and the engine gives up (panics) at a million.
 _LONG_RUN = re.compile(r"(\s{100000})")
+_SHORT, _MOST_KNOWN = 300, 20_000  # characters of a text whose ids are kept, and how many are
 _CONTROL = re.compile(r"(<\|[a-z0-9_ ]{1,24}\|>)")
 _VISUAL = re.compile(r"<\|visual token (\d{6})\|>")
 
@@ -61,6 +62,7 @@ class TextTokenizer:
         _check_ranks(ranks, num_text_tokens=vocabulary.num_text_tokens)
         self.vocabulary = vocabulary
         self._ranks = dict(ranks)
+        self._known: dict[str, list[int]] = {}  # prompts and commands say the same words again and again
         self._encoding = tiktoken.Encoding(
             "emuworld", pat_str=split, mergeable_ranks=self._ranks, special_tokens={}
         )
@@ -133,7 +135,12 @@ class TextTokenizer:
         write_ranks(self._ranks, path=path)
 
     def _encode_plain(self, text: str) -> list[int]:
-        return [token for run in _LONG_RUN.split(text) for token in self._encoding.encode_ordinary(run)]
+        known = self._known.get(text)
+        if known is None:
+            known = [token for run in _LONG_RUN.split(text) for token in self._encoding.encode_ordinary(run)]
+            if len(text) <= _SHORT and len(self._known) < _MOST_KNOWN:
+                self._known[text] = known
+        return known.copy()
 
     def _control_id(self, piece: str) -> int | None:
         match = _VISUAL.fullmatch(piece)

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from emuworld.pictures import Size, middle
 from emuworld.story import Story, StoryError, StoryImage, read_shard
 
-SHARD_GLOB = "*.stories"
+SHARD_GLOB = "**/*.stories"  # in folders of their own too, one for each `data build`; no two of one name
 # What a story is, by the first word of its `story_id` (the last one by the first two). t2i learns from walks
 # and pictures, explore from walks, each other mode from its own.
 KINDS = ("walk", "pictures", "x2i", "story", "howto", "vla", "pictures-table")
@@ -128,13 +128,18 @@ def in_share(stem: str, *, rank: int, world: int) -> bool:
     """Whether a shard belongs to one of `world` readers, by its name alone, so that late shards are divided
     too.
     """
-    # No checksum: those of "train-00000000-00000008" and its like give ten in a row to one reader of two.
-    digest = hashlib.blake2b(stem.encode(), digest_size=8).digest()
-    return int.from_bytes(digest) % world == rank
+    return _number(stem) % world == rank
+
+
+def _number(stem: str) -> int:
+    """A number for each shard, without an order. No checksum: those of "train-00000000-00000008" and its like
+    give ten in a row to one reader of two.
+    """
+    return int.from_bytes(hashlib.blake2b(stem.encode(), digest_size=8).digest())
 
 
 class _Shards(IterableDataset):
-    """Decodes shards in the order of their names; each loader process takes its share."""
+    """Decodes shards; each loader process takes its share."""
 
     def __init__(
         self,
@@ -156,7 +161,8 @@ class _Shards(IterableDataset):
         seen = set(self.skip)
         while True:
             shards = self.folder.glob(SHARD_GLOB)
-            fresh = sorted(path for path in shards if path.stem not in seen)
+            # In no order of theirs: shards of one kind may all come before those of another.
+            fresh = sorted((p for p in shards if p.stem not in seen), key=lambda p: _number(p.stem))
             for path in fresh:
                 seen.add(path.stem)
                 if in_share(path.stem, rank=rank, world=world):

@@ -153,11 +153,13 @@ class ExampleSampler:
         self._stories: list[TokenStory] = []
         self._shards: dict[tuple[str, tuple[int, ...]], list[TokenStory]] = {}
         self._by_bucket: dict[Bucket, np.ndarray] = {}
+        self._in_shard: dict[tuple[Bucket, str, tuple[int, ...]], np.ndarray] = {}  # what a shard gives it
 
     def add(self, stories: Sequence[TokenStory], *, shard: str = "") -> None:
         """Stories of a shard. What is drawn depends on which shards are there, not on which came first."""
         for story in stories:
             self._shards.setdefault((shard, story.codes.shape[1:]), []).append(story)
+        self._in_shard = {key: found for key, found in self._in_shard.items() if key[1] != shard}
         self._stories = [story for name in sorted(self._shards) for story in self._shards[name]]
         self.num_frames += sum(len(s.codes) for s in stories)
         self._by_bucket.clear()
@@ -232,20 +234,38 @@ class ExampleSampler:
     def _of_bucket(self, bucket: Bucket) -> np.ndarray:
         """Indices of the stories that a bucket draws from."""
         if bucket not in self._by_bucket:
-            size = bucket.size(self.size)
-            of_kind = of_kinds(self._stories, STORY_KINDS[bucket.kind])
-            of_size = [index for index in of_kind if self._stories[index].codes.shape[1:] == size]
-            found = [index for index in of_size if _has_steps(self._stories[index], bucket)]
-            if not found:
-                height, width = (side * DOWNSAMPLE for side in size)
-                raise ValueError(
-                    f"no story among {len(self._stories)} is for the bucket {bucket}: {len(of_kind)} "
-                    f"of its kind, {len(of_size)} of these at {height}x{width} px (height x width), none of "
-                    "these with its number of pictures; build shards with such stories, as large or larger "
-                    "(emuworld data build --help), or leave the bucket out"
-                )
-            self._by_bucket[bucket] = np.array(found)
+            size, start, parts = bucket.size(self.size), 0, []
+            for shard in sorted(self._shards):
+                if shard[1] == size:
+                    parts.append(self._found(bucket, shard) + start)
+                start += len(self._shards[shard])
+            found = np.concatenate(parts) if parts else np.empty(0, np.int64)
+            if not len(found):
+                self._refuse(bucket)
+            self._by_bucket[bucket] = found
         return self._by_bucket[bucket]
+
+    def _found(self, bucket: Bucket, shard: tuple[str, tuple[int, ...]]) -> np.ndarray:
+        """Which stories of a shard a bucket draws from; looked up once, because shards are many."""
+        key = (bucket, *shard)
+        if key not in self._in_shard:
+            stories = self._shards[shard]
+            of_kind = of_kinds(stories, STORY_KINDS[bucket.kind])
+            kept = [index for index in of_kind if _has_steps(stories[index], bucket)]
+            self._in_shard[key] = np.array(kept, np.int64)
+        return self._in_shard[key]
+
+    def _refuse(self, bucket: Bucket) -> None:
+        size = bucket.size(self.size)
+        of_kind = of_kinds(self._stories, STORY_KINDS[bucket.kind])
+        of_size = [index for index in of_kind if self._stories[index].codes.shape[1:] == size]
+        height, width = (side * DOWNSAMPLE for side in size)
+        raise ValueError(
+            f"no story among {len(self._stories)} is for the bucket {bucket}: {len(of_kind)} "
+            f"of its kind, {len(of_size)} of these at {height}x{width} px (height x width), none of "
+            "these with its number of pictures; build shards with such stories, as large or larger "
+            "(emuworld data build --help), or leave the bucket out"
+        )
 
     def _walk(self, story: TokenStory, frames: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         """Ids of the prompt and of the answer."""
@@ -336,10 +356,10 @@ def step_batches(
     sampler: ExampleSampler, buckets: tuple[Bucket, ...], *, seed: int, step: int, rank: int = 0
 ) -> list[Batch]:
     """The batches of one optimiser step, one for each bucket that takes part in it; `(step, bucket index,
-    rank)` decides each one's random numbers.
+    rank)` decides each one's random numbers. Buckets that take part now and then take turns.
     """
     return [
         sampler.batch(bucket, np.random.default_rng((seed, step, i, rank)))
         for i, bucket in enumerate(buckets)
-        if step % bucket.every == 0
+        if (step + i) % bucket.every == 0
     ]

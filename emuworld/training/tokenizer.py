@@ -36,6 +36,9 @@ class TokenizerTraining:
     validation_shards: str | None = None
     out: str = "outputs/train/tokenizer"
     init_from: str | None = None  # folder of a trained tokenizer to go on from; its sizes replace `model`
+    # Go on from `init_from` with what draws codes alone: codes stay what they are, and a transformer that
+    # learnt them stays of use.
+    decoder_only: bool = False
     size_px: int = 256  # larger pictures are made smaller, smaller ones left out
     frames_in_memory: int = 20_000
     first_frames: int = 4_096
@@ -68,6 +71,12 @@ class TokenizerTraining:
     model: VisionConfig = dataclasses.field(default_factory=VisionConfig)
     loop: loop.LoopConfig = dataclasses.field(default_factory=loop.LoopConfig)
 
+    def __post_init__(self) -> None:
+        if self.decoder_only and not self.init_from:
+            raise ValueError("decoder_only goes on from a trained tokenizer: say which with init_from=FOLDER")
+        if self.decoder_only and self.second_look_weight:
+            raise ValueError("decoder_only leaves codes as they are: second_look_weight must be 0")
+
 
 class TokenizerTrainer:
     """Model, optimiser and one training step; `state`/`set_state` for the loop."""
@@ -80,7 +89,7 @@ class TokenizerTrainer:
         self.model = self._new_model().to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            [p for p in self.model.parameters() if p.requires_grad],
             lr=config.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=config.weight_decay,
@@ -93,7 +102,11 @@ class TokenizerTrainer:
 
     def _new_model(self) -> VisionTokenizer:
         if self.config.init_from:
-            return VisionTokenizer.load(self.config.init_from).requires_grad_(True).train()
+            model = VisionTokenizer.load(self.config.init_from).train()
+            drawing = (model.decoder, model.post_quant_conv) if self.config.decoder_only else (model,)
+            for part in drawing:
+                part.requires_grad_(True)
+            return model
         model = VisionTokenizer(self.config.model)
         torch.nn.init.normal_(model.quantize.embedding.weight, std=self.config.model.embed_dim**-0.5)
         self._set_code_lengths(model)
@@ -119,8 +132,9 @@ class TokenizerTrainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
         self.optimizer.step()
-        self._set_code_lengths(self.model)
-        self._restart_idle_codes(step, factor, codes, latents.detach())
+        if not config.decoder_only:
+            self._set_code_lengths(self.model)
+            self._restart_idle_codes(step, factor, codes, latents.detach())
         used = (self.uses > 0).float().mean()  # since the last restart of idle codes
         return {**figures, "codes_used_share": used, "frames": torch.tensor(float(self.pool.num_frames))}
 
@@ -132,10 +146,14 @@ class TokenizerTrainer:
         pixels = to_pixels(images)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             latents = self.model.latents(pixels)
+        if config.decoder_only:
+            codes = self.model.quantize.codes(latents)
+            drawn = self._drawn(self.model.vectors(codes))
+            loss, squared_B = self._distance(drawn, pixels)
+            figures = {"loss": loss.detach(), "psnr_db": -10 * (squared_B.detach() / 4).log10().mean()}
+            return loss, latents, codes, figures
         quantised = self.model.quantize(latents, entropy_temperature=config.entropy_temperature)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            drawn = self.model.pixels(quantised.z_q)
-        drawn = drawn.float()
+        drawn = self._drawn(quantised.z_q)
         reconstruction, squared_B = self._distance(drawn, pixels)
         entropy = quantised.sample_entropy - config.batch_entropy_gain * quantised.batch_entropy
         loss = (
@@ -155,6 +173,10 @@ class TokenizerTrainer:
             loss = loss + config.second_look_weight * again
             figures["second_look_db"] = -10 * (again_B.detach() / 4).log10().mean()
         return loss, latents, quantised.codes, figures
+
+    def _drawn(self, z_q_BDhw: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            return self.model.pixels(z_q_BDhw).float()
 
     def _distance(self, drawn: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """How far drawings are from pictures, [B, 3, H, W]: the weighted sum, and squared errors [B]."""
@@ -179,9 +201,7 @@ class TokenizerTrainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             latents = self.model.latents(seen)
         quantised = self.model.quantize(latents, entropy_temperature=self.config.entropy_temperature)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            again = self.model.pixels(quantised.z_q)
-        return self._distance(again.float(), target)
+        return self._distance(self._drawn(quantised.z_q), target)
 
     @torch.no_grad()
     def _set_code_lengths(self, model: VisionTokenizer) -> None:
