@@ -250,6 +250,19 @@ def test_a_tokenizer_goes_on_from_a_trained_one(shards: Path, vision_folder: Pat
     assert all(torch.allclose(before[name], after[name], atol=1e-3) for name in before)
 
 
+def test_a_decoder_is_trained_alone(shards: Path, vision_folder: Path, tmp_path: Path) -> None:
+    """What makes codes stays to the bit, what draws them moves."""
+    config = _tokenizer_config(shards, tmp_path, steps=3)
+    tokenizer.train(dataclasses.replace(config, init_from=str(vision_folder), decoder_only=True))
+    before, after = (VisionTokenizer.load(folder).state_dict() for folder in (vision_folder, tmp_path))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(name.startswith(("decoder.", "post_quant_conv.")) for name in moved)
+    with pytest.raises(ValueError, match="init_from=FOLDER"):
+        dataclasses.replace(config, decoder_only=True)
+    with pytest.raises(ValueError, match="second_look_weight"):
+        dataclasses.replace(config, decoder_only=True, init_from="x", second_look_weight=1.0)
+
+
 def test_mirrored_words_exchange_left_and_right() -> None:
     story = TokenStory(
         question="Explore a room with a red ball to the left of a blue box",
