@@ -35,9 +35,9 @@ from emuworld.model.operations import Norms, Place, Rotary
 from emuworld.model.transformer import Layer, Linear, Transformer, rotary_angles
 
 if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
-    from emuworld.model import kernels
+    from emuworld.model import few_rows, kernels
 else:
-    kernels = None  # type: ignore[assignment]
+    few_rows = kernels = None  # type: ignore[assignment]
 
 # Of a key-value head; above it a step is prefill, with PyTorch's own attention where all rows are equally
 # long. A window of 16 of the 34 B.
@@ -115,8 +115,9 @@ class FusedTransformer:
     ) -> "FusedTransformer":
         """The same weights, computed otherwise; defaults as for a new one, `reduce` as it is here.
 
-        With `own_products` the 16-bit products of few rows are a kernel of ours, where there are kernels,
-        instead of the library's: to be the default where a GPU has shown it to be faster.
+        With `own_products` the 16-bit products of few rows with wide matrices are a kernel of ours, where
+        there are kernels, and not the library's: to be the default where a GPU has shown the whole to be
+        faster.
         """
         other = copy.copy(self)
         other._own_products = own_products
@@ -195,7 +196,8 @@ class FusedTransformer:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor, *, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """[..., D] -> [..., stop - start]: the scores of ids start to stop only."""
-        return F.linear(hidden, self.head_VD[start:stop])
+        head_VD = self.head_VD[start:stop]
+        return self.product(hidden, head_VD) if hidden.ndim == 2 else F.linear(hidden, head_VD)
 
     def _step(
         self,
@@ -270,9 +272,9 @@ class FusedTransformer:
 
     def product(self, x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
         """x @ weight.T, as a step takes it."""
-        own = self._own_products and self.uses_kernels and len(x_MK) <= kernels.MOST_FEW_ROWS
-        if own and isinstance(weight, torch.Tensor):
-            return kernels.few_rows_linear(x_MK, weight)
+        own = self._own_products and self.uses_kernels and len(x_MK) <= few_rows.MOST_ROWS
+        if own and isinstance(weight, torch.Tensor) and few_rows.pays(weight):
+            return few_rows.linear(x_MK, weight)
         return linear(x_MK, weight)
 
     def _summed(self, delta_MD: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,6 @@ from emuworld.model.operations import Norms, Place, Rotary
 _KEYS_A_BLOCK = 64
 _FEWEST_QUERIES, _MOST_QUERIES = 16, 128  # of one program
 _MOST_PARTS = 64
-MOST_FEW_ROWS = 16  # what a matrix unit takes
 _LOG2_E = 1.4426950408889634
 
 
@@ -144,37 +143,14 @@ def swiglu(gate_up_MX: torch.Tensor) -> torch.Tensor:
     return out_MI
 
 
-def few_rows_linear(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
-    """x @ weight.T for at most `MOST_FEW_ROWS` rows: the weight is read once, in long runs."""
-    num_rows, num_inputs = x_MK.shape
-    num_outputs = len(weight_NK)
-    out_MN = x_MK.new_empty((num_rows, num_outputs))
-    wanted = num_outputs // (2 * _num_multiprocessors(x_MK.device))  # two programs for each
-    outputs = min(64, max(16, 1 << max(0, wanted.bit_length() - 1)))
-    _few_rows_linear[(triton.cdiv(num_outputs, outputs),)](
-        x_MK.contiguous(),
-        weight_NK,
-        out_MN,
-        num_rows,
-        num_inputs,
-        num_outputs,
-        rows=MOST_FEW_ROWS,
-        outputs=outputs,
-        block=128 if outputs == 64 else 256,
-        num_warps=4,
-        num_stages=4,
-    )
-    return out_MN
-
-
 def _num_parts(num_pairs: int, *, device: torch.device) -> int:
     """A power of two that gives every multiprocessor about two programs."""
-    wanted = 2 * _num_multiprocessors(device) // num_pairs
+    wanted = 2 * num_multiprocessors(device) // num_pairs
     return min(_MOST_PARTS, triton.next_power_of_2(max(1, wanted)))
 
 
 @memoise
-def _num_multiprocessors(device: torch.device) -> int:
+def num_multiprocessors(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 4  # Triton's interpreter on the CPU: a few parts, so that tests meet them
@@ -376,32 +352,3 @@ def _swiglu(gate_up_ptr: tl.tensor, out_ptr: tl.tensor, size: tl.tensor, block: 
         (gate / (1.0 + tl.exp(-gate)) * up).to(out_ptr.dtype.element_ty),
         mask=inside,
     )
-
-
-@triton.jit
-def _few_rows_linear(
-    x_ptr: tl.tensor,
-    weight_ptr: tl.tensor,
-    out_ptr: tl.tensor,
-    num_rows: tl.tensor,
-    num_inputs: tl.tensor,
-    num_outputs: tl.tensor,
-    rows: tl.constexpr,
-    outputs: tl.constexpr,
-    block: tl.constexpr,
-) -> None:
-    """One program for a few outputs of all rows."""
-    row = tl.arange(0, rows)
-    output = tl.program_id(0) * outputs + tl.arange(0, outputs)
-    at = tl.arange(0, block)
-    is_row, is_output = row < num_rows, output < num_outputs
-    x_at = row[:, None] * num_inputs + at[None, :]
-    weight_at = output.to(tl.int64)[:, None] * num_inputs + at[None, :]
-    total = tl.zeros((outputs, rows), tl.float32)
-    for start in range(0, num_inputs, block):
-        inside = start + at < num_inputs
-        weight = tl.load(weight_ptr + weight_at + start, mask=is_output[:, None] & inside[None, :], other=0.0)
-        x = tl.load(x_ptr + x_at + start, mask=is_row[:, None] & inside[None, :], other=0.0)
-        total = tl.dot(weight, tl.trans(x), total, input_precision="ieee")
-    out_at = row[None, :] * num_outputs + output[:, None]
-    tl.store(out_ptr + out_at, total.to(out_ptr.dtype.element_ty), mask=is_output[:, None] & is_row[None, :])

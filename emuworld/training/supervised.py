@@ -55,7 +55,7 @@ SAMPLING = {  # what the environments draw with unless told otherwise; lower tem
         text=Truncation(temperature=0.7, top_p=0.9), image=Truncation(top_p=0.9), guidance=2.0
     ),
     "t2i": Sampling(image=Truncation(top_p=0.9), guidance=5.0),
-    "x2i": Sampling(image=Truncation(top_p=0.9), guidance=2.0),
+    "x2i": Sampling(image=Truncation(temperature=0.5, top_p=0.9), guidance=2.0),  # cooler, more of it is kept
 }
 SAMPLING |= dict.fromkeys(("story", "howto", "vla"), SAMPLING["explore"])
 

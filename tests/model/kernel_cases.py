@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from emuworld.model import fp8, fp8_kernels, kernels, operations
+from emuworld.model import few_rows, fp8, fp8_kernels, kernels, operations
 from emuworld.model.operations import Norms, Place, Rotary
 
 # The interpreter's bfloat16 products are wrong (it multiplies the bits), so float16 stands for it.
@@ -64,9 +64,9 @@ def compare_case(
         operations.add_rms_norm(expected, delta_MD, weight_D, eps=1e-5),
     )
     agrees(found, expected)
-    if num_rows * num_tokens <= kernels.MOST_FEW_ROWS:
+    if num_rows * num_tokens <= few_rows.MOST_ROWS:
         weight_ND = noise(inner, size)
-        agrees(kernels.few_rows_linear(delta_MD, weight_ND), delta_MD @ weight_ND.T)
+        agrees(few_rows.linear(delta_MD, weight_ND), delta_MD @ weight_ND.T)
     gate_up_MX = noise(num_rows * num_tokens, 2 * inner)
     agrees(kernels.swiglu(gate_up_MX), operations.swiglu(gate_up_MX))
 
@@ -127,7 +127,7 @@ def compile_all() -> None:
         compiled(fp8_kernels._linear, sizes, num_warps=4, num_stages=4)
     for outputs, block in ((16, 256), (32, 256), (64, 128)):
         sizes = {"rows": 16, "outputs": outputs, "block": block}
-        compiled(kernels._few_rows_linear, sizes, num_warps=4, num_stages=4)
+        compiled(few_rows._linear, sizes, num_warps=4, num_stages=4)
     rounding = {"largest": 448.0, "tiny": 1e-12, "block": 4096}
     for x_type in ("*bf16", "*fp32"):
         compiled(fp8_kernels._round_rows, rounding, x_type=x_type, num_warps=8)
