@@ -53,11 +53,10 @@ build() { # split, folder, first seed, number of seeds, processes, what each giv
 case "${1:-}" in
 data)
     mkdir -p "$WORK"
-    build validation rooms 0 48 "$WORKERS" $ROOM_KINDS format=PNG &
-    build validation tables 100000 24 "$TABLE_WORKERS" $TABLE_KINDS format=PNG &
-    wait
     build train rooms 0 "$ROOMS" "$WORKERS" $ROOM_KINDS &
     build train tables 100000 "$TABLES" "$TABLE_WORKERS" $TABLE_KINDS &
+    build validation rooms 0 48 4 $ROOM_KINDS format=PNG & VALIDATION=$!
+    build validation tables 100000 24 2 $TABLE_KINDS format=PNG & wait $! $VALIDATION
     ;;
 text)
     $EMUWORLD train stage=text shards="$WORK/train" out="$WORK/text" max_shards=32 wait_for_data_s=120 num_tokens=640
@@ -72,7 +71,7 @@ pretrain)
     $PARALLEL train stage=pretrain shards="$WORK/train" validation_shards="$WORK/validation" \
         vision="$WORK/tokenizer" text="$WORK/text/text.tiktoken" out="$WORK/pretrain" device="$DEVICE" compile="$COMPILE" \
         loss_tokens=65536 workers=6 follow_shards=true loop.max_steps=1000000 loop.max_seconds="$PRETRAIN_S" \
-        $BUCKETS "${@:2}"
+        first_frames=30000 $BUCKETS "${@:2}"
     ;;
 dida)
     # Of the pictures' codes those that pretraining has made already; adapter of rank 24: 3.2 MB in bf16.
@@ -89,7 +88,7 @@ detector)
         training.max_seconds="$DETECTOR_S" "${@:2}"
     ;;
 *)
-    sed -n '2,12s/^# //p' "$0"
+    sed -n '2,14s/^# //p' "$0"
     exit 2
     ;;
 esac

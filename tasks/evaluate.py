@@ -12,7 +12,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,13 @@ def _open_run(suite: Suite, folder: Path, model: WorldModel | None) -> float:
     return float(stored["wall_s"])
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "not installed"
+
+
 def _write_run(suite: Suite, folder: Path, model: WorldModel | None, *, wall_s: float) -> None:
     packages = ("emuworld", "torch", "mujoco", "numpy", "gymnasium")
     on_gpu = model is not None and model.device.type == "cuda"
@@ -176,7 +183,7 @@ def _write_run(suite: Suite, folder: Path, model: WorldModel | None, *, wall_s: 
         "settings": asdict(suite),
         "case_settings": _case_settings(suite),
         "model_fingerprint": _fingerprint(model),
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
         "hardware": f"{_cpu_name()}, {os.cpu_count()} cores, {gpu}",
         "wall_s": round(wall_s, 1),
         "date": time.strftime("%Y-%m-%d"),

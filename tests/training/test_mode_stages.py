@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -247,3 +248,37 @@ def test_the_recipe_gives_settings_that_exist(monkeypatch: pytest.MonkeyPatch) -
         assert words[:2] == ["train", f"stage={stage}"]
         config, _ = compose("train", stage, words[2:])
     assert {BUCKET_MODES[bucket.kind] for bucket in config.buckets} == set(MODES)
+
+
+def test_one_command_makes_everything_once(tmp_path: Path) -> None:
+    """With a command line that only speaks: which phases, in which order, and what is laid out to be kept."""
+    kept = {
+        "tokenizer": ("vision.json", "vision.safetensors", "tokenizer.log.jsonl"),
+        "pretrain": (
+            "config.json",
+            "emuworld.json",
+            "model.safetensors",
+            "text.tiktoken",
+            "pretrain.log.jsonl",
+        ),
+        "dida": ("dida.safetensors", "emuworld.json", "dida.log.jsonl"),
+        "detector": ("detector.safetensors",),
+        "measured": ("x.tar.gz",),
+        "train/tables": ("train-0-1.stories",),
+    }
+    for folder, names in kept.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for name in names:
+            (tmp_path / folder / name).write_bytes(bytes(16_000_000 if name == "model.safetensors" else 10))
+    script = Path(__file__).parents[2] / "scripts" / "make_small.sh"
+    settings = {"WORK": str(tmp_path), "EMUWORLD": "echo", "PYTHON": "echo", "BUDGET_S": "100"}
+    for _ in range(2):
+        subprocess.run(["bash", str(script)], env=os.environ | settings, check=True, timeout=120)
+    ended = [line.split(":")[0] for line in (tmp_path / "phases").read_text().splitlines()]
+    assert sorted(ended) == sorted(
+        ["data", "text", "tokenizer", "pretrain", "detector", "dida", "suites", "passes", "pack"]
+    )
+    assert ended.index("tokenizer") < ended.index("pretrain") < ended.index("dida") < ended.index("suites")
+    pieces = {path.name for path in (tmp_path / "ship").iterdir()}
+    assert {"tokenizer.tar.00", "pretrain.tar.00", "pretrain.tar.01", "dida.tar.00", "x.tar.gz"} <= pieces
+    assert "loop.max_seconds=45" in (tmp_path / "log" / "pretrain.log").read_text()
