@@ -79,8 +79,10 @@ def _in_groups(
         for shape, members in groups.items():
             size = 1 if device.type == "cpu" else most(shape)
             for some in (members[start : start + size] for start in range(0, len(members), size)):
-                batch = torch.from_numpy(np.stack([arrays[at] for at in some]))
-                found |= zip(some, compute(batch).cpu().numpy(), strict=True)
+                # One by itself keeps numpy's strides: another layout is another convolution, which may round
+                # otherwise.
+                stacked = arrays[some[0]][None] if len(some) == 1 else np.stack([arrays[at] for at in some])
+                found |= zip(some, compute(torch.tensor(stacked)).cpu().numpy(), strict=True)
     return [found[at] for at in range(len(arrays))]
 
 
