@@ -10,7 +10,7 @@ import triton.language as tl
 from emuworld.model.kernels import num_multiprocessors
 
 MOST_ROWS = 16  # what a matrix unit takes
-_MOST_OUTPUTS = 64  # of one program
+_FEWEST_OUTPUTS, _MOST_OUTPUTS = 16, 64  # of one program
 
 
 def pays(weight_NK: torch.Tensor) -> bool:
@@ -26,8 +26,7 @@ def linear(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
     num_rows, num_inputs = x_MK.shape
     num_outputs = len(weight_NK)
     out_MN = x_MK.new_empty((num_rows, num_outputs))
-    wanted = num_outputs // (2 * num_multiprocessors(x_MK.device))  # two programs for each
-    outputs = min(_MOST_OUTPUTS, max(16, 1 << max(0, wanted.bit_length() - 1)))
+    outputs = outputs_a_program(num_outputs, device=x_MK.device)
     _linear[(triton.cdiv(num_outputs, outputs),)](
         x_MK.contiguous(),
         weight_NK,
@@ -42,6 +41,12 @@ def linear(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
         num_stages=4,
     )
     return out_MN
+
+
+def outputs_a_program(num_outputs: int, *, device: torch.device) -> int:
+    """A power of two that gives every multiprocessor at least two programs, where there are so many."""
+    wanted = num_outputs // (2 * num_multiprocessors(device))
+    return min(_MOST_OUTPUTS, max(_FEWEST_OUTPUTS, 1 << max(0, wanted.bit_length() - 1)))
 
 
 @triton.jit

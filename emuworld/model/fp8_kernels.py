@@ -6,15 +6,14 @@ Import it only where Triton is installed. `emuworld.model.fp8` says what it comp
 Shapes: M rows, K inputs, N outputs.
 """
 
-from functools import cache as memoise
-
 import torch
 import triton
 import triton.language as tl
 
+from emuworld.model.few_rows import outputs_a_program
+
 _FEWEST_ROWS = 16  # what a matrix unit takes
 _INPUTS_A_BLOCK = 256  # for few rows; half as many for more, whose blocks take as much shared memory again
-_MOST_OUTPUTS = 64  # of one program
 _ROUNDED_AT_ONCE = 4096  # numbers of a row
 # Activations are taken to 16-bit floating point with a sixteenth of their size: three bits of mantissa more
 # than bfloat16, and room up to a million. From 8 bits to there is one instruction for two numbers.
@@ -26,7 +25,7 @@ def linear(x_MK: torch.Tensor, values_NK: torch.Tensor, scales_N: torch.Tensor) 
     num_rows, num_inputs = x_MK.shape
     num_outputs = len(values_NK)
     out_MN = x_MK.new_empty((num_rows, num_outputs))
-    outputs = _outputs_a_program(num_outputs, device=x_MK.device)
+    outputs = outputs_a_program(num_outputs, device=x_MK.device)
     rows = max(_FEWEST_ROWS, triton.next_power_of_2(num_rows))
     _linear[(triton.cdiv(num_outputs, outputs),)](
         x_MK.contiguous(),
@@ -62,19 +61,6 @@ def round_rows(x_MK: torch.Tensor, *, largest: float, tiny: float) -> tuple[torc
         num_warps=8,
     )
     return values_MK, scales_M1
-
-
-def _outputs_a_program(num_outputs: int, *, device: torch.device) -> int:
-    """A power of two that gives every multiprocessor at least two programs, where there are so many."""
-    wanted = num_outputs // (2 * _num_multiprocessors(device))
-    return min(_MOST_OUTPUTS, max(_FEWEST_ROWS, 1 << max(0, wanted.bit_length() - 1)))
-
-
-@memoise
-def _num_multiprocessors(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return 4  # Triton's interpreter on the CPU
 
 
 @triton.jit

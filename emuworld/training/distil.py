@@ -49,7 +49,7 @@ from emuworld.training.packing import KIND as PACKED
 from emuworld.training.packing import Packing, packed_batches
 from emuworld.training.sizes import check_buckets
 from emuworld.training.states import FileStore
-from emuworld.training.trainer import MOST_SHAPES
+from emuworld.training.trainer import compile_layers
 
 _LATEST = 0.999  # of the times that are trained: at 1 nothing is left to learn (URSA)
 _WORDS_OF_A_PICTURE = 24  # ids around a picture, at the least
@@ -178,9 +178,7 @@ class DidaTrainer:
 
     def compile_layers(self) -> None:
         """One layer for all, once a shape of rows; the attention function is compiled along."""
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
-        for layer in self.model.model.layers:
-            layer.compile(dynamic=False)
+        compile_layers(self.model, dynamic=False)
         if self.adapter is not None:  # or the first layer, whose input asks for none, would be another case
             self.model.model.embed_tokens.register_forward_hook(_with_gradient)
 

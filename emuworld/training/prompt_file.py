@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from emuworld import pictures
 from emuworld.tokens.sequence import MODES
 from emuworld.training.checkpoints import Source
 from emuworld.training.picture_folder import picture
 from emuworld.training.rollouts import Prompt
-
-_ENCODED_AT_ONCE = 64
 
 
 def picture_side(size_px: int, source: Source) -> int:
@@ -57,18 +54,9 @@ def read_prompts(file: str, source: Source, *, size_px: int) -> list[Prompt]:
             raise ValueError(f"{path}, line {number}: {error!r}") from error
     if not prompts:
         raise ValueError(f"{path} holds no prompts")
-    codes = iter(_encoded([image for images in shown for image in images], source))
+    device = next(source.vision.parameters()).device
+    codes = iter(pictures.encode(source.vision, (one for images in shown for one in images), device=device))
     return [
         dataclasses.replace(prompt, codes=tuple(next(codes) for _ in images))
         for prompt, images in zip(prompts, shown, strict=True)
     ]
-
-
-def _encoded(images: Sequence[np.ndarray], source: Source) -> list[np.ndarray]:
-    """Codes of pictures of one size, some at once."""
-    device = next(source.vision.parameters()).device
-    codes: list[np.ndarray] = []
-    for start in range(0, len(images), _ENCODED_AT_ONCE):
-        part = torch.from_numpy(np.stack(images[start : start + _ENCODED_AT_ONCE])).to(device)
-        codes += list(source.vision.encode(part).cpu().numpy())
-    return codes

@@ -31,7 +31,6 @@ from emuworld.training import reading
 from emuworld.training.rewards import Answer
 
 _FINGERPRINT = bytes(FINGERPRINT_BYTES)  # worlds of a round live no longer than its weights
-_DECODED_AT_ONCE = 64
 _WORDLESS = ("t2i", "x2i", "explore")  # what is drawn first in these modes is a picture
 
 
@@ -66,7 +65,7 @@ class Rollout:
 class Drawer:
     """Draws answers with the weights that a transformer has at the time.
 
-    `apart`: with a copy in the fused form, pictures decoded many at once; None: on CUDA.
+    `apart`: with a copy in the fused form; None: on CUDA.
     """
 
     def __init__(
@@ -82,8 +81,7 @@ class Drawer:
         self._policy, self._vision, self._tokenizer, self._manifest = policy, vision, tokenizer, manifest
         self._size = (size_px, size_px)
         on_cuda = policy.device.type == "cuda"
-        self._apart = on_cuda if apart is None else apart
-        self._copy = copy.deepcopy(policy) if self._apart else None
+        self._copy = copy.deepcopy(policy) if (on_cuda if apart is None else apart) else None
         if self._copy is not None and on_cuda:
             self._copy.to(torch.bfloat16)
         self._engine: CachedModel = policy if self._copy is None else fused(self._copy)
@@ -198,19 +196,7 @@ class Drawer:
         return rollouts
 
     def _decoded(self, grids: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Pictures of codes: many at once on a GPU, one by one, for equal bytes in any company, on a CPU."""
-        device = self._policy.device
-        if not self._apart:
-            return pictures.decode(self._vision, grids, device=device)
-        shown: list[np.ndarray] = [np.zeros(0)] * len(grids)
-        for shape in {grid.shape for grid in grids}:
-            alike = [at for at, grid in enumerate(grids) if grid.shape == shape]
-            for start in range(0, len(alike), _DECODED_AT_ONCE):
-                part = alike[start : start + _DECODED_AT_ONCE]
-                codes = torch.from_numpy(np.stack([grids[at] for at in part]).astype(np.int64)).to(device)
-                for at, picture in zip(part, self._vision.decode(codes).cpu().numpy(), strict=True):
-                    shown[at] = picture
-        return shown
+        return pictures.decode(self._vision, grids, device=self._policy.device)
 
     def _references(self, prompts: Sequence[Prompt]) -> dict[int, tuple[np.ndarray, ...]]:
         """The reference pictures of each prompt as the model sees them, by the prompt's identity; kept,

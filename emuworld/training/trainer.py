@@ -32,7 +32,7 @@ from emuworld.training.muon import Muon
 from emuworld.training.ranks import Ranks
 
 PRECISIONS = ("auto", "bf16", "fp32")
-MOST_SHAPES = 64  # of batches; beyond its limit PyTorch goes on uncompiled, without a word
+_MOST_SHAPES = 64  # of batches; beyond its limit PyTorch goes on uncompiled, without a word
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,9 +95,7 @@ class Objective(nn.Module):
         the cross-entropy for any number of tokens: a fraction of the minutes that the whole objective takes
         for each shape.
         """
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SHAPES)
-        for layer in self.model.model.layers:
-            layer.compile()
+        compile_layers(self.model)
         self._cross_entropies = torch.compile(_cross_entropies, dynamic=True)
 
     def forward(
@@ -133,6 +131,13 @@ class Objective(nn.Module):
         return sharding.vocabulary_losses(
             logits_NV, targets_N, mesh=self._mesh, num_ids=self.model.config.vocab_size
         )
+
+
+def compile_layers(model: Transformer, *, dynamic: bool | None = None) -> None:
+    """As `torch.compile` takes `dynamic`: by default for the first shape and once more for any other."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
+    for layer in model.model.layers:
+        layer.compile(dynamic=dynamic)
 
 
 def _cross_entropies(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

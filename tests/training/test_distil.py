@@ -308,6 +308,21 @@ def test_a_stage_ends_in_time(tiny_folder: str, tmp_path: Path) -> None:
     assert log, "and there was time to learn"
 
 
+def learnt(trainer: DidaTrainer, sampler: ExampleSampler, *, steps: int) -> list[float]:
+    """Training and validation losses of each step over packed rows; compiled where the settings say so."""
+    if trainer.config.compile:
+        trainer.compile_layers()
+    losses = []
+    for step in range(steps):
+        drawn = packed_batches(
+            sampler, (BUCKET,), packing=trainer.config.packing, seed=0, step=step, rank=0, world=1
+        )
+        trainer.batches = lambda drawn=drawn: drawn  # type: ignore[misc]
+        losses += [float(trainer.step(step, 1.0)["noisy_loss"])]
+        losses += [trainer.validation_losses(drawn)["validation_loss"]]
+    return losses
+
+
 def test_a_layer_with_an_adapter_is_compiled_once(
     by_heart: tuple[Path, list[TokenStory]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,17 +349,7 @@ def test_a_layer_with_an_adapter_is_compiled_once(
             vocabulary=parts.manifest.vocabulary,
             path=make_path(config.noise, codebook_KE=parts.vision.quantize.embedding.weight.detach()),
         )
-        if compiles:
-            trainer.compile_layers()
-        losses = []
-        for step in range(3):
-            drawn = packed_batches(
-                sampler, (BUCKET,), packing=config.packing, seed=0, step=step, rank=0, world=1
-            )
-            trainer.batches = lambda drawn=drawn: drawn  # type: ignore[misc]
-            losses += [float(trainer.step(step, 1.0)["noisy_loss"])]
-            losses += [trainer.validation_losses(drawn)["validation_loss"]]
-        results.append(losses)
+        results.append(learnt(trainer, sampler, steps=3))
     assert len(compiled) == 1
     np.testing.assert_allclose(*results, rtol=1e-5)
 
@@ -371,17 +376,7 @@ def test_a_compiled_step_on_a_gpu_learns_what_a_dense_one_does(
             vocabulary=parts.manifest.vocabulary,
             path=make_path(config.noise, codebook_KE=parts.vision.quantize.embedding.weight.detach()),
         )
-        if compiles:
-            trainer.compile_layers()
-        losses = []
-        for step in range(4):
-            drawn = packed_batches(
-                sampler, (BUCKET,), packing=config.packing, seed=0, step=step, rank=0, world=1
-            )
-            trainer.batches = lambda drawn=drawn: drawn  # type: ignore[misc]
-            losses += [float(trainer.step(step, 1.0)["noisy_loss"])]
-            losses += [trainer.validation_losses(drawn)["validation_loss"]]
-        results.append(losses)
+        results.append(learnt(trainer, sampler, steps=4))
     np.testing.assert_allclose(*results, rtol=2e-2)
 
 
