@@ -1,4 +1,5 @@
-"""Muon, with the matrices of one shape orthogonalised together.
+"""Muon, with the matrices of one shape orthogonalised together; a convolution's kernel is a matrix of one row
+for each channel that it gives.
 
 `torch.optim.Muon` takes the matrices one by one: for 56 small ones that is some 2,500 kernel launches, 43 of
 74 ms of a training step on an H200 (docs/log.md). The same arithmetic on stacks of equal shapes is a few
@@ -24,7 +25,7 @@ _EPSILON = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """For 2-D parameters alone. Weight decay is decoupled; the momentum is Nesterov's."""
+    """For matrices and kernels alone. Weight decay is decoupled; the momentum is Nesterov's."""
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         for group in self.param_groups:
-            wrong = [list(p.shape) for p in group["params"] if p.ndim != 2]
+            wrong = [list(p.shape) for p in group["params"] if p.ndim < 2]
             if wrong:
                 raise ValueError(f"Muon takes matrices, got shapes {wrong[:3]}; give the others to AdamW")
 
@@ -60,10 +61,11 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         torch._foreach_lerp_(buffers, gradients, 1.0 - group["momentum"])
         moved = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        directions = orthogonalised(torch.stack([_whole(m) for m in moved])).to(parameters[0].dtype)
-        size = 0.2 * max(parameters[0].shape) ** 0.5
+        matrices = torch.stack([_whole(m).flatten(1) for m in moved])
+        directions = orthogonalised(matrices).to(parameters[0].dtype)
+        size = 0.2 * max(matrices.shape[1:]) ** 0.5
         torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
-        parts = [_part(d, like=p) for d, p in zip(directions.unbind(), parameters, strict=True)]
+        parts = [_part(d.view(p.shape), like=p) for d, p in zip(directions.unbind(), parameters, strict=True)]
         torch._foreach_add_(parameters, parts, alpha=-group["lr"] * size)
 
 

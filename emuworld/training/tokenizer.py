@@ -24,6 +24,7 @@ from emuworld.tokens.vision_network import VisionConfig
 from emuworld.training import loop
 from emuworld.training.data import FramePool, ShardFeed, wait_for_shards
 from emuworld.training.devices import pick_device
+from emuworld.training.muon import Muon
 from emuworld.training.ranks import Ranks
 from emuworld.training.states import FileStore
 
@@ -47,7 +48,10 @@ class TokenizerTraining:
     compile: bool = False
     compile_mode: str = "default"  # of torch.compile; reduce-overhead replays CUDA graphs
     batch_size: int = 24  # steps count for more than frames a step
-    learning_rate: float = 6e-4
+    # Muon for the kernels of convolutions, AdamW for codes, biases and norms; "adamw": for all.
+    optimizer: str = "muon"
+    learning_rate: float = 6e-4  # AdamW's
+    kernel_learning_rate: float = 2e-3  # Muon's
     weight_decay: float = 1e-4
     gradient_clip: float = 1.0
     l1_weight: float = 1.0
@@ -72,6 +76,8 @@ class TokenizerTraining:
     loop: loop.LoopConfig = dataclasses.field(default_factory=loop.LoopConfig)
 
     def __post_init__(self) -> None:
+        if self.optimizer not in ("muon", "adamw"):
+            raise ValueError(f"optimizer {self.optimizer!r} is not known; expected 'muon' or 'adamw'")
         if self.decoder_only and not self.init_from:
             raise ValueError("decoder_only goes on from a trained tokenizer: say which with init_from=FOLDER")
         if self.decoder_only and self.second_look_weight:
@@ -88,13 +94,7 @@ class TokenizerTrainer:
         torch.manual_seed(config.seed)
         self.model = self._new_model().to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
-        self.optimizer = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad],
-            lr=config.learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=config.weight_decay,
-            fused=device.type == "cuda",
-        )
+        self.optimizers = self._new_optimizers()
         self.uses = torch.zeros(self.model.num_codes, device=device)
         self._drawn_losses = self._losses
         if config.compile:
@@ -112,12 +112,31 @@ class TokenizerTrainer:
         self._set_code_lengths(model)
         return model
 
+    def _new_optimizers(self) -> list[torch.optim.Optimizer]:
+        config = self.config
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        kernels = [p for p in trained if p.ndim == 4] if config.optimizer == "muon" else []
+        taken = {id(p) for p in kernels}
+        others = {"params": [p for p in trained if id(p) not in taken], "base_lr": config.learning_rate}
+        adamw = torch.optim.AdamW(
+            [others],
+            betas=(0.9, 0.95),
+            weight_decay=config.weight_decay,
+            fused=self.device.type == "cuda",
+        )
+        if not kernels:
+            return [adamw]
+        group = {"params": kernels, "base_lr": config.kernel_learning_rate}
+        return [adamw, Muon([group], weight_decay=config.weight_decay)]
+
     def step(self, step: int, factor: float) -> Mapping[str, Tensor]:
         config = self.config
         if step % 20 == 0:
             self.pool.refresh()
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            optimizer.zero_grad(set_to_none=True)
         rng = np.random.default_rng((config.seed, step))
         images = self.pool.sample(config.batch_size, rng)
         if config.crop_px:
@@ -128,10 +147,10 @@ class TokenizerTrainer:
         torch.compiler.cudagraph_mark_step_begin()
         moves = torch.from_numpy(random_moves(config.batch_size // 2, rng)).to(self.device)
         loss, latents, codes, figures = self._drawn_losses(images, moves)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         if not config.decoder_only:
             self._set_code_lengths(self.model)
             self._restart_idle_codes(step, factor, codes, latents.detach())
@@ -225,11 +244,16 @@ class TokenizerTrainer:
         self.uses.zero_()
 
     def state(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "uses": self.uses}
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "uses": self.uses,
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.uses.copy_(state["uses"])
 
 
