@@ -170,6 +170,16 @@ COMMANDS: dict[str, Command] = {
             "emuworld eval suite=robot-331 against=outputs/eval/robot-331/scripted",
         ),
     ),
+    "compare": Command(
+        summary="Did training make it better? Runs of eval before and after, case by case, on one page.",
+        targets={
+            "": Target(module="emuworld.tasks.compare", settings="Compare", reports_progress=False),
+        },
+        examples=(
+            "emuworld compare before=outputs/grpo-small/before after=outputs/grpo-small/after",
+            "emuworld compare before=before/t2i after=after/t2i log=outputs/train/grpo/grpo.log.jsonl",
+        ),
+    ),
     "plan": Command(
         summary="Plan a robot's task in the dream, carry it out in physics, write plan, film and verdict.",
         targets={"": Target(module="emuworld.tasks.robot.plan", settings="MakePlan")},

@@ -4,12 +4,14 @@
 #   scripts/grpo_small.sh before       the suites with the model that it begins from
 #   scripts/grpo_small.sh train        the stage, GRPO_S seconds in all, its start and its end included
 #   scripts/grpo_small.sh after        the suites with its result
-#   scripts/grpo_small.sh              all four
+#   scripts/grpo_small.sh page         before beside after on one page, with the rewards along the way   (no GPU)
+#   scripts/grpo_small.sh              all five
 # WORK is the folder of all, MODEL what it begins from (small, or a checkpoint folder), JUDGE the detector of
 # rewards and suites, EMUWORLD the command; settings behind a part go to it: grpo_small.sh train group=16.
 # Prompts come from the training and validation splits, the suites ask in the test split. Afterwards lie in
 # WORK: before/ and after/ (pages and figures with 95 % intervals), grpo/ (the model, grpo.log.jsonl with the
-# reward by term). What draws pictures at once belongs to the old weights: train it (stage=dida) afterwards.
+# reward by term), page/ (what got better, what got worse). What draws pictures at once belongs to the old
+# weights: train it (stage=dida) afterwards.
 # DEVICE=cpu NUM=2 with a small MODEL and little behind train tries it out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -53,11 +55,13 @@ train)
 after)
     suites after "$WORK/grpo" "${@:2}"
     ;;
+page)
+    $EMUWORLD compare before="$WORK/before" after="$WORK/after" log="$WORK/grpo/grpo.log.jsonl" out="$WORK/page" "${@:2}"
+    ;;
 all)
-    for part in prompts before train after; do
+    for part in prompts before train after page; do
         bash "$0" "$part"
     done
-    echo "before and after: $WORK/before $WORK/after; curves: $WORK/grpo/grpo.log.jsonl"
     ;;
 *)
     sed -n '2,15s/^# //p' "$0"

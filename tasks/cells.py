@@ -27,6 +27,13 @@ def words(stored: Mapping[str, Any], metric: str) -> str:
     return form(value) if low is None else f"{form(value)} ({form(low)} to {form(high)})"
 
 
+def change(stored: Mapping[str, Any], metric: str) -> str:
+    """'+3.5 points (-1.0 to +8.0)': a difference of rates, in percentage points, or of PSNR."""
+    factor, form, unit = {"rate": (100, "+.1f", "points"), "psnr": (1, "+.2f", "dB")}[metric]
+    value, low, high = (f"{factor * stored[key]:{form}}" for key in ("value", "low", "high"))
+    return f"{value} {unit} ({low} to {high})"
+
+
 def bar_table(bars: Figures) -> str:
     """Each bar with what was measured, and whether it is met."""
     rows = []

@@ -1,21 +1,36 @@
-"""Runs of one suite with other numbers of passes side by side: each figure, and its paired difference.
+"""Runs of one suite side by side: what a case is worth, and the paired differences between two runs.
 
 Equal settings ask equal cases, so two runs are compared case by case: rooms that are hard for both cancel.
-Reads only what the runs have stored.
+Reads only what the runs have stored. Also the page over runs with other numbers of passes; that over a model
+before and after its training is in `compare.py`.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emuworld.tasks import page
-from emuworld.tasks.metrics import Estimate, bootstrap
-from emuworld.tasks.run_folder import Record, read_records
+from emuworld.tasks.cells import change, words
+from emuworld.tasks.metrics import Estimate, Floats, bootstrap
+from emuworld.tasks.run_folder import Record, read_records, read_run
 
-Score = Callable[[Record], float]
+GAIN, NO_DIFFERENCE, LOSS = "significant gain", "no significant difference", "significant loss"
+# Fewer differences of one sign happen by chance more often than one time in 20 (sign test: 2 / 2^5), and
+# bootstrap intervals of so few are too narrow.
+MIN_CASES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a case of a suite is worth, higher is better; NaN where it says nothing."""
+
+    kind: str  # of the cases that it applies to
+    worth: Callable[[Record], float]
+    unit: str = "rate"  # rate | psnr
 
 
 def _mean(values: Sequence[float | None]) -> float:
@@ -23,29 +38,39 @@ def _mean(values: Sequence[float | None]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-# What a case of a suite is worth, higher is better: name -> kind of case, score.
-SCORES: dict[str, dict[str, tuple[str, Score]]] = {
+def _psnr(kind: str, worth: Callable[[Record], float]) -> Score:
+    return Score(kind=kind, worth=worth, unit="psnr")
+
+
+# The first of a suite stands for it where suites are averaged.
+SCORES: dict[str, dict[str, Score]] = {
     "explore-twin": {
-        "one step ahead, dB": ("start", lambda r: _mean(r["psnr"]["whole"]["dream"][:1])),
-        "one step ahead, in view before, dB": ("start", lambda r: _mean(r["psnr"]["seen"]["dream"][:1])),
-        "all steps, dB": ("start", lambda r: _mean(r["psnr"]["whole"]["dream"])),
-        "retrieval": ("start", lambda r: _mean(r["branches"]["hits"])),
-        "long walks, dB": ("walk", lambda r: _mean(r["psnr"]["dream"])),
-        "full turns, closing dB": ("turn", lambda r: _mean([r["closing_psnr"]["dream"]])),
+        "one step ahead, dB": _psnr("start", lambda r: _mean(r["psnr"]["whole"]["dream"][:1])),
+        "one step ahead, in view before, dB": _psnr("start", lambda r: _mean(r["psnr"]["seen"]["dream"][:1])),
+        "all steps, dB": _psnr("start", lambda r: _mean(r["psnr"]["whole"]["dream"])),
+        "retrieval": Score(kind="start", worth=lambda r: _mean(r["branches"]["hits"])),
+        "long walks, dB": _psnr("walk", lambda r: _mean(r["psnr"]["dream"])),
+        "full turns, closing dB": _psnr("turn", lambda r: _mean([r["closing_psnr"]["dream"]])),
     },
     "t2i": {
-        "all named objects there": ("prompt", lambda r: float(r["judged"]["dream"]["all_present"])),
-        "all colours there": ("prompt", lambda r: float(r["judged"]["dream"]["colours_present"])),
-        "all shapes there": ("prompt", lambda r: float(r["judged"]["dream"]["shapes_present"])),
+        "all named objects there": Score(
+            kind="prompt", worth=lambda r: float(r["judged"]["dream"]["all_present"])
+        ),
+        "all colours there": Score(
+            kind="prompt", worth=lambda r: float(r["judged"]["dream"]["colours_present"])
+        ),
+        "all shapes there": Score(
+            kind="prompt", worth=lambda r: float(r["judged"]["dream"]["shapes_present"])
+        ),
     },
     "x2i": {
-        "done and rest kept": ("edit", lambda r: float(all(r["judged"]["dream"].values()))),
-        "done": ("edit", lambda r: float(r["judged"]["dream"]["done"])),
-        "rest kept": ("edit", lambda r: float(r["judged"]["dream"]["kept"])),
+        "done and rest kept": Score(kind="edit", worth=lambda r: float(all(r["judged"]["dream"].values()))),
+        "done": Score(kind="edit", worth=lambda r: float(r["judged"]["dream"]["done"])),
+        "rest kept": Score(kind="edit", worth=lambda r: float(r["judged"]["dream"]["kept"])),
     },
     "robot-331": {
-        "success at the end": ("scene", lambda r: float(r["success"])),
-        "fraction of goals": ("scene", lambda r: _mean(list(r["facts"].values()))),
+        "success at the end": Score(kind="scene", worth=lambda r: float(r["success"])),
+        "fraction of goals": Score(kind="scene", worth=lambda r: _mean(list(r["facts"].values()))),
     },
 }
 
@@ -55,8 +80,41 @@ def check_comparable(suite: str) -> None:
     if suite not in SCORES:
         raise ValueError(
             f"runs of {suite} cannot be compared yet, those of {' and '.join(SCORES)} can; "
-            "give one number of passes"
+            "leave it out, or give one number of passes"
         )
+
+
+def paired(score: Score, before: Sequence[Record], after: Sequence[Record]) -> tuple[Floats, Floats]:
+    """What the cases of two runs are worth, [cases] each: those cases for which both runs have a value."""
+    worths = [
+        {record["index"]: score.worth(record) for record in records if record["kind"] == score.kind}
+        for records in (before, after)
+    ]
+    common = sorted(worths[0].keys() & worths[1].keys())
+    pairs = np.array([[one[index] for index in common] for one in worths], dtype=np.float64)  # [2, cases]
+    known_before, known_after = pairs[:, np.isfinite(pairs).all(axis=0)]
+    return known_before, known_after
+
+
+def verdict(difference: Estimate) -> str:
+    """What an interval of paired differences says: it lies on one side of 0 as a whole, or it does not."""
+    if difference.count < MIN_CASES or difference.low <= 0 <= difference.high:
+        return NO_DIFFERENCE
+    return GAIN if difference.low > 0 else LOSS
+
+
+def paired_figure(before: Floats, after: Floats) -> dict[str, Any]:
+    """Both means, and the mean of the differences case by case, with 95 % intervals; for JSON."""
+    difference = bootstrap(after - before)
+    return {
+        "before": bootstrap(before).as_dict(),
+        "after": bootstrap(after).as_dict(),
+        "difference": difference.as_dict(),
+        "verdict": verdict(difference),
+    }
+
+
+# Other numbers of passes ----------------------------------------------------------------------------------
 
 
 def write_comparison(folder: Path, runs: Mapping[int, Path]) -> dict[str, Any]:
@@ -65,14 +123,14 @@ def write_comparison(folder: Path, runs: Mapping[int, Path]) -> dict[str, Any]:
 
     ValueError for a suite that has no scores here.
     """
-    told = {passes: json.loads((own / "run.json").read_text()) for passes, own in runs.items()}
+    told = {passes: read_run(own) for passes, own in runs.items()}
     suite = next(iter(told.values()))["suite"]
     check_comparable(suite)
     records = {passes: read_records(own / "records.jsonl") for passes, own in runs.items()}
     first = next(iter(runs))
     figures = {
-        name: {str(passes): _figure(kind, score, records[first], records[passes]) for passes in runs}
-        for name, (kind, score) in SCORES[suite].items()
+        name: {str(passes): paired_figure(*paired(score, records[first], records[passes])) for passes in runs}
+        for name, score in SCORES[suite].items()
     }
     summary = {
         "suite": suite,
@@ -86,46 +144,28 @@ def write_comparison(folder: Path, runs: Mapping[int, Path]) -> dict[str, Any]:
     for name, by_passes in figures.items():
         for passes, figure in by_passes.items():
             if passes != str(first):
-                print(f"{name}, {passes} passes: {_difference(figure)}")
+                print(f"{name}, {passes} passes: {_difference(figure, SCORES[suite][name].unit)}")
     print(f"see {folder / 'index.html'} and {folder / 'summary.json'}")
     return summary
 
 
-def _figure(kind: str, score: Score, base: Sequence[Record], own: Sequence[Record]) -> dict[str, Any]:
-    """Mean over the cases that both runs have, and the mean of the differences, case by case."""
-    scores = [
-        {record["index"]: score(record) for record in records if record["kind"] == kind}
-        for records in (base, own)
-    ]
-    common = sorted(scores[0].keys() & scores[1].keys())
-    before, after = (np.array([one[index] for index in common]) for one in scores)
-    difference = bootstrap(after - before)
-    return {
-        "value": bootstrap(after).as_dict(),
-        "difference": difference.as_dict(),
-        # The interval lies below 0 as a whole: worse, and not by chance.
-        "significant_loss": bool(difference.high < 0),
-    }
-
-
-def _difference(figure: Mapping[str, Any]) -> str:
-    estimate = Estimate.from_dict(figure["difference"])
-    if not estimate.count:
+def _difference(figure: Mapping[str, Any], unit: str) -> str:
+    if not figure["difference"]["count"]:
         return "no cases"
-    verdict = "significant loss" if figure["significant_loss"] else "no significant loss"
-    return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f}), {verdict}"
+    return f"{change(figure['difference'], unit)}, {figure['verdict']}"
 
 
 def _write_page(folder: Path, summary: Mapping[str, Any], *, command: str) -> None:
     first = str(summary["compared_with_passes"])
     parts = []
     for name, by_passes in summary["figures"].items():
+        unit = SCORES[summary["suite"]][name].unit
         rows = []
         for passes, figure in by_passes.items():
-            value = Estimate.from_dict(figure["value"])
-            shown = f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})" if value.count else "no cases"
-            against = "compared with" if passes == first else _difference(figure)
-            rows.append(["token by token" if passes == "0" else passes, shown, against, str(value.count)])
+            against = "compared with" if passes == first else _difference(figure, unit)
+            count = str(figure["difference"]["count"])
+            way = "token by token" if passes == "0" else passes
+            rows.append([way, words(figure["after"], unit), against, count])
         head = ["passes", "mean (95 %)", "difference, case by case (95 %)", "cases"]
         parts.append(page.section(name, page.table(head=head, rows=rows)))
     page.write_page(

@@ -24,7 +24,7 @@ from emuworld.tasks.comparison import check_comparable, write_comparison
 from emuworld.tasks.detector import Detector
 from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.robot import evaluation
-from emuworld.tasks.run_folder import FORMAT
+from emuworld.tasks.run_folder import FORMAT, read_run
 from emuworld.tasks.suites import EditPictures, ExploreTwin, RobotSuite, RoomSuite, Suite
 from emuworld.tasks.truth import render_pool
 from emuworld.world_model import WorldModel, load
@@ -50,7 +50,7 @@ def run(suite: Suite, *, on_progress: OnProgress = quiet) -> dict[str, Any]:
     if not suite.score_only:
         _run_cases(suite, folder, on_progress)
     else:
-        _check_readable(folder)
+        read_run(folder)
     if not suite.report:
         return {}
     figures = report.write_report(folder, against=suite.against if isinstance(suite, RobotSuite) else "")
@@ -124,18 +124,6 @@ def _measure_rooms(
 # Folders --------------------------------------------------------------------------------------------------
 
 
-def _check_readable(folder: Path) -> None:
-    """ValueError unless the folder holds a run whose records this release can summarise."""
-    if not (folder / "run.json").exists():
-        raise ValueError(f"there is no run in {folder} to summarise; run the suite without score_only first")
-    stored = json.loads((folder / "run.json").read_text()).get("format")
-    if stored != FORMAT:
-        raise ValueError(
-            f"the cases in {folder} are of format {stored}, this release reads {FORMAT}; run the suite "
-            "again with resume=false, or with another out"
-        )
-
-
 def _case_settings(suite: Suite) -> dict[str, Any]:
     settings = {key: value for key, value in asdict(suite).items() if key not in _NOT_PART_OF_A_CASE}
     return settings | (evaluation.case_settings(suite) if isinstance(suite, RobotSuite) else {})
@@ -154,8 +142,7 @@ def _open_run(suite: Suite, folder: Path, model: WorldModel | None) -> float:
             picture.unlink()
         _write_run(suite, folder, model, wall_s=0.0)
         return 0.0
-    _check_readable(folder)
-    stored = json.loads(path.read_text())
+    stored = read_run(folder)
     mine = {"case_settings": _case_settings(suite), "model_fingerprint": _fingerprint(model)}
     differ = [key for key, value in mine.items() if json.loads(json.dumps(value)) != stored[key]]
     if differ:

@@ -304,16 +304,34 @@ def bootstrap(
     top, bottom = top[known], bottom[known]
     if top.size == 0 or bottom.sum() == 0:
         return Estimate(value=np.nan, low=np.nan, high=np.nan, count=0)
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(
-        top.size, np.full(top.size, 1.0 / top.size), size=resamples
-    )  # [resamples, episodes]
-    totals = draws @ bottom
-    means = (draws @ top)[totals > 0] / totals[totals > 0]
-    low, high = np.quantile(means, [0.025, 0.975])
+    means = _resampled_means(top, bottom, rng=np.random.default_rng(seed), resamples=resamples)
+    low, high = np.quantile(means[np.isfinite(means)], [0.025, 0.975])
     return Estimate(
         value=float(top.sum() / bottom.sum()), low=float(low), high=float(high), count=int(top.size)
     )
+
+
+def bootstrap_of_groups(groups: Sequence[Floats], *, seed: int = 0, resamples: int = 2000) -> Estimate:
+    """Mean of the groups' means, each group counting alike, with a percentile bootstrap interval: episodes
+    are resampled inside their group. `count` is that of all episodes. For one value or more in each group.
+    """
+    rng = np.random.default_rng(seed)
+    means = [_resampled_means(one, np.ones_like(one), rng=rng, resamples=resamples) for one in groups]
+    low, high = np.quantile(np.mean(means, axis=0), [0.025, 0.975])
+    return Estimate(
+        value=float(np.mean([one.mean() for one in groups])),
+        low=float(low),
+        high=float(high),
+        count=sum(one.size for one in groups),
+    )
+
+
+def _resampled_means(top: Floats, bottom: Floats, *, rng: np.random.Generator, resamples: int) -> Floats:
+    """sum(top) / sum(bottom) of episodes drawn anew, [resamples]; NaN where the weights drawn are all 0."""
+    draws = rng.multinomial(top.size, np.full(top.size, 1.0 / top.size), size=resamples)
+    totals = draws @ bottom
+    means: Floats = (draws @ top) / np.where(totals > 0, totals, np.nan)
+    return means
 
 
 def by_step(

@@ -46,7 +46,7 @@ p.lead, .soft, figcaption small, .rows small { color: var(--soft); }
 .rows thead th { vertical-align: bottom; max-width: 8.6rem; padding: 0 .2rem .1rem; }
 .rows th[scope=row] { text-align: right; padding: 3.6rem .6rem 0 0; color: var(--soft); }
 .rows img { width: 8.6rem; max-width: none; }
-.rows small { display: block; font-variant-numeric: tabular-nums; padding-top: .15rem; }
+.rows small { display: block; max-width: 8.6rem; font-variant-numeric: tabular-nums; padding-top: .15rem; }
 figure { margin: 0; }
 figcaption { font-size: .85rem; line-height: 1.35; margin-top: .35rem; }
 figcaption small { display: block; font-variant-numeric: tabular-nums; }
@@ -143,7 +143,9 @@ def _picture_line(pictures: Pictures, line: slice) -> str:
 
 
 def table(*, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Figures in columns; a cell that starts with 'met' or 'missed' is coloured."""
+    """Figures in columns; a cell that starts with 'met' or 'missed', 'significant gain' or 'significant
+    loss' is coloured.
+    """
     top = "".join(f"<th scope=col>{html.escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     whole = f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
@@ -151,7 +153,11 @@ def table(*, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(words: str) -> str:
-    kind = ' class="ok"' if words.startswith("met") else ' class="miss"' if words.startswith("missed") else ""
+    good, bad = (
+        words.startswith(("met", "significant gain")),
+        words.startswith(("missed", "significant loss")),
+    )
+    kind = ' class="ok"' if good else ' class="miss"' if bad else ""
     return f"<td{kind}>{html.escape(words)}</td>"
 
 

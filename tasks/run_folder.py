@@ -39,6 +39,27 @@ class Pictures:
     rows: Sequence[PictureRow]
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """What `run.json` says of the run in a folder. ValueError unless there is one, with records that this
+    release reads.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        raise ValueError(
+            f"there is no run in {folder} (no run.json); run the suite first, without score_only"
+        )
+    try:
+        run: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}); run the suite again with resume=false") from error
+    if run.get("format") != FORMAT:
+        raise ValueError(
+            f"the cases in {folder} are of format {run.get('format')}, this release reads {FORMAT}; run the "
+            "suite again with resume=false, or with another out"
+        )
+    return run
+
+
 def read_records(path: Path) -> list[Record]:
     """The whole lines of a records file, one case each and each case once; a line that a kill cut short is
     left out.

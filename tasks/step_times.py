@@ -135,8 +135,7 @@ def forms(model: FusedTransformer) -> dict[str, FusedTransformer]:
     if model.uses_kernels:
         found["kernels, eager"] = model.variant(use_graphs=False)
         found["kernels, graph"] = model.variant()
-        if model.weights == "bf16":
-            found["kernels, own products, graph"] = model.variant(own_products=True)
+        found["kernels, own products, graph"] = model.variant(own_products=True)
     return found
 
 

@@ -1,7 +1,14 @@
 """Products of few rows with a matrix of 16 bits as a Triton kernel: what a decoding step spends its time on.
 
-Import it only where Triton is installed. Sums are fp32. Shapes: M rows, K inputs, N outputs.
+Import it only where Triton is installed. Sums are fp32. Where a matrix has too few outputs to keep a GPU
+busy, several programs share an output's inputs; the last of them to finish adds what each has summed, always
+in the same order, so results do not depend on chance.
+
+Shapes: M rows, K inputs, N outputs.
 """
+
+import threading
+from typing import NamedTuple
 
 import torch
 import triton
@@ -11,42 +18,104 @@ from emuworld.model.kernels import num_multiprocessors
 
 MOST_ROWS = 16  # what a matrix unit takes
 _FEWEST_OUTPUTS, _MOST_OUTPUTS = 16, 64  # of one program
+_PROGRAMS = 4  # for each multiprocessor, so that enough is on its way from memory
+_FEWEST_BLOCKS, _MOST_SPLIT = 4, 8
+_MOST_TILES = 4096  # of a matrix whose inputs are split
+
+
+class Plan(NamedTuple):
+    """How a product is cut up; what is computed does not depend on it but for rounding of fp32 sums."""
+
+    outputs: int
+    """Of one program."""
+    block: int
+    """Inputs that a program reads at a time."""
+    split: int
+    """Programs that share the inputs of an output."""
+    warps: int
+    stages: int
+
+
+# By type and [N, K], what `scripts/sweep_products.py` found fastest on an H200. In bf16 a matrix that is
+# not here is left to the library unless it is wide.
+BEST: dict[tuple[torch.dtype, int, int], Plan] = {}
+
+
+def plan_for(weight_NK: torch.Tensor) -> Plan:
+    """What was measured; else programs of the widest kind, with so much split that there are enough."""
+    num_outputs, num_inputs = weight_NK.shape
+    best = BEST.get((weight_NK.dtype, num_outputs, num_inputs))
+    if best is not None:
+        return best
+    outputs = min(_MOST_OUTPUTS, max(_FEWEST_OUTPUTS, 1 << (num_outputs.bit_length() - 1)))
+    block = 256 // weight_NK.element_size()
+    wanted = _PROGRAMS * num_multiprocessors(weight_NK.device) // triton.cdiv(num_outputs, outputs)
+    possible = num_inputs // (_FEWEST_BLOCKS * block)
+    split = max(1, min(triton.next_power_of_2(wanted), possible, _MOST_SPLIT))
+    return Plan(outputs, block, split, warps=4, stages=4)
 
 
 def pays(weight_NK: torch.Tensor) -> bool:
-    """Whether a matrix has two programs of the widest kind for every multiprocessor. On an H200 such ones
-    (gate and up of the 34 B, its head) are read at 4.1 and 4.5 TB/s, 6 and 60 % faster than by the library;
-    narrower ones at 1.8 to 2.9, slower.
+    """Whether the kernel is known to be faster than the library: where a plan was measured, and for matrices
+    with two programs of the widest kind for every multiprocessor. On an H200 such ones (gate and up of the
+    34 B, its head) are read at 4.1 and 4.5 TB/s, 6 and 60 % faster than by the library.
     """
+    if (weight_NK.dtype, *weight_NK.shape) in BEST:
+        return True
     return len(weight_NK) >= 2 * num_multiprocessors(weight_NK.device) * _MOST_OUTPUTS
 
 
-def linear(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
+def linear(x_MK: torch.Tensor, weight_NK: torch.Tensor, *, plan: Plan | None = None) -> torch.Tensor:
     """x @ weight.T for at most `MOST_ROWS` rows: the weight is read once, in long runs."""
     num_rows, num_inputs = x_MK.shape
     num_outputs = len(weight_NK)
+    plan = plan or plan_for(weight_NK)
     out_MN = x_MK.new_empty((num_rows, num_outputs))
-    outputs = outputs_a_program(num_outputs, device=x_MK.device)
-    _linear[(triton.cdiv(num_outputs, outputs),)](
+    _linear[(plan.split, triton.cdiv(num_outputs, plan.outputs))](
         x_MK.contiguous(),
         weight_NK,
         out_MN,
+        *shared_sums(out_MN, plan),
         num_rows,
         num_inputs,
         num_outputs,
         rows=MOST_ROWS,
-        outputs=outputs,
-        block=128 if outputs == _MOST_OUTPUTS else 256,
-        num_warps=4,
-        num_stages=4,
+        outputs=plan.outputs,
+        block=plan.block,
+        split=plan.split,
+        num_warps=plan.warps,
+        num_stages=plan.stages,
     )
     return out_MN
 
 
-def outputs_a_program(num_outputs: int, *, device: torch.device) -> int:
-    """A power of two that gives every multiprocessor at least two programs, where there are so many."""
-    wanted = num_outputs // (2 * num_multiprocessors(device))
-    return min(_MOST_OUTPUTS, max(_FEWEST_OUTPUTS, 1 << max(0, wanted.bit_length() - 1)))
+def shared_sums(out_MN: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places for what each program sums, fp32 [split, M, N], and for how many are done, int32 zeros by tile
+    of outputs. Neither is touched where inputs are not split.
+    """
+    if plan.split == 1:
+        return out_MN, out_MN
+    assert triton.cdiv(out_MN.shape[1], plan.outputs) <= _MOST_TILES, "so many need no split"
+    return out_MN.new_empty((plan.split, *out_MN.shape), dtype=torch.float32), _counters(out_MN.device)
+
+
+_counters_of: dict[tuple[torch.device, int, int], torch.Tensor] = {}
+
+
+def _counters(device: torch.device) -> torch.Tensor:
+    """Zeros, and zeros again after each product. A thread has its own on each stream, as cuBLAS has its
+    workspaces: products that run side by side must not share them. Asked for the first time while a graph is
+    recorded they belong to that graph, which sets them to zero whenever it is replayed.
+    """
+    on_cuda = device.type == "cuda"
+    stream = torch.cuda.current_stream(device).cuda_stream if on_cuda else 0
+    key = (device, stream, threading.get_ident())
+    if key in _counters_of:
+        return _counters_of[key]
+    counters = torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)
+    if not (on_cuda and torch.cuda.is_current_stream_capturing()):
+        _counters_of[key] = counters
+    return counters
 
 
 @triton.jit
@@ -54,25 +123,59 @@ def _linear(
     x_ptr: tl.tensor,
     weight_ptr: tl.tensor,
     out_ptr: tl.tensor,
+    sums_ptr: tl.tensor,
+    counters_ptr: tl.tensor,
     num_rows: tl.tensor,
     num_inputs: tl.tensor,
     num_outputs: tl.tensor,
     rows: tl.constexpr,
     outputs: tl.constexpr,
     block: tl.constexpr,
+    split: tl.constexpr,
 ) -> None:
-    """One program for a few outputs of all rows."""
+    """One program for a few outputs of all rows and a part of their inputs."""
     row = tl.arange(0, rows)
-    output = tl.program_id(0) * outputs + tl.arange(0, outputs)
+    output = tl.program_id(1) * outputs + tl.arange(0, outputs)
     at = tl.arange(0, block)
     is_row, is_output = row < num_rows, output < num_outputs
     x_at = row[:, None] * num_inputs + at[None, :]
     weight_at = output.to(tl.int64)[:, None] * num_inputs + at[None, :]
+    part = tl.cdiv(tl.cdiv(num_inputs, split), block) * block
+    first = tl.program_id(0) * part
     total = tl.zeros((outputs, rows), tl.float32)
-    for start in range(0, num_inputs, block):
+    for start in range(first, tl.minimum(first + part, num_inputs), block):
         inside = start + at < num_inputs
         weight = tl.load(weight_ptr + weight_at + start, mask=is_output[:, None] & inside[None, :], other=0.0)
         x = tl.load(x_ptr + x_at + start, mask=is_row[:, None] & inside[None, :], other=0.0)
         total = tl.dot(weight, tl.trans(x), total, input_precision="ieee")
-    out_at = row[None, :] * num_outputs + output[:, None]
-    tl.store(out_ptr + out_at, total.to(out_ptr.dtype.element_ty), mask=is_output[:, None] & is_row[None, :])
+    write(total, row, output, out_ptr, sums_ptr, counters_ptr, num_rows, num_outputs, split)
+
+
+@triton.jit
+def write(
+    total: tl.tensor,
+    row: tl.tensor,
+    output: tl.tensor,
+    out_ptr: tl.tensor,
+    sums_ptr: tl.tensor,
+    counters_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    num_outputs: tl.tensor,
+    split: tl.constexpr,
+) -> None:
+    """The sums [outputs, rows] of this program; those of all that share its outputs if it is the last one."""
+    at = row[None, :] * num_outputs + output[:, None]
+    real = (row < num_rows)[None, :] & (output < num_outputs)[:, None]
+    if split == 1:
+        tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=real)
+    else:
+        size = num_rows * num_outputs
+        tl.store(sums_ptr + tl.program_id(0) * size + at, total, mask=real)
+        tl.debug_barrier()  # all threads have stored before one of them says so
+        counter_ptr = counters_ptr + tl.program_id(1)
+        if tl.atomic_add(counter_ptr, 1, sem="acq_rel") == split - 1:
+            total = tl.zeros_like(total)
+            for part in tl.static_range(split):  # past the first cache, which others' stores do not reach
+                total += tl.load(sums_ptr + part * size + at, mask=real, other=0.0, cache_modifier=".cg")
+            tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=real)
+            tl.store(counter_ptr, 0)

@@ -1,5 +1,6 @@
-"""Products of few rows with 8-bit weights as a Triton kernel: a weight is read once, as 8 bits, and widened
-in registers. And the rounding of activations for products of many rows, which are left to the library.
+"""Products of few rows with 8-bit weights as Triton kernels, which read a weight once, as 8 bits: `linear`
+widens it in registers, `linear_in_parts` brings the activations to 8 bits instead, without loss. And the
+rounding of activations for products of many rows, which are left to the library.
 
 Import it only where Triton is installed. `emuworld.model.fp8` says what it computes.
 
@@ -10,9 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from emuworld.model.few_rows import outputs_a_program
+from emuworld.model.few_rows import Plan, plan_for, shared_sums, write
+from emuworld.model.kernels import num_multiprocessors
 
-_FEWEST_ROWS = 16  # what a matrix unit takes
+_FEWEST_ROWS = 16  # what a matrix unit takes, with 8 bits on both sides too
+_FEWEST_OUTPUTS, _MOST_OUTPUTS = 16, 64  # of one program
 _INPUTS_A_BLOCK = 256  # for few rows; half as many for more, whose blocks take as much shared memory again
 _ROUNDED_AT_ONCE = 4096  # numbers of a row
 # Activations are taken to 16-bit floating point with a sixteenth of their size: three bits of mantissa more
@@ -25,7 +28,7 @@ def linear(x_MK: torch.Tensor, values_NK: torch.Tensor, scales_N: torch.Tensor) 
     num_rows, num_inputs = x_MK.shape
     num_outputs = len(values_NK)
     out_MN = x_MK.new_empty((num_rows, num_outputs))
-    outputs = outputs_a_program(num_outputs, device=x_MK.device)
+    outputs = _outputs_a_program(num_outputs, device=x_MK.device)
     rows = max(_FEWEST_ROWS, triton.next_power_of_2(num_rows))
     _linear[(triton.cdiv(num_outputs, outputs),)](
         x_MK.contiguous(),
@@ -41,6 +44,42 @@ def linear(x_MK: torch.Tensor, values_NK: torch.Tensor, scales_N: torch.Tensor) 
         block=_INPUTS_A_BLOCK if rows == _FEWEST_ROWS else _INPUTS_A_BLOCK // 2,
         num_warps=4,
         num_stages=4,
+    )
+    return out_MN
+
+
+def _outputs_a_program(num_outputs: int, *, device: torch.device) -> int:
+    """A power of two that gives every multiprocessor at least two programs, where there are so many."""
+    wanted = num_outputs // (2 * num_multiprocessors(device))
+    return min(_MOST_OUTPUTS, max(_FEWEST_OUTPUTS, 1 << max(0, wanted.bit_length() - 1)))
+
+
+def linear_in_parts(
+    x_MK: torch.Tensor, values_NK: torch.Tensor, scales_N: torch.Tensor, *, plan: Plan | None = None
+) -> torch.Tensor:
+    """The same for at most `few_rows.MOST_ROWS` rows, with matrix units that take 8 bits: each activation is
+    the sum of two 8-bit numbers, which hold the 8 bits of a bfloat16's mantissa. A plan needs 64 outputs or
+    more: for smaller tiles Triton takes older instructions, which widen.
+    """
+    num_rows, num_inputs = x_MK.shape
+    num_outputs = len(values_NK)
+    plan = plan or plan_for(values_NK)
+    out_MN = x_MK.new_empty((num_rows, num_outputs))
+    _linear_in_parts[(plan.split, triton.cdiv(num_outputs, plan.outputs))](
+        x_MK.contiguous(),
+        values_NK,
+        scales_N,
+        out_MN,
+        *shared_sums(out_MN, plan),
+        num_rows,
+        num_inputs,
+        num_outputs,
+        rows=max(_FEWEST_ROWS // 2, triton.next_power_of_2(num_rows)),
+        outputs=plan.outputs,
+        block=plan.block,
+        split=plan.split,
+        num_warps=plan.warps,
+        num_stages=plan.stages,
     )
     return out_MN
 
@@ -95,6 +134,67 @@ def _linear(
     result = (total * scales[:, None]).to(out_ptr.dtype.element_ty)
     out_at = row[None, :] * num_outputs + output[:, None]
     tl.store(out_ptr + out_at, result, mask=is_output[:, None] & is_row[None, :])
+
+
+@triton.jit
+def _linear_in_parts(
+    x_ptr: tl.tensor,
+    values_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    sums_ptr: tl.tensor,
+    counters_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    num_inputs: tl.tensor,
+    num_outputs: tl.tensor,
+    rows: tl.constexpr,
+    outputs: tl.constexpr,
+    block: tl.constexpr,
+    split: tl.constexpr,
+) -> None:
+    """One program for a few outputs of all rows and a part of their inputs. Matrix units add up 8-bit
+    products with some 14 bits, so a sum of theirs covers one block and is added to the others in fp32.
+    """
+    row = tl.arange(0, rows)
+    output = tl.program_id(1) * outputs + tl.arange(0, outputs)
+    at = tl.arange(0, block)
+    is_row, is_output = row < num_rows, output < num_outputs
+    x_at = row[:, None] * num_inputs + at[None, :]
+    values_at = output.to(tl.int64)[:, None] * num_inputs + at[None, :]
+    part = tl.cdiv(tl.cdiv(num_inputs, split), block) * block
+    first = tl.program_id(0) * part
+    total = tl.zeros((outputs, rows), tl.float32)
+    for start in range(first, tl.minimum(first + part, num_inputs), block):
+        inside = start + at < num_inputs
+        values = tl.load(values_ptr + values_at + start, mask=is_output[:, None] & inside[None, :], other=0.0)
+        x = tl.load(x_ptr + x_at + start, mask=is_row[:, None] & inside[None, :], other=0.0)
+        parts, scale = _in_parts(x.to(tl.float32), rows, block)
+        both = tl.reshape(tl.dot(values, tl.trans(parts)), (outputs, rows, 2))
+        high, low = tl.split(both)
+        total += (high + low * 0.0625) * scale[None, :]
+    scales = tl.load(scales_ptr + output, mask=is_output, other=0.0)
+    total *= scales[:, None]
+    write(total, row, output, out_ptr, sums_ptr, counters_ptr, num_rows, num_outputs, split)
+
+
+@triton.jit
+def _in_parts(x: tl.tensor, rows: tl.constexpr, block: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """Two 8-bit numbers for each of [rows, block] as [2 rows, block], and a scale for each row, such that
+    x = (high + low / 16) * scale.
+
+    The scale is a power of two that brings a row's largest to 128..256 (the format ends at 448), the high
+    part the first four bits of a number, the low one the next four. Nothing is lost of a bfloat16 that is no
+    less than an 8,000th of its row's largest; of smaller ones, less than a 100,000th of that.
+    """
+    largest = tl.maximum(tl.max(tl.abs(x), axis=1), 1e-30)  # rows of zeros have a scale too
+    # The bits of a power of two are its exponent, from bit 23 on, and 127 more than it.
+    exponent = (largest.to(tl.int32, bitcast=True) & 0x7F800000) - (7 << 23)
+    scale = exponent.to(tl.float32, bitcast=True)
+    x *= ((254 << 23) - exponent).to(tl.float32, bitcast=True)[:, None]
+    high = (x.to(tl.int32, bitcast=True) & ~0xFFFFF).to(tl.float32, bitcast=True)
+    low = (x - high) * 16.0
+    parts = tl.join(high, low).to(tl.float8e4nv)
+    return tl.reshape(tl.permute(parts, (0, 2, 1)), (2 * rows, block)), scale
 
 
 @triton.jit

@@ -35,9 +35,9 @@ from emuworld.model.operations import Norms, Place, Rotary
 from emuworld.model.transformer import Layer, Linear, Transformer, rotary_angles
 
 if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
-    from emuworld.model import few_rows, kernels
+    from emuworld.model import few_rows, fp8_kernels, kernels
 else:
-    few_rows = kernels = None  # type: ignore[assignment]
+    few_rows = fp8_kernels = kernels = None  # type: ignore[assignment]
 
 # Of a key-value head; above it a step is prefill, with PyTorch's own attention where all rows are equally
 # long. A window of 16 of the 34 B.
@@ -115,8 +115,9 @@ class FusedTransformer:
     ) -> "FusedTransformer":
         """The same weights, computed otherwise; defaults as for a new one, `reduce` as it is here.
 
-        With `own_products` the 16-bit products of few rows with wide matrices are a kernel of ours, where
-        there are kernels, and not the library's: to be the default where a GPU has shown the whole to be
+        With `own_products` products of few rows are kernels of ours, where there are kernels: in 16 bits
+        where they are known to be faster than the library's (`few_rows.pays`), in 8 bits by activations in
+        8-bit parts (`fp8_kernels.linear_in_parts`). To be the default where a GPU has shown the whole to be
         faster.
         """
         other = copy.copy(self)
@@ -273,6 +274,8 @@ class FusedTransformer:
     def product(self, x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
         """x @ weight.T, as a step takes it."""
         own = self._own_products and self.uses_kernels and len(x_MK) <= few_rows.MOST_ROWS
+        if own and isinstance(weight, Fp8Weight):
+            return fp8_kernels.linear_in_parts(x_MK, weight.values_NK, weight.scales_N)
         if own and isinstance(weight, torch.Tensor) and few_rows.pays(weight):
             return few_rows.linear(x_MK, weight)
         return linear(x_MK, weight)

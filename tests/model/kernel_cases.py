@@ -14,7 +14,7 @@ from emuworld.model.operations import Norms, Place, Rotary
 LARGEST_ERROR = {torch.float32: 1e-6, torch.float16: 1e-3}
 POINTERS = {"cos_ptr": "*fp32", "sin_ptr": "*fp32", "rows_ptr": "*i32", "starts_ptr": "*i32"}
 POINTERS |= {"values_ptr": "*fp8e4nv", "scales_ptr": "*fp32"}
-POINTERS |= {"sums_ptr": "*fp32", "maxima_ptr": "*fp32", "weights_ptr": "*fp32"}
+POINTERS |= {"sums_ptr": "*fp32", "maxima_ptr": "*fp32", "weights_ptr": "*fp32", "counters_ptr": "*i32"}
 
 
 def compare() -> None:
@@ -30,6 +30,10 @@ def compare() -> None:
     compare_case(64, 64, 8, 4, 16, 90, (70, 0, 3), 4096, dtype=torch.float16, generator=generator)
     for num_rows, num_inputs, num_outputs in ((2, 96, 80), (5, 512, 160), (33, 272, 48)):
         compare_fp8(num_rows, num_inputs, num_outputs, generator=generator)
+    # Inputs in one part and in several, of which the last is shorter or empty; outputs that fill no tile.
+    for num_rows, num_inputs, num_outputs in ((2, 272, 80), (7, 1024, 64), (16, 640, 208)):
+        for split in (1, 3, 8):
+            compare_plan(num_rows, num_inputs, num_outputs, split=split, generator=generator)
 
 
 def compare_case(
@@ -108,6 +112,30 @@ def compare_fp8(num_rows: int, num_inputs: int, num_outputs: int, *, generator: 
     print(f"agrees to {float(errors_M.max()):.1e}")
 
 
+def compare_plan(
+    num_rows: int, num_inputs: int, num_outputs: int, *, split: int, generator: torch.Generator
+) -> None:
+    """Activations are bfloat16's numbers, of sizes that differ by input and by row; one row is zeros."""
+    plan = few_rows.Plan(outputs=64, block=64, split=split, warps=4, stages=3)
+    weight_NK = torch.randn(num_outputs, num_inputs, generator=generator)
+    x_MK = torch.randn(num_rows, num_inputs, generator=generator) * torch.logspace(-3, 3, num_inputs)
+    x_MK[0] *= 1e10
+    x_MK[1] = 0.0
+    x_MK = x_MK.bfloat16().float()
+    weight = fp8.quantise(weight_NK)
+    for _ in range(2):  # the second time finds its counters as the first did
+        rows_agree(few_rows.linear(x_MK, weight_NK, plan=plan), x_MK @ weight_NK.T)
+        found = fp8_kernels.linear_in_parts(x_MK, weight.values_NK, weight.scales_N, plan=plan)
+        rows_agree(found, fp8.by_definition(x_MK, weight), within=1e-5)
+
+
+def rows_agree(found: torch.Tensor, expected: torch.Tensor, *, within: float = 1e-6) -> None:
+    """fp32, row by row: their sizes differ too much to be seen beside each other."""
+    errors_M = (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-30)
+    assert float(errors_M.max()) < within, f"relative errors {errors_M}"
+    print(f"agrees to {float(errors_M.max()):.1e}")
+
+
 def agrees(found: torch.Tensor, expected: torch.Tensor) -> None:
     error = float((found.float() - expected.float()).norm() / expected.float().norm())
     assert error < LARGEST_ERROR[expected.dtype], f"relative error {error}"
@@ -125,9 +153,13 @@ def compile_all() -> None:
     for rows, outputs, block in ((16, 16, 256), (64, 64, 128)):
         sizes = {"shrink": 1 / 16, "rows": rows, "outputs": outputs, "block": block}
         compiled(fp8_kernels._linear, sizes, num_warps=4, num_stages=4)
-    for outputs, block in ((16, 256), (32, 256), (64, 128)):
-        sizes = {"rows": 16, "outputs": outputs, "block": block}
+    for outputs, block, split in ((16, 256, 1), (64, 128, 1), (64, 128, 8)):
+        sizes = {"rows": 16, "outputs": outputs, "block": block, "split": split}
         compiled(few_rows._linear, sizes, num_warps=4, num_stages=4)
+    for rows, split in ((8, 1), (8, 8), (16, 1)):
+        sizes = {"rows": rows, "outputs": 64, "block": 256, "split": split}
+        ptx = compiled(fp8_kernels._linear_in_parts, sizes, num_warps=4, num_stages=4)
+        assert "wgmma.mma_async" in ptx and ".e4m3.e4m3" in ptx, "weights are widened"
     rounding = {"largest": 448.0, "tiny": 1e-12, "block": 4096}
     for x_type in ("*bf16", "*fp32"):
         compiled(fp8_kernels._round_rows, rounding, x_type=x_type, num_warps=8)
@@ -135,8 +167,10 @@ def compile_all() -> None:
     compiled(kernels._swiglu, {"block": 1024}, num_warps=4)
 
 
-def compiled(kernel: Any, constants: dict[str, object], *, x_type: str = "*bf16", **options: int) -> None:
-    """Machine code for compute capability 9.0 with bf16 tensors; sizes and strides are multiples of 16."""
+def compiled(kernel: Any, constants: dict[str, object], *, x_type: str = "*bf16", **options: int) -> str:
+    """Makes machine code for compute capability 9.0 with bf16 tensors, whose sizes and strides are multiples
+    of 16; returns the assembly that it comes from.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
@@ -154,6 +188,7 @@ def compiled(kernel: Any, constants: dict[str, object], *, x_type: str = "*bf16"
     assert "st.local" not in code.asm["ptx"] and len(code.asm["cubin"]) > 1000
     assert code.metadata.shared < 100 << 10, "more shared memory than most GPUs have for a block"
     print(f"compiled {kernel.__name__}")
+    return code.asm["ptx"]
 
 
 ALIGNED = ("row_stride", "head_stride", "size", "num_inputs", "num_outputs")

@@ -131,6 +131,32 @@ def test_products_on_the_gpu_are_those_by_definition(num_rows: int) -> None:
 
 
 @pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("split", [1, 3, 8])
+@pytest.mark.parametrize("num_rows", [1, 2, 9, 16])
+def test_activations_in_two_parts_lose_nothing(num_rows: int, split: int) -> None:
+    """Proves the kernel whose matrix units take 8 bits, and keep 14 bits of a sum over a block of inputs."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    from emuworld.model import few_rows, fp8_kernels
+
+    generator = torch.Generator().manual_seed(0)
+    for num_inputs, num_outputs in ((512, 768), (5120, 1040), (272, 48)):
+        weight = fp8.quantise(torch.randn(num_outputs, num_inputs, generator=generator))
+        x_MK = torch.randn(num_rows, num_inputs, generator=generator)
+        x_MK[:, 7] *= 1e3  # an outlier, as trained models have
+        x_MK = x_MK.bfloat16()
+        expected_MN = F.linear(x_MK.float(), weight.dequantised())
+        values_NK, scales_N = (part.cuda() for part in weight)
+        for outputs, block, warps in ((64, 256, 4), (128, 128, 8), (64, 512, 4)):
+            plan = few_rows.Plan(outputs, block, split, warps, stages=3)
+            for _ in range(2):
+                found_MN = fp8_kernels.linear_in_parts(x_MK.cuda(), values_NK, scales_N, plan=plan).cpu()
+                error = (found_MN.float() - expected_MN).norm() / expected_MN.norm()
+                assert float(error) < 0.004
+
+
+@pytest.mark.gpu
 def test_worlds_open_in_8_bits_on_the_gpu(tiny_folder: str) -> None:
     """Proves that loading brings the layers to the device one by one and that worlds draw with them."""
     if not torch.cuda.is_available():

@@ -148,7 +148,7 @@ def test_kernels_agree_with_plain_pytorch() -> None:
         [sys.executable, str(KERNELS_SCRIPT), "compare"], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("agrees") == 73
+    assert done.stdout.count("agrees") == 109
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
@@ -160,7 +160,7 @@ def test_kernels_compile_for_the_published_sizes(tmp_path: Path) -> None:
         [sys.executable, str(KERNELS_SCRIPT), "compile"], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("compiled") == 20
+    assert done.stdout.count("compiled") == 23
 
 
 def cuda_model(**changes: object) -> Transformer:
@@ -215,17 +215,23 @@ def test_graphs_and_kernels_give_what_the_eager_form_gives(
 @pytest.mark.parametrize("num_tokens", [40, 272])
 @pytest.mark.parametrize("lengths", [[1], [64, 64], [300, 41], [600, 1, 77] * 5])
 def test_many_tokens_behind_rows_of_any_lengths(lengths: list[int], num_tokens: int, causal: bool) -> None:
-    """Proves attention over several blocks of queries, one way and both ways; small pictures as graphs."""
+    """Proves attention over several blocks of queries, one way and both ways; small pictures as graphs. So
+    many tokens behind each other make two forms in bf16 differ by up to a percent: fp32 is the judge.
+    """
     if not torch.cuda.is_available():
         pytest.skip("needs CUDA")
     form = fused(cuda_model())
     eager = form.variant(use_kernels=False, use_graphs=False)
-    cache = filled(eager, lengths, capacity=max(lengths) + num_tokens)
-    stay = [False] * len(lengths)
+    exact = fused(cuda_model().float()).variant(use_kernels=False, use_graphs=False)
+    capacity = max(lengths) + num_tokens
+    cache, exact_cache = filled(eager, lengths, capacity=capacity), filled(exact, lengths, capacity=capacity)
+    how = {"advance_B": [False] * len(lengths), "causal": causal}
     for turn in range(4):
         ids_RT = random_ids(form.config, len(lengths), num_tokens, seed=turn).cuda()
-        expected_RTD = eager(ids_RT, cache=cache, advance_B=stay, causal=causal)
-        assert_near(form(ids_RT, cache=cache, advance_B=stay, causal=causal), expected_RTD)
+        exact_RTD = exact(ids_RT, cache=exact_cache, **how)
+        plain_error = (eager(ids_RT, cache=cache, **how) - exact_RTD).norm()
+        error = (form(ids_RT, cache=cache, **how) - exact_RTD).norm()
+        assert float(error) < 1.2 * float(plain_error)
 
 
 @pytest.mark.gpu

@@ -12,15 +12,15 @@ import pytest
 from emuworld.decoding.noise import Noise
 from emuworld.manifest import Manifest
 from emuworld.tasks import evaluate
-from emuworld.tasks.comparison import write_comparison
+from emuworld.tasks.comparison import LOSS, NO_DIFFERENCE, write_comparison
 from emuworld.tasks.detector import Detector, DetectorConfig
-from emuworld.tasks.run_folder import append_records
+from emuworld.tasks.run_folder import FORMAT, append_records
 from emuworld.tasks.suites import TextToImage
 
 
 def _run(folder: Path, found: list[bool], *, suite: str = "t2i") -> Path:
     folder.mkdir()
-    run = {"suite": suite, "wall_s": 1.0, "command": "emuworld eval"}
+    run = {"suite": suite, "format": FORMAT, "wall_s": 1.0, "command": "emuworld eval"}
     (folder / "run.json").write_text(json.dumps(run))
     judged = [
         {"dream": dict.fromkeys(("all_present", "colours_present", "shapes_present"), f)} for f in found
@@ -46,10 +46,10 @@ def test_differences_are_paired(tmp_path: Path) -> None:
     figures = write_comparison(tmp_path, runs)["figures"]["all named objects there"]
     lost = figures["1"]
     assert lost["difference"]["value"] == pytest.approx((sum(some_lost) - sum(base)) / 60)
-    assert lost["significant_loss"] and lost["value"]["high"] > figures["0"]["value"]["low"]
-    assert figures["0"]["difference"]["value"] == 0 and not figures["0"]["significant_loss"]
+    assert lost["verdict"] == LOSS and lost["after"]["high"] > lost["before"]["low"]
+    assert figures["0"]["difference"]["value"] == 0 and figures["0"]["verdict"] == NO_DIFFERENCE
     assert figures["2"]["difference"]["count"] == 40, "only what both have is compared"
-    assert not figures["2"]["significant_loss"]
+    assert figures["2"]["verdict"] != LOSS
     assert "significant loss" in (tmp_path / "index.html").read_text()
     with pytest.raises(ValueError, match="nothing cannot be compared yet"):
         write_comparison(tmp_path, {0: _run(tmp_path / "3", base, suite="nothing")})

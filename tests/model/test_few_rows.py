@@ -1,0 +1,56 @@
+"""Products of few rows on a GPU; `kernel_cases.py` compares them in Triton's interpreter."""
+
+import importlib.util
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from emuworld.model import few_rows
+from emuworld.model.few_rows import Plan
+
+
+def test_narrow_matrices_get_programs_by_split_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrices of the 34 B on the 132 multiprocessors of an H200, where nothing was measured."""
+    monkeypatch.setattr(few_rows, "num_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(few_rows, "BEST", {(torch.bfloat16, 5120, 8192): Plan(32, 256, 3, 4, 5)})
+    splits = {(10240, 5120): 4, (5120, 25600): 8, (51200, 5120): 1, (131072, 5120): 1}
+    for shape, split in splits.items():
+        weight_NK = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        assert few_rows.plan_for(weight_NK) == Plan(64, 128, split, warps=4, stages=4)
+        assert few_rows.pays(weight_NK) == (split == 1)
+    measured_NK = torch.empty(5120, 8192, dtype=torch.bfloat16, device="meta")
+    assert few_rows.plan_for(measured_NK) == Plan(32, 256, 3, 4, 5)
+    assert few_rows.pays(measured_NK)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("split", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_rows", [1, 2, 16])
+def test_products_on_the_gpu(num_rows: int, split: int) -> None:
+    """Proves that programs which share their outputs wait for each other, with other products between and in
+    a graph that is replayed, and that they add in the same order.
+    """
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    generator = torch.Generator("cuda").manual_seed(0)
+    plan = Plan(64, 128, split, warps=4, stages=3)
+    cases = []
+    for num_inputs, num_outputs in ((5120, 10240), (8192, 5120), (272, 1040)):
+        weight_NK = torch.randn(num_outputs, num_inputs, device="cuda", generator=generator).bfloat16()
+        x_MK = torch.randn(num_rows, num_inputs, device="cuda", generator=generator).bfloat16()
+        cases.append((x_MK, weight_NK))
+    first = [few_rows.linear(x_MK, weight_NK, plan=plan) for x_MK, weight_NK in cases]
+    for found_MN, (x_MK, weight_NK) in zip(first, cases, strict=True):
+        expected_MN = F.linear(x_MK.float(), weight_NK.float())
+        assert float((found_MN.float() - expected_MN).norm() / expected_MN.norm()) < 0.003
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        again = [few_rows.linear(x_MK, weight_NK, plan=plan) for x_MK, weight_NK in cases]
+    for _ in range(50):
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
