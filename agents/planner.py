@@ -64,6 +64,7 @@ class PlannerConfig:
     depth: int = 8  # subtasks of one plan at most
     max_pictures: int = 64  # imagined in one episode at most
     max_steps: int = 16  # subtasks of one episode at most
+    tries: int = 3  # rounds of plans at most until one is found whose first subtask can be begun
     strategy: str = "sample"  # sample | beam
     replan: str = "surprised"  # always | surprised | never: when the rest is imagined anew after a subtask
     surprise: float = 0.06  # share of 8 x 8 cells by which what is seen may differ from the keyframe
@@ -75,9 +76,11 @@ class PlannerConfig:
                 f"strategy={self.strategy!r} and replan={self.replan!r}; expected one of "
                 f"{', '.join(STRATEGIES)} and one of {', '.join(REPLAN)}"
             )
-        low = min(self.num_plans, self.branches, self.depth, self.max_pictures, self.max_steps)
+        low = min(self.num_plans, self.branches, self.depth, self.max_pictures, self.max_steps, self.tries)
         if low < 1:
-            raise ValueError("num_plans, branches, depth, max_pictures and max_steps must be 1 or more")
+            raise ValueError(
+                "num_plans, branches, depth, max_pictures, max_steps and tries must be 1 or more"
+            )
 
 
 class Planner:
@@ -88,6 +91,8 @@ class Planner:
         question: the prompt for an instruction (`emuworld.questions.vla_question` with a robot's name).
         objectives: functions of a plan, 0 to 1, by name, beside `OBJECTIVES`.
         is_valid: whether a text is a subtask that somebody could carry out.
+        can_begin: whether the robot could set out on a plan's first subtask as things are now. Where it
+            cannot, others are imagined (`PlannerConfig.tries`), and at last nothing is done.
         sampling: settings of the model; None: the checkpoint's for vla.
     """
 
@@ -99,6 +104,7 @@ class Planner:
         config: PlannerConfig | None = None,
         objectives: Mapping[str, Objective] | None = None,
         is_valid: Callable[[str], bool] = lambda text: bool(text.strip()),
+        can_begin: Callable[[ImaginedPlan], bool] = lambda plan: True,
         sampling: Sampling | None = None,
     ) -> None:
         self.config = config or PlannerConfig()
@@ -106,6 +112,7 @@ class Planner:
         self._question = question
         self._objectives = {**OBJECTIVES, **(objectives or {})}
         self._is_valid = is_valid
+        self._can_begin = can_begin
         self._sampling = sampling
         self._assignment: Assignment | None = None
 
@@ -163,12 +170,19 @@ class Planner:
         return surprised or not (self._rest or self._plan.complete)
 
     def _take_best(self, frame: Frame) -> None:
-        """Put the best plan's steps in line; where nothing can be imagined any more, the old ones stay."""
-        self.considered = self.plans(frame)
-        if not self.considered:
-            return
-        self._plan = self.considered[0]
-        self._rest = [replace(step, scores=self._plan.scores) for step in self._plan.steps]
+        """Put the best plan's steps in line: none of a plan that cannot be begun. Where nothing can be
+        imagined any more, the old ones stay.
+        """
+        for _ in range(self.config.tries):
+            plans = self.plans(frame)
+            if not plans:
+                return
+            self.considered = plans
+            best = self._plan = plans[0]
+            usable = not best.steps or self._is_usable(best, 0)
+            self._rest = [replace(step, scores=best.scores) for step in best.steps] if usable else []
+            if usable:
+                return
 
     def _starts(self, frame: Frame, *, count: int) -> list[WorldState]:
         assert self._assignment is not None
@@ -222,9 +236,15 @@ class Planner:
         return search.ranked(scored, lambda plan: self._total(plan.scores))
 
     def _scores(self, plan: ImaginedPlan) -> dict[str, float]:
-        usable = [self._is_valid(step.text) and step.text not in self._refused for step in plan.steps]
+        usable = [self._is_usable(plan, index) for index in range(len(plan.steps))]
         scores = {_VALID: float(np.mean(usable)) if usable else float(plan.complete)}
         return scores | {name: float(of(plan)) for name, of in self._objectives.items()}
+
+    def _is_usable(self, plan: ImaginedPlan, index: int) -> bool:
+        """Whether a plan's step is a subtask that is there to be done and, the first, can be begun."""
+        text = plan.steps[index].text
+        valid = self._is_valid(text) and text not in self._refused
+        return valid and (index > 0 or self._can_begin(plan))
 
     def _total(self, scores: Mapping[str, float]) -> float:
         """Weighted mean; one unusable step costs more than all the rest can make good."""

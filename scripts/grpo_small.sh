@@ -26,7 +26,7 @@ NUM=${NUM:-256}
 HELD=${HELD:-16}
 WORKERS=${WORKERS:-0}
 SUITES=${SUITES:-t2i x2i explore-twin}
-REWARDS="rewards=[{name:objects,weight:1.0,low:-0.5,high:1.0,model:'$JUDGE'}"
+REWARDS="rewards=[{name:objects,weight:1.0,low:0.0,high:1.0,model:'$JUDGE'}"
 REWARDS="$REWARDS,{name:likeness,weight:1.0,low:10.0,high:30.0},{name:preservation,weight:0.25,low:0.3,high:0.95}]"
 
 suites() { # where to, the model, settings

@@ -30,15 +30,16 @@ RENDERER=${RENDERER:-auto}
 # What a room and what a table-top gives. Physics is most of the cost of a task, so each is told several times.
 ROOM_KINDS="num_frames=42 num_pictures=8 num_edits=6 num_tales=1 episodes_per_shard=4"
 TABLE_KINDS="num_frames=0 num_pictures=0 num_tasks=1 num_views=8 num_tables=6 num_table_edits=6 episodes_per_shard=4"
-# The rows of a step by kind and length, on all GPUs together. Every bucket is some work for the processor, whatever
-# its size, so few and large ones take part in a step: about 320,000 tokens, two in five of them walks.
-BUCKETS="buckets=[{kind:walk,frames:12,batch_size:32},{kind:picture,batch_size:240,every:3}"
-BUCKETS="$BUCKETS,{kind:x2i,frames:2,batch_size:120,every:3},{kind:table,batch_size:168,every:3}"
-BUCKETS="$BUCKETS,{kind:vla,frames:2,batch_size:144,every:3},{kind:vla,frames:4,at_least:3,batch_size:60,every:3}"
-BUCKETS="$BUCKETS,{kind:howto,frames:3,batch_size:36,every:3},{kind:walk,frames:42,batch_size:6,every:8}"
-BUCKETS="$BUCKETS,{kind:story,frames:6,batch_size:24,every:4},{kind:x2i,frames:3,batch_size:32,every:8}"
-BUCKETS="$BUCKETS,{kind:vla,frames:7,at_least:5,batch_size:42,every:8}"
-BUCKETS="$BUCKETS,{kind:howto,frames:6,at_least:4,batch_size:42,every:8}]"
+# The rows of a step by kind and length, so many for each GPU. Every bucket is some work for the processor, whatever
+# its size, so few and large ones take part in a step: about 150,000 tokens, two in five of them walks.
+BUCKETS="buckets=[{kind:walk,frames:12,batch_size:$((16 * GPUS))},{kind:picture,batch_size:$((120 * GPUS)),every:3}"
+BUCKETS="$BUCKETS,{kind:x2i,frames:2,batch_size:$((60 * GPUS)),every:3},{kind:table,batch_size:$((84 * GPUS)),every:3}"
+BUCKETS="$BUCKETS,{kind:vla,frames:2,batch_size:$((72 * GPUS)),every:3}"
+BUCKETS="$BUCKETS,{kind:vla,frames:4,at_least:3,batch_size:$((30 * GPUS)),every:3}"
+BUCKETS="$BUCKETS,{kind:howto,frames:3,batch_size:$((18 * GPUS)),every:3},{kind:walk,frames:42,batch_size:$((3 * GPUS)),every:8}"
+BUCKETS="$BUCKETS,{kind:story,frames:6,batch_size:$((12 * GPUS)),every:4},{kind:x2i,frames:3,batch_size:$((16 * GPUS)),every:8}"
+BUCKETS="$BUCKETS,{kind:vla,frames:7,at_least:5,batch_size:$((21 * GPUS)),every:8}"
+BUCKETS="$BUCKETS,{kind:howto,frames:6,at_least:4,batch_size:$((21 * GPUS)),every:8}]"
 DIDA_BUCKETS="buckets=[{kind:walk,frames:6,batch_size:8},{kind:picture,batch_size:16},{kind:table,batch_size:8}"
 DIDA_BUCKETS="$DIDA_BUCKETS,{kind:x2i,frames:2,batch_size:8},{kind:story,frames:6,batch_size:4,every:2}"
 DIDA_BUCKETS="$DIDA_BUCKETS,{kind:vla,frames:7,batch_size:4},{kind:howto,frames:6,batch_size:4,every:2}]"

@@ -28,7 +28,8 @@ from emuworld.tasks.metrics import Floats, bootstrap_of_groups
 from emuworld.tasks.reward_curves import read_reward_log
 from emuworld.tasks.run_folder import Record, read_records, read_run
 
-_MAY_DIFFER = ("model", "passes")  # of two runs' case settings
+# Of two runs' case settings; dreams under other commands (shuffled) are scored by no figure here.
+_MAY_DIFFER = ("model", "passes", "num_shuffled")
 _ASKED = ("seed", "prompt", "instruction", "commands")  # of a record: what its case was
 # What counts 0 and 1 where PSNR is averaged with rates: the likeness reward of configs/train/grpo.yaml.
 _LOW_DB, _HIGH_DB = 10.0, 30.0

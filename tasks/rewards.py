@@ -4,8 +4,10 @@ The training stage `grpo` takes them by name; `emuworld.cli` hands them down. Wh
 prompt's line under `truth`, as `emuworld data prompts` writes it; a term does not apply to a line without it.
 
 `objects`: of the objects asked for (`truth.objects`: pairs of colour and shape) the share that the detector
-finds, less half a share for each that it finds besides; at most 1. The judge errs: its own errors are in
-docs/evaluation.md, and a suite that shares the judge shares what fools it.
+finds; half a share for one whose colour it finds on another shape; less a tenth of a share for each other
+that it finds. Never below 0, what an empty room is worth: a policy that mostly fails must not learn to draw
+nothing (it did: docs/log.md). The judge errs: its own errors are in docs/evaluation.md, and a suite that
+shares the judge shares what fools it.
 The judge is the built-in model's, whatever learns: a policy must not bring its own. `model=` names the file
 of another one.
 `likeness`: PSNR in dB between the drawn pictures and the simulator's own (`truth.pictures`: PNG files), the
@@ -30,6 +32,8 @@ from emuworld.tasks.detector import Detector
 from emuworld.tasks.metrics import Frame, psnr
 
 DETECTOR_FILE = "detector.safetensors"
+Pair = tuple[str, str]
+"""Colour and shape."""
 
 
 class Answered(Protocol):
@@ -72,9 +76,17 @@ class Objects:
             alike = [at for at in judged if answers[at].pictures[-1].shape == shape]
             found = self._detector.detect([answers[at].pictures[-1] for at in alike])
             for at, sightings in zip(alike, found, strict=True):
-                pairs = {one.pair for one in sightings}
-                shares[at] = (len(asked[at] & pairs) - 0.5 * len(pairs - asked[at])) / len(asked[at])
+                shares[at] = share_found(asked[at], {one.pair for one in sightings})
         return shares
+
+
+def share_found(asked: set[Pair], found: set[Pair]) -> float:
+    """What a picture in which `found` was found is worth, 0 to 1; see the module."""
+    others = found - asked
+    colours = {colour for colour, _ in others}
+    near = sum(colour in colours for colour, _ in asked - found)
+    worth = len(asked & found) + 0.5 * near - 0.1 * max(0, len(others) - near)
+    return max(0.0, worth / len(asked))
 
 
 def likeness(answers: Sequence[Answered]) -> list[float]:

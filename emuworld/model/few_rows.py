@@ -36,9 +36,19 @@ class Plan(NamedTuple):
     stages: int
 
 
-# By type and [N, K], what `scripts/sweep_products.py` found fastest on an H200. In bf16 a matrix that is
-# not here is left to the library unless it is wide.
-BEST: dict[tuple[torch.dtype, int, int], Plan] = {}
+# By type and [N, K], what `scripts/sweep_products.py` found fastest for two rows on an H200: the matrices of
+# the 34 B. In bf16 a matrix that is not here is left to the library unless it is wide.
+BEST = {
+    (torch.bfloat16, 10240, 5120): Plan(outputs=64, block=128, split=2, warps=4, stages=3),
+    (torch.bfloat16, 5120, 8192): Plan(outputs=64, block=128, split=3, warps=4, stages=3),
+    (torch.bfloat16, 51200, 5120): Plan(outputs=32, block=256, split=1, warps=4, stages=4),
+    (torch.bfloat16, 5120, 25600): Plan(outputs=64, block=128, split=3, warps=4, stages=4),
+    (torch.bfloat16, 131072, 5120): Plan(outputs=64, block=128, split=1, warps=4, stages=4),
+    (torch.float8_e4m3fn, 10240, 5120): Plan(outputs=128, block=256, split=3, warps=8, stages=3),
+    (torch.float8_e4m3fn, 5120, 8192): Plan(outputs=128, block=128, split=6, warps=8, stages=4),
+    (torch.float8_e4m3fn, 51200, 5120): Plan(outputs=128, block=256, split=1, warps=8, stages=3),
+    (torch.float8_e4m3fn, 5120, 25600): Plan(outputs=128, block=256, split=6, warps=4, stages=3),
+}
 
 
 def plan_for(weight_NK: torch.Tensor) -> Plan:

@@ -32,6 +32,10 @@ class OutOfStepsError(Exception):
     """A request used up its control steps."""
 
 
+class StillError(Exception):
+    """An arm that is to stay where it is was about to move."""
+
+
 def down(yaw_rad: float) -> mink.SO3:
     """The gripper pointing down; at yaw 0 its fingers close along y, at 90 degrees along x."""
     return mink.SO3.from_z_radians(yaw_rad) @ mink.SO3.from_x_radians(math.pi)
@@ -110,9 +114,14 @@ class Arm:
     """Drives the arm of a scene. Stateless but for its addresses: what it does is all in `data`."""
 
     def __init__(
-        self, model: mujoco.MjModel, data: mujoco.MjData, *, on_step: Callable[[], None] | None = None
+        self,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        *,
+        on_step: Callable[[], None] | None = None,
+        still: bool = False,
     ) -> None:
-        self.model, self.data, self._on_step = model, data, on_step
+        self.model, self.data, self._on_step, self._still = model, data, on_step, still
         self.kinematics = Kinematics()
         joints = [model.joint(f"robot/joint{number}") for number in range(1, NUM_JOINTS + 1)]
         self.addresses = np.array([joint.qposadr[0] for joint in joints])
@@ -207,6 +216,8 @@ class Arm:
 
     def _advance(self, start: Vector, end: Vector) -> None:
         """One control step from `start` to `end`; the servos lead by what their damping holds back."""
+        if self._still:
+            raise StillError
         if self.control_steps >= MAX_CONTROL_STEPS:
             raise OutOfStepsError(f"it took more than {MAX_CONTROL_STEPS} control steps")
         lead = self._lead_s * (end - start) / CONTROL_S

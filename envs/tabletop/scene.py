@@ -330,17 +330,33 @@ class TableScene:
                 on_step()
 
         arm = Arm(self.model, self.data, on_step=after_step)
-        goal = None if goal_position is None else np.array(goal_position, np.float64)
-        if goal is not None and (goal.shape != (3,) or not np.isfinite(goal).all()):
-            raise ValueError(f"goal_position is {goal_position}; expected x, y and z in metres")
-        result = skills.execute(self, arm, subtask, goal=goal)
+        result = skills.execute(self, arm, subtask, goal=_as_goal(goal_position))
         self._refresh()
         return result
+
+    def refusal(self, subtask: Request, *, goal_position: Sequence[float] | None = None) -> str | None:
+        """Why `execute` would refuse the same before the first motion; None where the arm would set out.
+
+        Nothing changes. An arm that sets out may still fail.
+        """
+        state = self.save()
+        try:
+            arm = Arm(self.model, self.data, still=True)
+            return skills.refusal(self, arm, subtask, goal=_as_goal(goal_position))
+        finally:
+            self.restore(state)
 
     def _known(self, name: str, known: Mapping[str, Any]) -> None:
         if name not in known:
             names = ", ".join((*self._plans, *self._furniture))
             raise ValueError(f"{name!r} is not what is asked for, or not on this table; it has {names}")
+
+
+def _as_goal(goal_position: Sequence[float] | None) -> Vector | None:
+    goal = None if goal_position is None else np.array(goal_position, np.float64)
+    if goal is not None and (goal.shape != (3,) or not np.isfinite(goal).all()):
+        raise ValueError(f"goal_position is {goal_position}; expected x, y and z in metres")
+    return goal
 
 
 _FURNITURE_HALF_M = {

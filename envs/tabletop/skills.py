@@ -21,7 +21,7 @@ from emuworld.envs.tabletop.arm_body import PAD_HALF_HEIGHT_M
 from emuworld.envs.tabletop.grasps import MARGIN_M, Carried, Grip, ahead, upright_yaw
 from emuworld.envs.tabletop.hand import ATTEMPTS, FAST_M_S, SLOW_M_S, Failed, Hand, Refused
 from emuworld.envs.tabletop.predicates import DIRECTIONS, MOVED_M, Predicate
-from emuworld.envs.tabletop.robot import Arm, OutOfStepsError, Vector
+from emuworld.envs.tabletop.robot import Arm, OutOfStepsError, StillError, Vector
 from emuworld.envs.tabletop.spots import Spot
 
 if TYPE_CHECKING:
@@ -82,6 +82,18 @@ def execute(scene: TableScene, arm: Arm, request: Request, *, goal: Vector | Non
         if arm.control_steps and not isinstance(problem, OutOfStepsError):
             run.hand.go_home()
     return SkillResult(done=done, reason=reason, control_steps=arm.control_steps)
+
+
+def refusal(scene: TableScene, arm: Arm, request: Request, *, goal: Vector | None) -> str | None:
+    """Why a request would be refused before the first motion; None where the arm would set out.
+
+    `arm` must be made with `still=True`. The servos' commands may change: restore the scene afterwards.
+    """
+    try:
+        result = execute(scene, arm, request, goal=goal)
+    except StillError:
+        return None
+    return None if result.done else result.reason
 
 
 class _Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from emuworld.agents.agent import Agent, Step
@@ -58,10 +59,20 @@ def make_agent(
         question=question,
         config=config,
         objectives=scores.objectives(),
-        is_valid=lambda text: parse(text) is not None,
+        is_valid=functools.partial(_is_there, place),
+        can_begin=scores.can_begin,
         sampling=sampling,
     )
     return planner if name == "planner" else TextOnly(planner)
+
+
+def _is_there(place: Workplace, text: str) -> bool:
+    """Whether a text is a subtask with things that are on this table."""
+    subtask = parse(text)
+    if subtask is None:
+        return False
+    known = {*(item.name for item in place.scene.objects), *place.scene.furniture}
+    return {subtask.target, subtask.destination} <= {*known, None}
 
 
 def _own_step(step: Subtask, place: Workplace) -> Step:

@@ -65,7 +65,8 @@ def calibrate(picture: Frame, reference: Frame, *, still: Mask | None = None) ->
     levelled = (picture - offset) / gain
     shift = _shift(levelled.mean(axis=2), reference.astype(np.float64).mean(axis=2), still)
     moved = shifted(picture, shift)
-    gain, offset = _fit(moved, reference, still)
+    if shift != (0.0, 0.0):
+        gain, offset = _fit(moved, reference, still)
     left = np.abs((moved - offset) / gain - reference).mean(axis=2)
     residual = float(left[still].mean()) if still.any() else 0.0
     return Calibration(gain=gain, offset=offset, shift_px=shift, residual=residual)
@@ -111,12 +112,17 @@ def _fit_channel(
     limit = 3 * _RESIDUAL_LIMIT
     for _ in range(6):
         near = np.abs(y - gain * x - offset) < max(limit, _RESIDUAL_LIMIT)
-        if near.sum() < 64 or x[near].std() < 2.0:
-            break
         a, b = x[near], y[near]
-        covariance = ((a - a.mean()) * (b - b.mean())).mean()
-        gain = float(np.clip(covariance / a.var(), 0.3, 3.0))
-        offset = float(b.mean() - gain * a.mean())
+        if len(a) < 64:
+            break
+        mean_a, mean_b = a.mean(), b.mean()
+        from_mean = a - mean_a
+        variance = (from_mean * from_mean).mean()
+        if variance < 2.0**2:
+            break
+        covariance = (from_mean * (b - mean_b)).mean()
+        gain = float(np.clip(covariance / variance, 0.3, 3.0))
+        offset = float(mean_b - gain * mean_a)
         limit *= 0.6
     return gain, offset
 
@@ -132,9 +138,11 @@ def _shift(picture: NDArray[np.float64], reference: NDArray[np.float64], still: 
     edges = strength >= max(np.quantile(strength, 1 - _EDGE_SHARE), 1e-6)
     rows, columns = (index + margin for index in np.nonzero(edges))
     wanted = of_reference[:, rows, columns]
+    width = picture.shape[1]
+    edge_pixels, of_pixels = rows * width + columns, of_picture.reshape(2, -1)
 
     def cost(down: int, right: int) -> float:
-        off = np.abs(of_picture[:, rows + down, columns + right] - wanted)
+        off = np.abs(of_pixels.take(edge_pixels + (down * width + right), axis=1) - wanted)
         return float(np.minimum(off, _GRADIENT_LIMIT).mean())
 
     span = range(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1)

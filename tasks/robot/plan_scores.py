@@ -71,13 +71,15 @@ class _Look:
 
     `subtasks`: of its steps, None where the words are none; `shown`: the last place that pictures show of a
     thing, what it rests on, and where it was before; `stands`: how well each new place stands in physics;
-    `kept`: share of the bystanders that are as they should be in the last picture.
+    `kept`: share of the bystanders that are as they should be in the last picture; `begins`: whether the arm
+    would set out on the first step.
     """
 
     subtasks: tuple[Subtask | None, ...]
     shown: Mapping[str, tuple[Reading, Position]]
     stands: tuple[float, ...]
     kept: float
+    begins: bool
 
 
 class PlanScores:
@@ -118,6 +120,11 @@ class PlanScores:
         """Share of the bystanders of the last step that the last picture shows once, where they were."""
         return self._look(plan).kept
 
+    def can_begin(self, plan: ImaginedPlan) -> bool:
+        """Whether the arm, asked for the first step with its picture now, would set out; see
+        `TableScene.refusal`."""
+        return self._look(plan).begins
+
     # ---- inside --------------------------------------------------------------------------------
 
     def _look(self, plan: ImaginedPlan) -> _Look:
@@ -141,16 +148,19 @@ class PlanScores:
         subtasks: list[Subtask | None] = []
         shown: dict[str, tuple[Reading, Position]] = {}
         stands: list[float] = []
+        begins = False
         for index, step in enumerate(steps):
             subtask = parse(step.text)
             subtasks.append(subtask)
             if step.keyframe is None:
+                begins = begins or (index == 0 and self._sets_out(subtask, None))
                 continue
             keyframe = take_up(step.keyframe, view)
             if index == len(steps) - 1:
                 kept = _kept(keyframe, view, subtask)
             reading = None if subtask is None else read_goal(keyframe, view, subtask)
             place = None if subtask is None else goal_position(subtask, reading)
+            begins = begins or (index == 0 and self._sets_out(subtask, place))
             if subtask is None or subtask.skill not in PLACING:
                 continue
             if reading is None or place is None:
@@ -159,10 +169,16 @@ class PlanScores:
             shown[subtask.target] = reading, self._scene.state(subtask.target).position
             stands.append(self._put(subtask.target, place))
             view = self._view()
-        return _Look(subtasks=tuple(subtasks), shown=shown, stands=tuple(stands), kept=kept)
+        return _Look(subtasks=tuple(subtasks), shown=shown, stands=tuple(stands), kept=kept, begins=begins)
 
     def _view(self) -> TableView:
         return TableView(self._scene, renderer=self._renderer, size=self._size)
+
+    def _sets_out(self, subtask: Subtask | None, place: Position | None) -> bool:
+        if subtask is None:
+            return False
+        goal = None if place is None else place.tolist()
+        return self._scene.refusal(subtask, goal_position=goal) is None
 
     def _put(self, name: str, place: Position) -> float:
         """Put a thing where a picture has it and let physics go: 1 where it stays, 0 where it falls."""

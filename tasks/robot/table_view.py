@@ -21,10 +21,10 @@ from emuworld.envs.tabletop.model import TABLE_HALF_M, TABLE_X_M
 from emuworld.envs.tabletop.robot import HOME_RAD
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.tasks.robot.calibration import Frame, Mask
-from emuworld.tasks.robot.keyframe_readout import Floats, Position, Target
+from emuworld.tasks.robot.keyframe_readout import Floats, Position, Support, Target
 
 _AWAY = (0.0, 0.0, -20.0)  # out of every picture and shadow
-_FROM_ABOVE_M = 0.8
+_FROM_ABOVE_M, _DOWN = 0.8, np.array([0.0, 0.0, -1.0])
 _SHADES = (0.55, 0.8, 1.0)  # of a colour on an object's sides and top, where none of it is in view
 _MIN_SEEN_PX = 20
 _TABLE_DIPS_M = 0.05  # what is lower is floor
@@ -73,7 +73,7 @@ class TableView:
 
     def robot_mask(self) -> Mask:
         """Pixels that show the arm now."""
-        return np.asarray(np.isin(self.geoms, self._robot_geoms))
+        return np.asarray(np.isin(self.geoms, list(self._robot_geoms)))
 
     def position(self, name: str) -> Position:
         """Where the object's middle is, [3] metres."""
@@ -91,7 +91,6 @@ class TableView:
         depth = self._renderer.depth(
             self._model, self._copied(without=name, at_rest=True), self.camera, **self._sides
         )
-        support = copy.copy(self._copied(without=name))  # its own: the scratch data goes on changing
         half_x, half_y = (half - _EDGE_M for half in TABLE_HALF_M)
         return Target(
             name=name,
@@ -102,7 +101,7 @@ class TableView:
             depth=depth,
             camera=self.camera,
             area=(TABLE_X_M - half_x, TABLE_X_M + half_x, -half_y, half_y),
-            support=lambda x, y: self._support(support, x, y),
+            support=self._support_without(name),
             draw=lambda position: self.drawn_with({name: position}),
         )
 
@@ -150,8 +149,8 @@ class TableView:
         ]
 
     @functools.cached_property
-    def _robot_geoms(self) -> list[int]:
-        return self._geoms_of("robot")
+    def _robot_geoms(self) -> frozenset[int]:
+        return frozenset(self._geoms_of("robot"))
 
     def _geoms_of(self, name: str) -> list[int]:
         return [index for index in range(self._model.ngeom) if self.scene.identity_of_geom(index) == name]
@@ -162,21 +161,34 @@ class TableView:
         moved = np.abs(self.scene.data.qpos[self._arm_addresses] - HOME_RAD).max() > 0.05
         return (rest, self._draw(self._copied(without=name))) if moved else (rest,)
 
-    def _support(self, data: mujoco.MjData, x: float, y: float) -> tuple[float, str]:
+    @functools.cached_property
+    def _support(self) -> Support:
         """Height of the uppermost thing under (x, y) that is no part of the arm, and what it is."""
-        height, hit = _FROM_ABOVE_M, np.zeros(1, dtype=np.int32)
+        data = copy.copy(self._copied())  # its own: the scratch data goes on changing
+        return functools.cache(lambda x, y: self._uppermost(data, x, y))
+
+    def _support_without(self, name: str) -> Support:
+        """The same without an object; only what lies on or under that has to be looked for anew."""
+        data = copy.copy(self._copied(without=name))
+
+        def support(x: float, y: float) -> tuple[float, str]:
+            found = self._support(x, y)
+            return self._uppermost(data, x, y) if found[1] == name else found
+
+        return support
+
+    def _uppermost(self, data: mujoco.MjData, x: float, y: float) -> tuple[float, str]:
+        point, hit = np.array([x, y, _FROM_ABOVE_M]), np.zeros(1, dtype=np.int32)
         for _ in range(12):
-            down = np.array([0.0, 0.0, -1.0])
-            way = mujoco.mj_ray(self._model, data, np.array([x, y, height]), down, None, 1, -1, hit)
+            way = mujoco.mj_ray(self._model, data, point, _DOWN, None, 1, -1, hit)
             if way < 0:
-                return math.nan, ""
-            height -= way
-            if int(hit[0]) not in self._robot_geoms:
+                break
+            point[2] -= way
+            geom, height = int(hit[0]), float(point[2])
+            if geom not in self._robot_geoms:
                 on_table = height > -_TABLE_DIPS_M
-                return (
-                    (height, self.scene.identity_of_geom(int(hit[0])) or "") if on_table else (math.nan, "")
-                )
-            height -= 1e-4
+                return (height, self.scene.identity_of_geom(geom) or "") if on_table else (math.nan, "")
+            point[2] -= 1e-4
         return math.nan, ""
 
     def _surface(self, name: str) -> Floats:

@@ -78,7 +78,8 @@ class StubModel:
 GOOD: Script = (("pick", 1), ("place", 2))
 
 
-def planner(model: StubModel, **settings: object) -> Planner:
+def planner(model: StubModel, *, blocked: str = "", **settings: object) -> Planner:
+    """`blocked`: a first subtask that the robot would not set out on."""
     config = PlannerConfig(**{"num_plans": 2, "depth": 4, **settings})  # type: ignore[arg-type]
     objectives = {"goal": lambda plan: float(any("place" in step.text for step in plan.steps))}
     agent = Planner(
@@ -87,6 +88,7 @@ def planner(model: StubModel, **settings: object) -> Planner:
         config=config,
         objectives=objectives,
         is_valid=lambda text: text in ("pick", "place", "push"),
+        can_begin=lambda plan: plan.steps[0].text != blocked,
     )
     agent.begin(Assignment(instruction="do it", frame=frame(), seed=3))
     return agent
@@ -141,6 +143,24 @@ def test_a_refused_subtask_is_not_tried_again() -> None:
     assert steps(agent, [0]) == ["pick"]
     step = agent.act(frame(0), {"invalid_action": True})
     assert step is not None and step.text == "push"
+
+
+def test_a_plan_that_can_be_begun_is_looked_for() -> None:
+    model = StubModel([GOOD], [GOOD], [(("push", 3),)])
+    assert steps(planner(model, blocked="pick"), [0]) == ["push"]
+    assert len(model.prompts) == 3
+    better = StubModel([GOOD, (("push", 3), ("place", 2))])  # one of the first round already
+    assert steps(planner(better, blocked="pick"), [0]) == ["push"]
+    assert len(better.prompts) == 1
+
+
+def test_nothing_is_done_where_no_plan_can_be_begun() -> None:
+    model = StubModel([GOOD])
+    assert steps(planner(model, blocked="pick", tries=2), [0]) == [None]
+    assert len(model.prompts) == 2
+    refused = planner(StubModel([(("pick", 1),)]))
+    assert steps(refused, [0]) == ["pick"]
+    assert refused.act(frame(0), {"invalid_action": True}) is None  # it knows nothing else
 
 
 def test_brightness_is_no_surprise() -> None:

@@ -17,7 +17,7 @@ from emuworld.checkpoint_folder import BUILTIN
 from emuworld.envs.palette import SHAPES
 from emuworld.tasks.detector import Detector
 from emuworld.tasks.reward_prompts import FILE_NAME, RewardPrompts, run
-from emuworld.tasks.rewards import DETECTOR_FILE, Objects, likeness, terms
+from emuworld.tasks.rewards import DETECTOR_FILE, Objects, likeness, share_found, terms
 from emuworld.training.rewards import Scale
 
 
@@ -62,6 +62,16 @@ def test_the_simulators_own_pictures_score_best(lines: list[dict[str, Any]]) -> 
         )
         assert values[0] > 50 and values[0] > max(values[1:3]) and values[3] == 0
     assert np.isnan(likeness([_Answer((grey[0],), lines[0]["truth"])])[0])
+
+
+def test_to_try_is_never_worth_less_than_an_empty_room() -> None:
+    asked = {("red", "ball"), ("blue", "box")}
+    assert share_found(asked, set()) == 0.0
+    assert share_found(asked, asked) == 1.0
+    assert share_found(asked, {("red", "ball"), ("blue", "cone")}) == pytest.approx(0.75)  # colour alone
+    assert share_found(asked, {("red", "cone")}) == pytest.approx(0.25)
+    assert share_found(asked, {*asked, ("green", "cone")}) == pytest.approx(0.95)
+    assert share_found(asked, {("green", "cone"), ("pink", "egg")}) == 0.0
 
 
 def test_objects_are_what_the_judge_finds(lines: list[dict[str, Any]]) -> None:

@@ -212,3 +212,30 @@ def test_refusals_change_nothing(words: tuple[str, ...], reason: str) -> None:
     result = do(scene, words[0], words[1], *words[2:])
     assert result == SkillResult(done=False, reason=reason, control_steps=0)
     assert scene.state_hash() == before
+    subtask = Subtask(
+        skill=words[0],
+        target=words[1],
+        relation=words[2] if len(words) > 2 else None,
+        destination=words[3] if len(words) > 3 else None,
+    )
+    assert scene.refusal(subtask) == reason  # the same, asked beforehand
+
+
+def test_what_would_be_begun_is_told_without_a_motion() -> None:
+    scene = TableScene(
+        TablePlan(objects=(cube("red", 0.5, -0.1), cube("blue", 0.4, 0.1)), furniture=(PLATE,))
+    )
+    before = scene.state_hash()
+    for subtask in (
+        Subtask(skill="pick", target="red cube"),
+        Subtask(skill="place", target="red cube", relation="on", destination="blue plate"),
+        Subtask(skill="push", target="red cube", relation="right"),
+    ):
+        assert scene.refusal(subtask) is None
+    from_picture = Subtask(skill="place", target="red cube")
+    assert scene.refusal(from_picture) == "it is not said where to put it"
+    assert scene.refusal(from_picture, goal_position=(0.45, 0.0, 0.0)) is None
+    assert scene.state_hash() == before
+    assert do(scene, "pick", "red cube").done
+    assert scene.refusal(Subtask(skill="pick", target="blue cube")) == "the gripper holds the red cube"
+    assert scene.refusal(Subtask(skill="pick", target="red cube")) is None  # done already, and no error
