@@ -7,27 +7,31 @@
 #   scripts/grpo_small.sh page         before beside after on one page, with the rewards along the way   (no GPU)
 #   scripts/grpo_small.sh              all five
 # WORK is the folder of all, MODEL what it begins from (small, or a checkpoint folder), JUDGE the detector of
-# rewards and suites, EMUWORLD the command; settings behind a part go to it: grpo_small.sh train group=16.
+# the suites, REWARD_JUDGE that of the rewards (train another one, and the suites tell what has fooled it),
+# EMUWORLD the command; settings behind a part go to it: grpo_small.sh train group=16.
 # Prompts come from the training and validation splits, the suites ask in the test split. Afterwards lie in
 # WORK: before/ and after/ (pages and figures with 95 % intervals), grpo/ (the model, grpo.log.jsonl with the
 # reward by term), page/ (what got better, what got worse). What draws pictures at once belongs to the old
 # weights: train it (stage=dida) afterwards.
+# NUM prompts of each mode (NUM_T2I of t2i) are asked in training, HELD of each held out.
 # DEVICE=cpu NUM=2 with a small MODEL and little behind train tries it out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 WORK=${WORK:-outputs/grpo-small}
 MODEL=${MODEL:-small}
 JUDGE=${JUDGE:-emuworld/weights/small/detector.safetensors}
+REWARD_JUDGE=${REWARD_JUDGE:-$JUDGE}
 EMUWORLD=${EMUWORLD:-./run emuworld}
 GRPO_S=${GRPO_S:-200}
 STARTUP_S=${STARTUP_S:-12} # of GRPO_S, for starting Python and its imports
 DEVICE=${DEVICE:-cuda}
 NUM=${NUM:-256}
+NUM_T2I=${NUM_T2I:-$NUM}
 HELD=${HELD:-16}
 WORKERS=${WORKERS:-0}
 SUITES=${SUITES:-t2i x2i explore-twin}
-REWARDS="rewards=[{name:objects,weight:1.0,low:0.0,high:1.0,model:'$JUDGE'}"
-REWARDS="$REWARDS,{name:likeness,weight:1.0,low:10.0,high:30.0},{name:preservation,weight:0.25,low:0.3,high:0.95}]"
+REWARDS="rewards=[{name:objects,weight:1.0,low:0.0,high:1.0,model:'$REWARD_JUDGE'}"
+REWARDS="$REWARDS,{name:likeness,weight:1.0,low:10.0,high:30.0},{name:edit,weight:1.0,low:0.0,high:1.0}]"
 
 suites() { # where to, the model, settings
     for suite in $SUITES; do
@@ -37,7 +41,7 @@ suites() { # where to, the model, settings
 
 case "${1:-all}" in
 prompts)
-    $EMUWORLD data prompts out="$WORK/train" split=train num_t2i="$NUM" num_x2i="$NUM" num_explore="$NUM" \
+    $EMUWORLD data prompts out="$WORK/train" split=train num_t2i="$NUM_T2I" num_x2i="$NUM" num_explore="$NUM" \
         workers="$WORKERS" "${@:2}"
     $EMUWORLD data prompts out="$WORK/held" split=validation num_t2i="$HELD" num_x2i="$HELD" num_explore="$HELD" \
         workers="$WORKERS" "${@:2}"
@@ -64,7 +68,7 @@ all)
     done
     ;;
 *)
-    sed -n '2,15s/^# //p' "$0"
+    sed -n '2,16s/^# //p' "$0"
     exit 2
     ;;
 esac

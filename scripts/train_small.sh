@@ -6,6 +6,7 @@
 #   scripts/train_small.sh pretrain     the transformer             (PRETRAIN_S seconds in all, on GPUS GPUs)
 #   scripts/train_small.sh dida         drawing pictures at once    (DIDA_S seconds in all, from DIDA_FROM; into dida/)
 #   scripts/train_small.sh detector     the detector of the suites  (DETECTOR_S seconds of training)
+# FIRST_SEED is that of the first training world: other worlds for a run that goes on from an earlier one's weights.
 # All six modes are trained together. RENDERER (auto, gl, rays, cuda) draws; cuda leaves the GPU to the trainer.
 # Stages resume after a kill. WORK is the folder for data and runs, EMUWORLD the command, PYTHON the interpreter
 # that torchrun starts on each GPU; DEVICE=cpu COMPILE=false with small sizes behind the stage tries the recipe out.
@@ -20,6 +21,7 @@ DIDA_FROM=${DIDA_FROM:-$WORK/pretrain}
 DETECTOR_S=${DETECTOR_S:-100}
 ROOMS=${ROOMS:-10000}
 TABLES=${TABLES:-4000}
+FIRST_SEED=${FIRST_SEED:-0}
 WORKERS=${WORKERS:-6} # processes that draw rooms; TABLE_WORKERS: table-tops
 TABLE_WORKERS=${TABLE_WORKERS:-3}
 GPUS=${GPUS:-1}
@@ -31,9 +33,9 @@ RENDERER=${RENDERER:-auto}
 ROOM_KINDS="num_frames=42 num_pictures=8 num_edits=6 num_tales=1 episodes_per_shard=4"
 TABLE_KINDS="num_frames=0 num_pictures=0 num_tasks=1 num_views=8 num_tables=6 num_table_edits=6 episodes_per_shard=4"
 # The rows of a step by kind and length, so many for each GPU. Every bucket is some work for the processor, whatever
-# its size, so few and large ones take part in a step: about 150,000 tokens, two in five of them walks.
-BUCKETS="buckets=[{kind:walk,frames:12,batch_size:$((16 * GPUS))},{kind:picture,batch_size:$((120 * GPUS)),every:3}"
-BUCKETS="$BUCKETS,{kind:x2i,frames:2,batch_size:$((60 * GPUS)),every:3},{kind:table,batch_size:$((84 * GPUS)),every:3}"
+# its size, so few and large ones take part in a step: about 160,000 tokens, two in five of them walks.
+BUCKETS="buckets=[{kind:walk,frames:12,batch_size:$((16 * GPUS))},{kind:picture,batch_size:$((120 * GPUS)),every:2}"
+BUCKETS="$BUCKETS,{kind:x2i,frames:2,batch_size:$((60 * GPUS)),every:2},{kind:table,batch_size:$((84 * GPUS)),every:3}"
 BUCKETS="$BUCKETS,{kind:vla,frames:2,batch_size:$((72 * GPUS)),every:3}"
 BUCKETS="$BUCKETS,{kind:vla,frames:4,at_least:3,batch_size:$((30 * GPUS)),every:3}"
 BUCKETS="$BUCKETS,{kind:howto,frames:3,batch_size:$((18 * GPUS)),every:3},{kind:walk,frames:42,batch_size:$((3 * GPUS)),every:8}"
@@ -54,8 +56,8 @@ build() { # split, folder, first seed, number of seeds, processes, what each giv
 case "${1:-}" in
 data)
     mkdir -p "$WORK"
-    build train rooms 0 "$ROOMS" "$WORKERS" $ROOM_KINDS &
-    build train tables 100000 "$TABLES" "$TABLE_WORKERS" $TABLE_KINDS &
+    build train rooms "$FIRST_SEED" "$ROOMS" "$WORKERS" $ROOM_KINDS &
+    build train tables $((100000 + FIRST_SEED)) "$TABLES" "$TABLE_WORKERS" $TABLE_KINDS &
     build validation rooms 0 48 4 $ROOM_KINDS format=PNG & VALIDATION=$!
     build validation tables 100000 24 2 $TABLE_KINDS format=PNG & wait $! $VALIDATION
     ;;
@@ -89,7 +91,7 @@ detector)
         training.max_seconds="$DETECTOR_S" "${@:2}"
     ;;
 *)
-    sed -n '2,14s/^# //p' "$0"
+    sed -n '2,15s/^# //p' "$0"
     exit 2
     ;;
 esac

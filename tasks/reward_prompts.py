@@ -113,7 +113,12 @@ def _edits(config: RewardPrompts, out: Path, count: int, ordered: _Ordered) -> I
     for done, (text, *frames) in enumerate(islice(of_all_rooms, count)):
         names = (f"x2i-{done:05d}-{when}.png" for when in ("before", "after"))
         before, after = (_save(frame, out / name) for frame, name in zip(frames, names, strict=True))
-        yield {"mode": "x2i", "prompt": text, "images": [before], "truth": {"pictures": [after]}}
+        yield {
+            "mode": "x2i",
+            "prompt": text,
+            "images": [before],
+            "truth": {"before": before, "pictures": [after]},
+        }
 
 
 def _edits_of(config: RewardPrompts, seed: int) -> list[tuple[str, Frame, Frame]]:

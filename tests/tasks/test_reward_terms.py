@@ -17,7 +17,7 @@ from emuworld.checkpoint_folder import BUILTIN
 from emuworld.envs.palette import SHAPES
 from emuworld.tasks.detector import Detector
 from emuworld.tasks.reward_prompts import FILE_NAME, RewardPrompts, run
-from emuworld.tasks.rewards import DETECTOR_FILE, Objects, likeness, share_found, terms
+from emuworld.tasks.rewards import DETECTOR_FILE, Objects, edit, likeness, share_found, terms
 from emuworld.training.rewards import Scale
 
 
@@ -25,6 +25,7 @@ from emuworld.training.rewards import Scale
 class _Answer:
     pictures: tuple[np.ndarray, ...]
     truth: Mapping[str, Any]
+    references: tuple[np.ndarray, ...] = ()
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,25 @@ def test_the_simulators_own_pictures_score_best(lines: list[dict[str, Any]]) -> 
     assert np.isnan(likeness([_Answer((grey[0],), lines[0]["truth"])])[0])
 
 
+def test_an_edit_is_worth_what_is_done_and_kept(lines: list[dict[str, Any]]) -> None:
+    """The true picture 1; neither a copy nor an empty picture anything; what else is changed takes off."""
+    line = lines[1]
+    before, after = (_shown(line, name) for name in (line["truth"]["before"], *line["truth"]["pictures"]))
+    wall = np.full_like(after, 180)
+    same = (np.abs(before.astype(int) - after).max(axis=2) <= 6).reshape(16, 16, 16, 16).all(axis=(1, 3))
+    spoilt, row, column = after.copy(), *np.argwhere(same)[0]
+    spoilt[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] += 90  # one block, another colour
+    values = edit(
+        [
+            _Answer((picture,), line["truth"], (before,))
+            for picture in (after, spoilt, before, wall, wall[:128, :128])
+        ]
+    )
+    assert values[0] == 1.0 and 0.8 < values[1] < 1.0 and values[2] == 0.0 and max(values[3:]) <= 0.1
+    assert edit([_Answer((), line["truth"])]) == [0.0]
+    assert np.isnan(edit([_Answer((after,), lines[2]["truth"])])[0])
+
+
 def test_to_try_is_never_worth_less_than_an_empty_room() -> None:
     asked = {("red", "ball"), ("blue", "box")}
     assert share_found(asked, set()) == 0.0
@@ -98,7 +118,7 @@ def test_objects_are_what_the_judge_finds(lines: list[dict[str, Any]]) -> None:
     np.testing.assert_allclose(several, [np.nan, 0.0, right, np.nan])
     with pytest.raises(ValueError, match="no detector at"):
         terms()["objects"](Scale(name="objects", model="none"), torch.device("cpu"))
-    assert set(terms()) == {"objects", "likeness"}
+    assert set(terms()) == {"objects", "likeness", "edit"}
 
 
 def test_several_processes_write_the_same_lines(tmp_path: Path) -> None:
