@@ -93,6 +93,8 @@ class Planner:
         is_valid: whether a text is a subtask that somebody could carry out.
         can_begin: whether the robot could set out on a plan's first subtask as things are now. Where it
             cannot, others are imagined (`PlannerConfig.tries`), and at last nothing is done.
+        is_done: whether what an instruction asks for is there by now; None: nobody can tell. Then the plan's
+            own end counts.
         sampling: settings of the model; None: the checkpoint's for vla.
     """
 
@@ -105,6 +107,7 @@ class Planner:
         objectives: Mapping[str, Objective] | None = None,
         is_valid: Callable[[str], bool] = lambda text: bool(text.strip()),
         can_begin: Callable[[ImaginedPlan], bool] = lambda plan: True,
+        is_done: Callable[[str], bool | None] = lambda instruction: None,
         sampling: Sampling | None = None,
     ) -> None:
         self.config = config or PlannerConfig()
@@ -113,6 +116,7 @@ class Planner:
         self._objectives = {**OBJECTIVES, **(objectives or {})}
         self._is_valid = is_valid
         self._can_begin = can_begin
+        self._is_done = is_done
         self._sampling = sampling
         self._assignment: Assignment | None = None
 
@@ -129,15 +133,16 @@ class Planner:
         self.considered: list[ImaginedPlan] = []  # plans of the last round, best first
 
     def act(self, frame: Frame, info: Mapping[str, Any]) -> Step | None:
-        """The next subtask of the best plan; None where it is done, or no budget is left to go on."""
+        """The next subtask of the best plan; None where all is done, or no budget is left to go on."""
         if self._assignment is None:
             raise ValueError("the planner has no assignment: call begin(Assignment(...)) first")
-        if self.num_steps >= self.config.max_steps:
+        done = self._is_done(self._assignment.instruction)
+        if done or self.num_steps >= self.config.max_steps:
             return None
         failed = bool(info.get("invalid_action", False)) and self._last is not None
         if failed and self._last is not None:
             self._refused.add(self._last.text)
-        if self._must_plan(frame, failed=failed):
+        if self._must_plan(frame, failed=failed, unfinished=done is False):
             self._take_best(frame)
         if not self._rest:
             return None
@@ -158,7 +163,7 @@ class Planner:
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _must_plan(self, frame: Frame, *, failed: bool) -> bool:
+    def _must_plan(self, frame: Frame, *, failed: bool, unfinished: bool) -> bool:
         if self._plan is None:
             return True
         if self.config.replan == "never":
@@ -167,7 +172,8 @@ class Planner:
             return True
         keyframe = self._last.keyframe if self._last is not None else None
         surprised = keyframe is not None and changed_share(frame, keyframe) > self.config.surprise
-        return surprised or not (self._rest or self._plan.complete)
+        at_end = not self._rest and (unfinished or not self._plan.complete)
+        return surprised or at_end
 
     def _take_best(self, frame: Frame) -> None:
         """Put the best plan's steps in line: none of a plan that cannot be begun. Where nothing can be

@@ -62,6 +62,9 @@ SCORES: dict[str, dict[str, Score]] = {
         "all shapes there": Score(
             kind="prompt", worth=lambda r: float(r["judged"]["dream"]["shapes_present"])
         ),
+        "each named once, nothing else": Score(  # records of before 2026-11-29 do not count objects
+            kind="prompt", worth=lambda r: float(r["judged"]["dream"].get("as_named", "nan"))
+        ),
     },
     "x2i": {
         "done and rest kept": Score(kind="edit", worth=lambda r: float(all(r["judged"]["dream"].values()))),

@@ -239,6 +239,7 @@ def _t2i_page(figures: Figures, folder: Path) -> list[str]:
         "all_present": "all, right colour",
         "shapes_present": "shapes, any colour",
         "colours_present": "colours, any shape",
+        "as_named": "each named once, nothing else",
     }
     rows = []
     whose = {"dream": "", "tokenizer": "simulator through the tokenizer: ", "truth": "simulator: "}
@@ -247,7 +248,7 @@ def _t2i_page(figures: Figures, folder: Path) -> list[str]:
             rows.append(
                 [
                     f"{who}{group}",
-                    *(words(rates[kind], "rate") for kind in kinds),
+                    *(words(rates[kind], "rate") if kind in rates else "" for kind in kinds),
                     str(rates["all_present"]["count"]),
                 ]
             )

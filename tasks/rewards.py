@@ -4,9 +4,10 @@ The training stage `grpo` takes them by name; `emuworld.cli` hands them down. Wh
 prompt's line under `truth`, as `emuworld data prompts` writes it; a term does not apply to a line without it.
 
 `objects`: of the objects asked for (`truth.objects`: pairs of colour and shape) the share that the detector
-finds; half a share for one whose colour it finds on another shape; less a tenth of a share for each other
-that it finds. Never below 0, what an empty room is worth: a policy that mostly fails must not learn to draw
-nothing (it did: docs/log.md). The judge errs: its own errors are in docs/evaluation.md, and a suite that
+finds; half a share for one whose colour it finds on another shape; less a quarter of a share for each time
+that one is there again, and a tenth for each other object. Without the first a policy learns to draw what was
+asked for many times over, and without the floor of 0, what an empty room is worth, to draw nothing: both have
+happened (docs/log.md). The judge errs: its own errors are in docs/evaluation.md, and a suite that
 shares the judge shares what fools it.
 The judge is the built-in model's, whatever learns: a policy must not bring its own. `model=` names the file
 of another one.
@@ -39,6 +40,7 @@ from emuworld.tasks.metrics import Frame, psnr
 DETECTOR_FILE = "detector.safetensors"
 Pair = tuple[str, str]
 """Colour and shape."""
+_NEAR, _AGAIN, _OTHER = 0.5, 0.25, 0.1  # shares of an object: given, taken and taken
 _BLOCK_PX = 16  # of a visual token
 _SAME_GREY = 6  # levels of 255: nearer than this two pixels of the simulator show the same
 _DONE, _UNDONE = 0.3, 0.9  # error relative to leaving it: a tokenizer leaves up to 0.3 of small objects
@@ -88,18 +90,20 @@ class Objects:
         shapes = {answers[at].pictures[-1].shape for at in judged}
         for shape in sorted(shapes):  # the detector takes pictures of one size together
             alike = [at for at in judged if answers[at].pictures[-1].shape == shape]
-            found = self._detector.detect([answers[at].pictures[-1] for at in alike])
+            found = self._detector.sightings(np.stack([answers[at].pictures[-1] for at in alike]))
             for at, sightings in zip(alike, found, strict=True):
-                shares[at] = share_found(asked[at], {one.pair for one in sightings})
+                shares[at] = share_found(asked[at], [one.pair for one in sightings])
         return shares
 
 
-def share_found(asked: set[Pair], found: set[Pair]) -> float:
-    """What a picture in which `found` was found is worth, 0 to 1; see the module."""
-    others = found - asked
+def share_found(asked: set[Pair], seen: Sequence[Pair]) -> float:
+    """What a picture is worth in which these objects were seen, 0 to 1; see the module."""
+    others = [pair for pair in seen if pair not in asked]
+    found = asked & set(seen)
+    again = len(seen) - len(others) - len(found)
     colours = {colour for colour, _ in others}
     near = sum(colour in colours for colour, _ in asked - found)
-    worth = len(asked & found) + 0.5 * near - 0.1 * max(0, len(others) - near)
+    worth = len(found) + _NEAR * near - _AGAIN * again - _OTHER * (len(others) - near)
     return max(0.0, worth / len(asked))
 
 

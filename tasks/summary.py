@@ -250,7 +250,8 @@ def summarise_t2i(records: Sequence[Record]) -> Figures:
             chosen = [case["judged"][judged] for case in cases if belongs(case)]
             figures[judged][name] = {
                 kind: wilson(sum(one[kind] for one in chosen), len(chosen)).as_dict()
-                for kind in ("all_present", "shapes_present", "colours_present")
+                for kind in ("all_present", "shapes_present", "colours_present", "as_named")
+                if all(kind in one for one in chosen)  # records of before 2026-11-29 do not count objects
             }
     figures["detector"] = _judge_errors([case["detector"] for case in cases])
     met = bar(figures["dream"]["all"]["all_present"], BARS["t2i_all_present"])

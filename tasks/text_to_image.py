@@ -1,10 +1,12 @@
 """Suite `t2i`: pictures from captions, judged by the detector, beside the judge's own error."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from emuworld.tasks.bench import Bench, chunks, reconstruct, step_all
-from emuworld.tasks.detector import VISIBLE_SHARE, pairs_of, true_shares
+from emuworld.tasks.detector import VISIBLE_SHARE, Pair, pairs_of, true_shares
 from emuworld.tasks.metrics import Frame
 from emuworld.tasks.run_folder import PictureRow, Pictures, Record, save_pictures
 from emuworld.tasks.suites import TextToImage, case_seed
@@ -24,36 +26,46 @@ def measure(bench: Bench, suite: TextToImage) -> None:
         true = [truth.frame for truth in prompts]
         judged = [one for three in zip(painted, rebuilt, true, strict=True) for one in three]
         tables = bench.detector.shares(np.stack(judged))  # in the order of JUDGED
+        seen = [[one.pair for one in found] for found in bench.detector.sightings(np.stack(judged))]
+        rows = [slice(3 * row, 3 * row + 3) for row in range(len(prompts))]
         bench.append(
             [
-                _score_prompt(bench, truth, painted[row], tables[3 * row : 3 * row + 3])
-                for row, truth in enumerate(prompts)
+                _score_prompt(bench, truth, frame, tables[three], seen[three])
+                for truth, frame, three in zip(prompts, painted, rows, strict=True)
             ]
         )
 
 
-def _score_prompt(bench: Bench, truth: PromptTruth, painted: Frame, tables: NDArray[np.float32]) -> Record:
+def _score_prompt(
+    bench: Bench,
+    truth: PromptTruth,
+    painted: Frame,
+    tables: NDArray[np.float32],
+    seen: Sequence[Sequence[Pair]],
+) -> Record:
     """Which named objects the detector finds, on the picture and on the simulator's own view of the
-    caption. `tables`: what it finds on these, [3, colours, shapes].
+    caption. `tables`: what it finds on these, [3, colours, shapes]; `seen`: every object on each, one pair as
+    often as it is there.
     """
     config, asked = bench.detector.config, set(truth.pairs)
     there = true_shares(truth.labels, config=config)[0]
     judged: Record = {}
-    for who, table in zip(JUDGED, tables, strict=True):
+    for who, table, objects in zip(JUDGED, tables, seen, strict=True):
         found = pairs_of(table, config=config, at_least=config.min_share)
         judged[who] = {
             "found": sorted(found),
             "all_present": asked <= found,
             "shapes_present": {s for _, s in asked} <= {s for _, s in found},
             "colours_present": {c for c, _ in asked} <= {c for c, _ in found},
+            "as_named": sorted(objects) == sorted(asked),  # each once, and nothing besides
         }
     found_true, visible = tables[2] >= config.min_share, there >= VISIBLE_SHARE
     if truth.index < 2 * bench.suite.num_pictures:
-        seen = ", ".join(" ".join(pair) for pair in judged["dream"]["found"]) or "nothing"
+        told = ", ".join(" ".join(pair) for pair in seen[0]) or "nothing"
         pictures = Pictures(
             title=truth.prompt,
             columns=["painted", "a simulated view with this caption"],
-            rows=[PictureRow(name="", frames=[painted, truth.frame], notes=[f"judge: {seen}", ""])],
+            rows=[PictureRow(name="", frames=[painted, truth.frame], notes=[f"judge: {told}", ""])],
         )
         save_pictures(bench.folder / "pictures" / f"prompt_{truth.index:05d}.npz", pictures)
     return {

@@ -61,6 +61,7 @@ def make_agent(
         objectives=scores.objectives(),
         is_valid=functools.partial(_is_there, place),
         can_begin=scores.can_begin,
+        is_done=scores.is_done,
         sampling=sampling,
     )
     return planner if name == "planner" else TextOnly(planner)

@@ -125,7 +125,20 @@ class PlanScores:
         `TableScene.refusal`."""
         return self._look(plan).begins
 
+    def is_done(self, instruction: str) -> bool | None:
+        """Whether all that the words ask for holds now; None where they ask for nothing that can be checked
+        on this table."""
+        goals = goals_in_words(instruction)
+        things = {*(item.name for item in self._scene.objects), *self._scene.furniture}
+        if not goals or not all(self._can_be_checked(goal, things) for goal in goals):
+            return None
+        return all(self._scene.holds(goal) for goal in goals)
+
     # ---- inside --------------------------------------------------------------------------------
+
+    def _can_be_checked(self, goal: Predicate, things: set[str]) -> bool:
+        named = goal.args[:1] if goal.name == "Moved" else goal.args  # moved where to is a direction
+        return set(named) <= things
 
     def _look(self, plan: ImaginedPlan) -> _Look:
         """One look at each plan of this moment; a plan is known by its very steps."""

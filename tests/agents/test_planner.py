@@ -78,8 +78,12 @@ class StubModel:
 GOOD: Script = (("pick", 1), ("place", 2))
 
 
-def planner(model: StubModel, *, blocked: str = "", **settings: object) -> Planner:
-    """`blocked`: a first subtask that the robot would not set out on."""
+def planner(
+    model: StubModel, *, blocked: str = "", done: Sequence[bool | None] = (None,), **settings: object
+) -> Planner:
+    """`blocked`: a first subtask that the robot would not set out on. `done`: whether the work is, at one
+    step after the other; the last one stays."""
+    told = list(done)
     config = PlannerConfig(**{"num_plans": 2, "depth": 4, **settings})  # type: ignore[arg-type]
     objectives = {"goal": lambda plan: float(any("place" in step.text for step in plan.steps))}
     agent = Planner(
@@ -89,6 +93,7 @@ def planner(model: StubModel, *, blocked: str = "", **settings: object) -> Plann
         objectives=objectives,
         is_valid=lambda text: text in ("pick", "place", "push"),
         can_begin=lambda plan: plan.steps[0].text != blocked,
+        is_done=lambda instruction: told.pop(0) if len(told) > 1 else told[0],
     )
     agent.begin(Assignment(instruction="do it", frame=frame(), seed=3))
     return agent
@@ -161,6 +166,19 @@ def test_nothing_is_done_where_no_plan_can_be_begun() -> None:
     refused = planner(StubModel([(("pick", 1),)]))
     assert steps(refused, [0]) == ["pick"]
     assert refused.act(frame(0), {"invalid_action": True}) is None  # it knows nothing else
+
+
+def test_work_that_is_done_is_left_alone() -> None:
+    """Though the plan has more, and though the view is not the keyframe's."""
+    model = StubModel([GOOD], [(("push", 9),)])
+    assert steps(planner(model, done=(False, True)), [0, 5]) == ["pick", None]
+    assert steps(planner(StubModel([GOOD]), done=(True,)), [0]) == [None]
+
+
+def test_a_plan_that_ends_too_early_is_followed_by_another() -> None:
+    model = StubModel([(("pick", 1),)], [(("place", 2),)])
+    assert steps(planner(model, done=(False, False, True)), [0, 1, 2]) == ["pick", "place", None]
+    assert steps(planner(StubModel([(("pick", 1),)], [(("place", 2),)])), [0, 1]) == ["pick", None]
 
 
 def test_brightness_is_no_surprise() -> None:

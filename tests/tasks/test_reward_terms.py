@@ -85,13 +85,20 @@ def test_an_edit_is_worth_what_is_done_and_kept(lines: list[dict[str, Any]]) -> 
 
 
 def test_to_try_is_never_worth_less_than_an_empty_room() -> None:
-    asked = {("red", "ball"), ("blue", "box")}
-    assert share_found(asked, set()) == 0.0
-    assert share_found(asked, asked) == 1.0
-    assert share_found(asked, {("red", "ball"), ("blue", "cone")}) == pytest.approx(0.75)  # colour alone
-    assert share_found(asked, {("red", "cone")}) == pytest.approx(0.25)
-    assert share_found(asked, {*asked, ("green", "cone")}) == pytest.approx(0.95)
-    assert share_found(asked, {("green", "cone"), ("pink", "egg")}) == 0.0
+    red, blue = ("red", "ball"), ("blue", "box")
+    asked = {red, blue}
+    assert share_found(asked, []) == 0.0
+    assert share_found(asked, [red, blue]) == 1.0
+    assert share_found(asked, [red, ("blue", "cone")]) == pytest.approx(0.75)  # colour alone
+    assert share_found(asked, [("red", "cone")]) == pytest.approx(0.25)
+    assert share_found(asked, [red, blue, ("green", "cone")]) == pytest.approx(0.95)
+    assert share_found(asked, [("green", "cone"), ("pink", "egg")]) == 0.0
+
+
+def test_more_of_the_same_is_worth_less() -> None:
+    """One asked for and seen three times: two quarters of a share less; seven times: nothing."""
+    egg = ("orange", "egg")
+    assert [share_found({egg}, [egg] * times) for times in (1, 2, 3, 7)] == [1.0, 0.75, 0.5, 0.0]
 
 
 def test_objects_are_what_the_judge_finds(lines: list[dict[str, Any]]) -> None:

@@ -146,3 +146,18 @@ def test_kept_counts_bystanders(judged: Judged) -> None:
 )
 def test_goals_in_words(words: str, goals: list[Predicate]) -> None:
     assert list(goals_in_words(words)) == goals
+
+
+def test_done_is_what_the_words_ask_for_and_the_table_shows() -> None:
+    scene = table()
+    renderer = make_renderer("rays")
+    scores = PlanScores(scene, renderer=renderer, size=SIZE)
+    assert scores.is_done(WORDS) is False
+    plate = scene.state("blue plate").position
+    scene.place_object("red cube", [float(plate[0]), float(plate[1]), float(plate[2]) + 0.05])
+    scene.settle(0.5)
+    assert scores.is_done(WORDS) is True
+    assert scores.is_done(f"{WORDS} Then push the blue ball away.") is False
+    assert scores.is_done("put every cube on the blue plate") is None  # which ones, the rules cannot tell
+    assert scores.is_done("tidy up") is None
+    renderer.close()
