@@ -233,3 +233,20 @@ def _named_size(name: str, *, mode: str, manifest: Manifest) -> Size | None:
 
 def _area(mode: str) -> int:
     return PICTURE_AREA if mode in ("t2i", "x2i") else INTERLEAVED_AREA
+
+
+def contact_sheet(frames: Sequence[Pixels], *, columns: int | None = None, gap_px: int = 6) -> Pixels:
+    """Frames of one or several sizes on one white sheet, row by row."""
+    if not frames:
+        raise ValueError("expected at least one frame for a contact sheet, got none")
+    columns = columns or math.ceil(math.sqrt(len(frames)))
+    cell_h = max(frame.shape[0] for frame in frames) + gap_px
+    cell_w = max(frame.shape[1] for frame in frames) + gap_px
+    rows = math.ceil(len(frames) / columns)
+    sheet = np.full(
+        (rows * cell_h + gap_px, min(columns, len(frames)) * cell_w + gap_px, 3), 255, dtype=np.uint8
+    )
+    for index, frame in enumerate(frames):
+        top, left = gap_px + index // columns * cell_h, gap_px + index % columns * cell_w
+        sheet[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
+    return sheet

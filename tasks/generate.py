@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from emuworld.answers import load_story, save_story
+from emuworld.pictures import contact_sheet
 from emuworld.story import Story
 from emuworld.tasks.answering import Answer, Rules, answer_all
 from emuworld.tasks.metrics import Frame
-from emuworld.tasks.page import contact_sheet, png_bytes, replace_file
+from emuworld.tasks.page import png_bytes, replace_file
 from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.prompts import Question, read_prompts
 from emuworld.tasks.sharding import parse_shard, take_shard

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from emuworld.tasks.metrics import Estimate, Frame
@@ -322,20 +321,3 @@ def png_bytes(frame: Frame) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def contact_sheet(frames: Sequence[Frame], *, columns: int | None = None, gap_px: int = 6) -> Frame:
-    """Frames of one or several sizes on one white sheet, row by row."""
-    if not frames:
-        raise ValueError("expected at least one frame for a contact sheet, got none")
-    columns = columns or math.ceil(math.sqrt(len(frames)))
-    cell_h = max(frame.shape[0] for frame in frames) + gap_px
-    cell_w = max(frame.shape[1] for frame in frames) + gap_px
-    rows = math.ceil(len(frames) / columns)
-    sheet = np.full(
-        (rows * cell_h + gap_px, min(columns, len(frames)) * cell_w + gap_px, 3), 255, dtype=np.uint8
-    )
-    for index, frame in enumerate(frames):
-        top, left = gap_px + index // columns * cell_h, gap_px + index % columns * cell_w
-        sheet[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
-    return sheet

@@ -18,6 +18,7 @@ from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.manifest import Manifest
 from emuworld.model import checkpoint
 from emuworld.model.adapter import Adapter, save_adapter
+from emuworld.pictures import contact_sheet
 from emuworld.world_model import ImageDraft, ImageRow, Segment, SegmentDone, WorldModel, WorldState, load
 
 FREE = Sampling(text=Truncation(top_p=0.9), image=Truncation(top_k=20), guidance=3.0, passes=3)
@@ -188,3 +189,12 @@ def test_a_damaged_adapter_is_named(tiny_folder: str, tmp_path: Path, cut: str) 
         path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ValueError, match=r"dida\.safetensors: "):
         load(folder, device="cpu")
+
+
+def test_a_contact_sheet_holds_every_frame() -> None:
+    frames = [np.full((4, 4, 3), value, dtype=np.uint8) for value in (10, 20, 30)]
+    sheet = contact_sheet(frames, columns=2, gap_px=1)
+    assert sheet.shape == (11, 11, 3)
+    assert [int(sheet[2, 2, 0]), int(sheet[2, 7, 0]), int(sheet[7, 2, 0])] == [10, 20, 30]
+    with pytest.raises(ValueError, match="at least one frame"):
+        contact_sheet([])

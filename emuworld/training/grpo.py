@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,15 +31,13 @@ from emuworld.tokens.vocabulary import Vocabulary
 from emuworld.training import loop, rewards, sharding
 from emuworld.training.checkpoints import Source, open_source, save_checkpoint
 from emuworld.training.devices import pick_device
+from emuworld.training.held_out import HeldOut, means_of
 from emuworld.training.prompt_file import picture_side, read_prompts
 from emuworld.training.ranks import Ranks
 from emuworld.training.rollouts import Drawer, Prompt, Rollout
 from emuworld.training.states import ShardedStore
 from emuworld.training.supervised import with_dropout
 from emuworld.training.trainer import Optimisation, make_optimizers
-
-_FIRST_MEASURE_S = 5.0  # that one is taken to need before there was one
-_HELD_OUT_STREAM = 1 << 20  # seeds of measurements: no step has so many
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,7 +163,6 @@ class GrpoTrainer:
         device: torch.device,
     ) -> None:
         self.config, self.device, self.prompts, self.blend = config, device, list(prompts), blend
-        self.measured_s = 0.0  # that the last measurement took
         self.vocabulary = source.tokenizer.vocabulary
         self.policy = policy.to(device)
         self.reference: Transformer | None = None
@@ -201,7 +197,7 @@ class GrpoTrainer:
             figures.append(self._update(part, rollouts, gains, then, reference))
         means = {name: float(np.mean([one[name] for one in figures])) for name in figures[0]}
         times = {"answering_s": answered - begun, "learning_s": time.monotonic() - answered}
-        return {"reward": float(totals.mean()), **_term_means(scores), **means, **times}
+        return {**means_of(scores), **means, **times}
 
     def answers(
         self, prompts: Sequence[Prompt], *, stream: int, group: int
@@ -216,13 +212,6 @@ class GrpoTrainer:
             at_once=self.config.answers_at_once,
         )
         return rollouts, self.blend([rollout.answer for rollout in rollouts])
-
-    def measure(self, prompts: Sequence[Prompt]) -> dict[str, float]:
-        """Mean scores of answers to held-out prompts, with the same random numbers each time."""
-        begun = time.monotonic()
-        _, scores = self.answers(prompts, stream=_HELD_OUT_STREAM, group=self.config.measured_answers)
-        self.measured_s = time.monotonic() - begun
-        return {f"held_out_{name}": value for name, value in _named_means(scores).items()}
 
     def _asked(self, step: int) -> list[Prompt]:
         """The prompts of a step: all of them in turn, in an order of its own each round."""
@@ -327,8 +316,9 @@ class GrpoTrainer:
 
 
 def train(config: GrpoTraining, *, terms: Mapping[str, rewards.Open] | None = None) -> dict[str, float]:
-    """Run the stage; writes a checkpoint folder into `config.out` whenever it saves its state, and a page of
-    figures before and after. `terms` open rewards that others hand down, by name.
+    """Run the stage; writes a checkpoint folder into `config.out` whenever it saves its state, and scores and
+    pictures of held-out prompts before, on the way and after. `terms` open rewards that others hand down, by
+    name.
     """
     begun, device = time.monotonic(), pick_device(config.device)
     ranks = Ranks(device)
@@ -343,12 +333,12 @@ def train(config: GrpoTraining, *, terms: Mapping[str, rewards.Open] | None = No
         if file
     ]
     trainer = GrpoTrainer(model, config=config, source=source, prompts=asked[0], blend=blend, device=device)
-    held = asked[1] if len(asked) > 1 else []
+    held = HeldOut(trainer.answers, asked[1] if len(asked) > 1 else [], config=config, out=out)
     store = ShardedStore(out, "grpo", module=model, optimizers=trainer.optimizers, ranks=ranks)
-    before = _measured_before(trainer, held, out=out, resume=config.loop.resume)
+    before = held.before(resume=config.loop.resume)
 
     def on_log(step: int) -> Mapping[str, float]:
-        return trainer.measure(held) if held and step % config.measure_every_steps == 0 else {}
+        return held.measure(step) if step % config.measure_every_steps == 0 else {}
 
     loop.run(
         config.loop,
@@ -359,27 +349,12 @@ def train(config: GrpoTraining, *, terms: Mapping[str, rewards.Open] | None = No
         on_log=on_log,
         on_save=lambda: save_checkpoint(out, model, source=source),
         begun=begun,
-        closing_s=lambda: (trainer.measured_s or _FIRST_MEASURE_S) if held else 0.0,
+        closing_s=lambda: held.took_s,
     )
-    after = trainer.measure(held) if held else {}
+    after = held.measure()
     for name in after:
         print(f"grpo: {name} {before[name]:.3f} -> {after[name]:.3f}", flush=True)
     return after
-
-
-def _measured_before(
-    trainer: GrpoTrainer, held: Sequence[Prompt], *, out: Path, resume: bool
-) -> dict[str, float]:
-    """Held-out scores of the model that it began from; a resumed run reads what it measured."""
-    path = out / "before.json"
-    if resume and path.is_file():
-        return {str(name): float(value) for name, value in json.loads(path.read_text()).items()}
-    figures = trainer.measure(held) if held else {}
-    out.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(figures))
-    part.replace(path)
-    return figures
 
 
 def _whole(rows: Sequence[Tensor | None]) -> list[Tensor] | None:
@@ -391,12 +366,3 @@ def _whole(rows: Sequence[Tensor | None]) -> list[Tensor] | None:
 def _padded(rows: Sequence[Tensor], length: int) -> Tensor:
     """[B, length] of rows that may be shorter or longer: what is cut or filled up has no weight."""
     return torch.stack([nn.functional.pad(row, (0, length - len(row))) for row in rows])
-
-
-def _named_means(scores: rewards.Scores) -> dict[str, float]:
-    return {"reward": float(scores.total.mean()), **_term_means(scores)}
-
-
-def _term_means(scores: rewards.Scores) -> dict[str, float]:
-    applied = {name: values[~np.isnan(values)] for name, values in scores.terms.items()}
-    return {f"reward_{name}": float(values.mean()) for name, values in applied.items() if len(values)}

@@ -6,7 +6,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from emuworld.tasks import page
@@ -86,15 +85,6 @@ def test_long_rows_go_on_below_and_lose_nothing() -> None:
 def test_met_and_missed_are_coloured_and_read_as_words() -> None:
     table = page.table(head=["", ""], rows=[["x", "met"], ["y", "missed"]])
     assert '<td class="ok">met' in table and '<td class="miss">missed' in table
-
-
-def test_a_contact_sheet_holds_every_frame() -> None:
-    frames = [np.full((4, 4, 3), value, dtype=np.uint8) for value in (10, 20, 30)]
-    sheet = page.contact_sheet(frames, columns=2, gap_px=1)
-    assert sheet.shape == (11, 11, 3)
-    assert [int(sheet[2, 2, 0]), int(sheet[2, 7, 0]), int(sheet[7, 2, 0])] == [10, 20, 30]
-    with pytest.raises(ValueError, match="at least one frame"):
-        page.contact_sheet([])
 
 
 def test_png_bytes_lose_nothing(tmp_path: Path) -> None:

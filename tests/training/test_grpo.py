@@ -86,6 +86,8 @@ def test_a_reward_goes_up_on_prompts_that_were_never_asked(tiny_folder: str, tmp
     before = json.loads((tmp_path / "out" / "before.json").read_text())
     assert after["held_out_reward"] > before["held_out_reward"] + 0.7
     assert after["held_out_reward_colour"] > before["held_out_reward_colour"]
+    sheets = sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir())
+    assert sheets[0] == "end.png" and sheets[1] == "step-000000.png"
     lines = [json.loads(line) for line in (tmp_path / "out" / "grpo.log.jsonl").read_text().splitlines()]
     assert (
         len(lines) == 12 and {"reward", "reward_colour", "reward_contrast", "kl", "loss"} <= lines[0].keys()
