@@ -3,10 +3,14 @@ environments opens."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core for each of the processes that share the tests
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:  # torch is imported only by the tests that ask for a fixture
     from emuworld.world_model import WorldModel
