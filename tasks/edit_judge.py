@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from emuworld.tasks.detector import Sighting
 from emuworld.tasks.edit_truth import EditTruth, Place
-from emuworld.tasks.metrics import Frame, Mask
+from emuworld.tasks.metrics import BLOCK_PX, Frame, Mask, block_means, squared_error
 
 FREE = ("add", "combine", "replace", "move")  # kinds whose object may come out at another place or size
-BLOCK_PX = 16  # of a visual token
 # Error of the changed region, relative to leaving it as it was: a tokenizer alone leaves up to 0.3 of small
 # objects; another object at the same place has 0.36 and more.
 _AS_TRUE, _AS_TRUE_FREE, _SAME_VIEW = 0.30, 0.33, 0.40
@@ -85,8 +84,8 @@ def _relative_error(truth: EditTruth, frame: Frame, where: Mask) -> float:
     """
     if not where.any():
         return 0.0
-    whole = _squared(truth.before, truth.after)[where].mean()
-    return float(_squared(frame, truth.after)[where].mean() / max(whole, 1.0))
+    whole = squared_error(truth.before, truth.after)[where].mean()
+    return float(squared_error(frame, truth.after)[where].mean() / max(whole, 1.0))
 
 
 def _colour_error(truth: EditTruth, frame: Frame) -> tuple[float, float]:
@@ -155,28 +154,15 @@ def _block_errors(
     frame: NDArray[np.float64], true: Frame, rest: Mask, *, shifts: Sequence[int]
 ) -> NDArray[np.float64]:
     """Mean squared error of each block that is at least half of the rest, the smallest over all shifts."""
-    weight = _blocks(rest.astype(np.float64))
+    weight = block_means(rest.astype(np.float64))
     chosen = weight >= 0.5
     errors = [
-        _blocks(_squared(np.roll(frame, (dy, dx), axis=(0, 1)), true) * rest)[chosen]
+        block_means(squared_error(np.roll(frame, (dy, dx), axis=(0, 1)), true) * rest)[chosen]
         for dy in shifts
         for dx in shifts
     ]
     least: NDArray[np.float64] = np.min(errors, axis=0) / weight[chosen]
     return least
-
-
-def _squared(frame: NDArray[np.uint8] | NDArray[np.float64], other: Frame) -> NDArray[np.float64]:
-    """Squared difference of each pixel, averaged over its channels."""
-    squared: NDArray[np.float64] = np.square(frame.astype(np.float64) - other).mean(-1)
-    return squared
-
-
-def _blocks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    height, width = values.shape
-    parts = values.reshape(height // BLOCK_PX, BLOCK_PX, width // BLOCK_PX, BLOCK_PX)
-    means: NDArray[np.float64] = parts.mean((1, 3))
-    return means
 
 
 def _widened(mask: Mask, by_px: int) -> Mask:

@@ -21,13 +21,12 @@ from emuworld.envs.rooms.shots import Shot, sample_shot
 from emuworld.envs.tabletop.edit_episodes import sample_table_combination
 from emuworld.envs.tabletop.edits import TABLE_EDIT_KINDS, sample_table_edit
 from emuworld.envs.tabletop.shots import TableShot, sample_table_shot
-from emuworld.tasks.metrics import Frame, Mask
+from emuworld.tasks.metrics import Frame, Mask, differ
 from emuworld.tasks.truth import LABEL_STRIDE, Request, shared_renderer
 
 ROOM_KINDS, TABLE_KINDS = (*EDIT_KINDS, "combine"), (*TABLE_EDIT_KINDS, "combine")
 _GROUPS = {"walls": "background", "floor": "background", "wall": "background", "table": "background"}
 _OBJECT_KINDS = ("add", "remove", "recolour", "move", "replace")  # there are such in both worlds
-_SAME_GREY = 6  # levels of 256: nearer than this two pixels of the simulator show the same
 
 AnyShot = Shot | TableShot
 AnyEdit = Edit[Shot] | Edit[TableShot]
@@ -146,7 +145,7 @@ def _drawn(request: Request, world: str, edit: AnyEdit, *, wrong: AnyShot, spoil
     base = edit.references[-1]
     before, after = _frame(base, request), _frame(edit.answer, request)
     old, new = _names(base, request), _names(edit.answer, request)
-    differs = np.abs(before.astype(np.int16) - after).max(2) > _SAME_GREY
+    differs = differ(before, after)
     about = _enlarged(np.isin(old, _about(edit)) | np.isin(new, _about(edit)))
     shown = edit.target if edit.kind == "move" else edit.result
     return EditTruth(

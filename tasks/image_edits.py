@@ -12,10 +12,10 @@ import numpy as np
 from emuworld.envs.dream import Dream
 from emuworld.tasks.bench import Bench, chunks, step_all
 from emuworld.tasks.detector import Sighting
-from emuworld.tasks.edit_judge import BLOCK_PX, Verdict, judge
+from emuworld.tasks.edit_judge import Verdict, judge
 from emuworld.tasks.edit_summary import EXPECTED
 from emuworld.tasks.edit_truth import EditTruth, make_edit
-from emuworld.tasks.metrics import Frame
+from emuworld.tasks.metrics import BLOCK_PX, Frame
 from emuworld.tasks.run_folder import PictureRow, Pictures, Record, save_pictures
 from emuworld.tasks.suites import EditPictures, case_seed
 

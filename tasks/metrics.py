@@ -17,6 +17,8 @@ Mask = NDArray[np.bool_]  # [H, W], True = counts
 Floats = NDArray[np.float64]
 
 MIN_MASK_PX = 64
+BLOCK_PX = 16  # of a visual token
+_SAME_GREY = 6  # levels of 256: nearer than this two pixels of the simulator show the same
 # Variance of the rounding to 8 bits (uniform over one step). Two equal frames count as this far apart, 58.9
 # dB, so that a mean over frames stays finite when some of them are equal.
 ROUNDING_MSE = 1.0 / 12.0
@@ -53,6 +55,26 @@ def mse(frame: Frame, reference: Frame, *, mask: Mask | None = None) -> float:
     if mask is None:
         return float(squared.mean(dtype=np.float64))
     return float(squared[mask].mean(dtype=np.float64)) if mask.sum() >= MIN_MASK_PX else float("nan")
+
+
+def squared_error(frame: NDArray[np.uint8] | Floats, reference: Frame) -> Floats:
+    """Squared difference of each pixel [H, W] in grey levels squared, averaged over its channels."""
+    squared: Floats = np.square(frame.astype(np.float64) - reference).mean(-1)
+    return squared
+
+
+def block_means(values: Floats) -> Floats:
+    """Means of the blocks of `BLOCK_PX` x `BLOCK_PX` pixels of [H, W]; what does not fill one is left out."""
+    height, width = (side // BLOCK_PX for side in values.shape)
+    whole = values[: height * BLOCK_PX, : width * BLOCK_PX]
+    means: Floats = whole.reshape(height, BLOCK_PX, width, BLOCK_PX).mean((1, 3))
+    return means
+
+
+def differ(frame: Frame, other: Frame) -> Mask:
+    """Pixels at which two pictures of the simulator show different things."""
+    mask: Mask = np.abs(frame.astype(np.int16) - other).max(2) > _SAME_GREY
+    return mask
 
 
 def psnr(frame: Frame, reference: Frame, *, mask: Mask | None = None) -> float:

@@ -34,15 +34,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from emuworld.checkpoint_folder import BUILTIN
-from emuworld.tasks.detector import Detector
-from emuworld.tasks.metrics import Frame, psnr
+from emuworld.tasks.detector import Detector, Pair
+from emuworld.tasks.metrics import Frame, block_means, differ, psnr, squared_error
 
 DETECTOR_FILE = "detector.safetensors"
-Pair = tuple[str, str]
-"""Colour and shape."""
 _NEAR, _AGAIN, _OTHER = 0.5, 0.25, 0.1  # shares of an object: given, taken and taken
-_BLOCK_PX = 16  # of a visual token
-_SAME_GREY = 6  # levels of 255: nearer than this two pixels of the simulator show the same
 _DONE, _UNDONE = 0.3, 0.9  # error relative to leaving it: a tokenizer leaves up to 0.3 of small objects
 _OFF_GREY = 22.0  # root mean square error of a block beyond 1.5 times the tokenizer's own: the suite's judge
 _BLOCKS_OFF = 8.0  # so many bring what is kept to 1 / e
@@ -151,30 +147,16 @@ def _edited(answer: Answered) -> float:
     size = (drawn.shape[1], drawn.shape[0])
     folder = Path(truth.get("folder", "."))
     before, after = (_picture(str(folder / name), *size) for name in (truth["before"], truth["pictures"][-1]))
-    differs = np.abs(before.astype(np.int16) - after).max(axis=2) > _SAME_GREY
-    error, left = _squared(drawn, after), _squared(before, after)
-    relative = error[differs].mean() / max(float(left[differs].mean()), 1.0) if differs.any() else 0.0
+    differs, error = differ(before, after), squared_error(drawn, after)
+    left = squared_error(before, after)[differs]
+    relative = error[differs].mean() / max(float(left.mean()), 1.0) if differs.any() else 0.0
     done = float(np.clip((_UNDONE - relative) / (_UNDONE - _DONE), 0.0, 1.0))
     rebuilt = answer.references[-1] if answer.references else before
-    own = _squared(rebuilt, before) if rebuilt.shape == before.shape else np.zeros_like(error)
-    rest = _blocks(differs.astype(np.float64)) == 0.0
-    off = np.sqrt(np.maximum(_blocks(error) - 1.5 * _blocks(own), 0.0))[rest] > _OFF_GREY
+    own = squared_error(rebuilt, before) if rebuilt.shape == before.shape else np.zeros_like(error)
+    rest = block_means(differs.astype(np.float64)) == 0.0
+    off = np.sqrt(np.maximum(block_means(error) - 1.5 * block_means(own), 0.0))[rest] > _OFF_GREY
     kept = math.exp(-float(off.sum()) / _BLOCKS_OFF)
     return done * (_ANEW + (1.0 - _ANEW) * kept)
-
-
-def _squared(frame: Frame, other: Frame) -> NDArray[np.float64]:
-    """Squared difference of each pixel [H, W], averaged over its channels."""
-    squared: NDArray[np.float64] = np.square(frame.astype(np.float64) - other).mean(axis=-1)
-    return squared
-
-
-def _blocks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of each block of [H, W]."""
-    height, width = (side // _BLOCK_PX for side in values.shape)
-    whole = values[: height * _BLOCK_PX, : width * _BLOCK_PX]
-    means: NDArray[np.float64] = whole.reshape(height, _BLOCK_PX, width, _BLOCK_PX).mean(axis=(1, 3))
-    return means
 
 
 @functools.lru_cache(maxsize=4096)

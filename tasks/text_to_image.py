@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from emuworld.tasks.bench import Bench, chunks, reconstruct, step_all
 from emuworld.tasks.detector import VISIBLE_SHARE, Pair, pairs_of, true_shares
@@ -25,33 +24,28 @@ def measure(bench: Bench, suite: TextToImage) -> None:
         rebuilt = [one[0] for one, _ in reconstruct(bench.model, [truth.frame[None] for truth in prompts])]
         true = [truth.frame for truth in prompts]
         judged = [one for three in zip(painted, rebuilt, true, strict=True) for one in three]
-        tables = bench.detector.shares(np.stack(judged))  # in the order of JUDGED
+        # in the order of JUDGED
         seen = [[one.pair for one in found] for found in bench.detector.sightings(np.stack(judged))]
         rows = [slice(3 * row, 3 * row + 3) for row in range(len(prompts))]
         bench.append(
             [
-                _score_prompt(bench, truth, frame, tables[three], seen[three])
+                _score_prompt(bench, truth, frame, seen[three])
                 for truth, frame, three in zip(prompts, painted, rows, strict=True)
             ]
         )
 
 
-def _score_prompt(
-    bench: Bench,
-    truth: PromptTruth,
-    painted: Frame,
-    tables: NDArray[np.float32],
-    seen: Sequence[Sequence[Pair]],
-) -> Record:
+def _score_prompt(bench: Bench, truth: PromptTruth, painted: Frame, seen: Sequence[Sequence[Pair]]) -> Record:
     """Which named objects the detector finds, on the picture and on the simulator's own view of the
-    caption. `tables`: what it finds on these, [3, colours, shapes]; `seen`: every object on each, one pair as
-    often as it is there.
+    caption. `seen`: every object that it finds on these, one pair as often as it is there.
     """
     config, asked = bench.detector.config, set(truth.pairs)
-    there = true_shares(truth.labels, config=config)[0]
+    shares = true_shares(truth.labels, config=config)[0]
+    visible = pairs_of(shares, config=config, at_least=VISIBLE_SHARE)
+    there = pairs_of(shares, config=config, at_least=np.finfo(shares.dtype).tiny)
     judged: Record = {}
-    for who, table, objects in zip(JUDGED, tables, seen, strict=True):
-        found = pairs_of(table, config=config, at_least=config.min_share)
+    for who, objects in zip(JUDGED, seen, strict=True):
+        found = set(objects)
         judged[who] = {
             "found": sorted(found),
             "all_present": asked <= found,
@@ -59,7 +53,7 @@ def _score_prompt(
             "colours_present": {c for c, _ in asked} <= {c for c, _ in found},
             "as_named": sorted(objects) == sorted(asked),  # each once, and nothing besides
         }
-    found_true, visible = tables[2] >= config.min_share, there >= VISIBLE_SHARE
+    found_true = set(seen[2])
     if truth.index < 2 * bench.suite.num_pictures:
         told = ", ".join(" ".join(pair) for pair in seen[0]) or "nothing"
         pictures = Pictures(
@@ -77,9 +71,9 @@ def _score_prompt(
         "held_out": truth.held_out,
         "judged": judged,
         "detector": {
-            "found": int(found_true.sum()),
-            "right": int((found_true & (there > 0)).sum()),
-            "visible": int(visible.sum()),
-            "recalled": int((found_true & visible).sum()),
+            "found": len(found_true),
+            "right": len(found_true & there),
+            "visible": len(visible),
+            "recalled": len(found_true & visible),
         },
     }

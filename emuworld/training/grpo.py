@@ -333,7 +333,9 @@ def train(config: GrpoTraining, *, terms: Mapping[str, rewards.Open] | None = No
         if file
     ]
     trainer = GrpoTrainer(model, config=config, source=source, prompts=asked[0], blend=blend, device=device)
-    held = HeldOut(trainer.answers, asked[1] if len(asked) > 1 else [], config=config, out=out)
+    held = HeldOut(
+        trainer.answers, asked[1] if len(asked) > 1 else [], group=config.measured_answers, out=out
+    )
     store = ShardedStore(out, "grpo", module=model, optimizers=trainer.optimizers, ranks=ranks)
     before = held.before(resume=config.loop.resume)
 

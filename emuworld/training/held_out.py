@@ -32,25 +32,19 @@ class Answers(Protocol):
     ) -> tuple[list[Rollout], rewards.Scores]: ...
 
 
-class Settings(Protocol):
-    """What is read of `GrpoTraining`."""
-
-    @property
-    def measured_answers(self) -> int: ...
-
-
 class HeldOut:
     """See the module.
 
     Args:
         answers: draws and scores answers with the weights as they are.
         prompts: may be none; then nothing is measured.
+        group: answers to each.
         out: the folder of the run.
     """
 
-    def __init__(self, answers: Answers, prompts: Sequence[Prompt], *, config: Settings, out: Path) -> None:
+    def __init__(self, answers: Answers, prompts: Sequence[Prompt], *, group: int, out: Path) -> None:
         self._answers, self._prompts, self._out = answers, list(prompts), out
-        self._group = config.measured_answers
+        self._group = group
         self.took_s = _FIRST_S if prompts else 0.0  # the last measurement
 
     def measure(self, step: int | None = None) -> dict[str, float]:

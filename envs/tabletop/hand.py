@@ -35,7 +35,7 @@ class Hand:
     def __init__(self, scene: TableScene, arm: Arm) -> None:
         self.scene, self.arm = scene, arm
         self.planner = Planner(scene, arm)
-        self.names = [*(item.name for item in scene.objects), *scene.furniture]
+        self.names = scene.names
 
     # Refusals
 

@@ -97,6 +97,11 @@ class Predicate:
     def __str__(self) -> str:
         return f"{self.name}({', '.join(self.args)})"
 
+    @property
+    def things(self) -> tuple[str, ...]:
+        """The arguments that name something on the table: not a place, nor a direction."""
+        return self.args[:1] if self.name in ("At", "Moved") else self.args
+
     def to_json(self) -> list[str]:
         """Name and arguments in one list; `from_json` reads it."""
         return [self.name, *self.args]

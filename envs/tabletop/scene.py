@@ -214,6 +214,11 @@ class TableScene:
         """Names of plates, bins, drawer and button (a mark has none)."""
         return tuple(name for name, piece in self._furniture.items() if piece.kind != "mark")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all that words can name: the loose objects, then the furniture."""
+        return (*(item.name for item in self.plan.objects), *self.furniture)
+
     def identity_of_geom(self, geom: int) -> str | None:
         """What a geom belongs to: "red cube", "drawer", "cabinet", "table", "robot", ...; None for -1."""
         return self._identities[geom] if geom >= 0 else None

@@ -72,8 +72,7 @@ def _is_there(place: Workplace, text: str) -> bool:
     subtask = parse(text)
     if subtask is None:
         return False
-    known = {*(item.name for item in place.scene.objects), *place.scene.furniture}
-    return {subtask.target, subtask.destination} <= {*known, None}
+    return {subtask.target, subtask.destination} <= {*place.scene.names, None}
 
 
 def _own_step(step: Subtask, place: Workplace) -> Step:

@@ -129,16 +129,11 @@ class PlanScores:
         """Whether all that the words ask for holds now; None where they ask for nothing that can be checked
         on this table."""
         goals = goals_in_words(instruction)
-        things = {*(item.name for item in self._scene.objects), *self._scene.furniture}
-        if not goals or not all(self._can_be_checked(goal, things) for goal in goals):
+        if not goals or not {name for goal in goals for name in goal.things} <= set(self._scene.names):
             return None
         return all(self._scene.holds(goal) for goal in goals)
 
     # ---- inside --------------------------------------------------------------------------------
-
-    def _can_be_checked(self, goal: Predicate, things: set[str]) -> bool:
-        named = goal.args[:1] if goal.name == "Moved" else goal.args  # moved where to is a direction
-        return set(named) <= things
 
     def _look(self, plan: ImaginedPlan) -> _Look:
         """One look at each plan of this moment; a plan is known by its very steps."""
@@ -218,7 +213,7 @@ class PlanScores:
             return _lies(reading.position - before, other)
         if other in look.shown:
             anchor = look.shown[other][0].position
-        elif other in self._scene.furniture or other in {item.name for item in self._scene.objects}:
+        elif other in self._scene.names:
             anchor = self._scene.state(other).position
         else:
             return False

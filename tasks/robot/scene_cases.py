@@ -164,14 +164,10 @@ class _Follower:
         self.reached.append(executed.result.done if goal is None else self._holds(goal))
 
     def _holds(self, fact: Any) -> bool:
-        known = {item.name for item in self._scene.objects} | set(self._scene.furniture)
-        if fact is None or any(name not in known for name in _things(fact)):
+        known = set(self._scene.names)
+        if fact is None or any(name not in known for name in fact.things):
             return False
         return self._scene.holds(fact)
-
-
-def _things(fact: Any) -> Sequence[str]:
-    return fact.args[:1] if fact.name in ("At", "Moved") else fact.args
 
 
 def _step_record(
