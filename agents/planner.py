@@ -95,6 +95,8 @@ class Planner:
             cannot, others are imagined (`PlannerConfig.tries`), and at last nothing is done.
         is_done: whether what an instruction asks for is there by now; None: nobody can tell. Then the plan's
             own end counts.
+        spelled_out: subtasks that an instruction's words name and that are still to be done. They stand
+            beside the model's own plans as one more, with pictures that the model imagines for them.
         sampling: settings of the model; None: the checkpoint's for vla.
     """
 
@@ -108,6 +110,7 @@ class Planner:
         is_valid: Callable[[str], bool] = lambda text: bool(text.strip()),
         can_begin: Callable[[ImaginedPlan], bool] = lambda plan: True,
         is_done: Callable[[str], bool | None] = lambda instruction: None,
+        spelled_out: Callable[[str], Sequence[str]] = lambda instruction: (),
         sampling: Sampling | None = None,
     ) -> None:
         self.config = config or PlannerConfig()
@@ -117,6 +120,7 @@ class Planner:
         self._is_valid = is_valid
         self._can_begin = can_begin
         self._is_done = is_done
+        self._spelled_out = spelled_out
         self._sampling = sampling
         self._assignment: Assignment | None = None
 
@@ -158,8 +162,9 @@ class Planner:
         self._round += 1
         if not starts:
             return []
-        paths = self._search(starts, frame, max_items=left)
-        return self._ranked([self._imagined(path, frame) for path in paths])
+        plans = [self._imagined(path, frame) for path in self._search(starts, frame, max_items=left)]
+        in_words = self._in_words(replace(starts[0], seed=self._seed(len(starts))), frame)
+        return self._ranked(plans if in_words is None else [*plans, in_words])
 
     # ---- inside --------------------------------------------------------------------------------
 
@@ -233,6 +238,24 @@ class Planner:
         assert self._assignment is not None
         return ImaginedPlan(assignment=self._assignment, frame=frame, steps=path.items, complete=path.ended)
 
+    def _in_words(self, state: WorldState, frame: Frame) -> ImaginedPlan | None:
+        """The plan that the instruction's own words spell out, its pictures imagined; None where they spell
+        out none that could be carried out, or the budget is too small for it.
+        """
+        assert self._assignment is not None
+        texts = self._spelled_out(self._assignment.instruction)[: self.config.depth]
+        left = self.config.max_pictures - self.num_pictures
+        if not 0 < len(texts) <= left or not all(map(self._may_be_said, texts)):
+            return None
+        steps = []
+        for text in texts:
+            ((state, one),) = self._model.imagine_batch([state], [text], sampling=self._sampling)
+            self.num_pictures += 1
+            if one.image is None:
+                return None
+            steps.append(Step(text=text, keyframe=one.image))
+        return ImaginedPlan(assignment=self._assignment, frame=frame, steps=tuple(steps), complete=True)
+
     def _ranked(self, plans: Sequence[ImaginedPlan]) -> list[ImaginedPlan]:
         votes = search.agreement([plan.steps[0].text.lower() if plan.steps else "" for plan in plans])
         scored = [
@@ -248,9 +271,10 @@ class Planner:
 
     def _is_usable(self, plan: ImaginedPlan, index: int) -> bool:
         """Whether a plan's step is a subtask that is there to be done and, the first, can be begun."""
-        text = plan.steps[index].text
-        valid = self._is_valid(text) and text not in self._refused
-        return valid and (index > 0 or self._can_begin(plan))
+        return self._may_be_said(plan.steps[index].text) and (index > 0 or self._can_begin(plan))
+
+    def _may_be_said(self, text: str) -> bool:
+        return self._is_valid(text) and text not in self._refused
 
     def _total(self, scores: Mapping[str, float]) -> float:
         """Weighted mean; one unusable step costs more than all the rest can make good."""

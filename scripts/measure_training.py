@@ -4,7 +4,8 @@
     ./run torchrun --nproc-per-node 2 scripts/measure_training.py model=emu3.5 layers=4 parallel=fsdp rows=16
     ./run torchrun --nproc-per-node 2 scripts/measure_training.py model=emu3.5 layers=4 parallel=tp
 
-Two GPUs against one: the ratio of tokens_per_s with twice the rows (rows are those of all processes).
+Two GPUs against one: the ratio of tokens_per_s with twice the rows (rows are those of all processes). With equal
+rows all see the same tokens and begin alike, so `losses`, step by step, should be equal but for rounding.
 FLOPs are 6 a parameter and token (embedding apart), plus 6 layers T H d a token for causal attention;
 peak_tflops is the device's (989: H200, bf16, dense).
 """
@@ -41,6 +42,7 @@ class Measurement:
     parallel: str = "fsdp"
     optimizer: str = "adamw"
     recompute_layers: bool = False
+    loss_tokens: int = 8192  # logits of so many tokens are held at once
     compile: bool = False
     device: str = "auto"
     peak_tflops: float = 989.0
@@ -61,39 +63,44 @@ def settings(words: list[str]) -> Measurement:
     )
 
 
-def measure(config: Measurement) -> dict[str, float]:
+def measure(config: Measurement) -> dict[str, object]:
     """Figures of the whole group."""
     device = pick_device(config.device)
     ranks = Ranks(device, parallel=config.parallel)
     vocabulary = EMU35 if config.model == "emu3.5" else builtin(num_text_tokens=512, num_visual_tokens=4096)
     shape = sized(config.model, vocab_size=vocabulary.size)
     shape = dataclasses.replace(shape, num_layers=config.layers or shape.num_layers)
-    model = Transformer(shape)
-    model.init_weights(torch.Generator().manual_seed(0))
+    with device:
+        model = Transformer(shape)
+    model.init_weights(torch.Generator(device).manual_seed(0))
     num_inside = sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" not in n)
     if shape.tie_word_embeddings:
         num_inside += vocabulary.size * shape.hidden_size  # the head's product
-    rng = np.random.default_rng(ranks.data_rank)
-    ids = rng.integers(
-        vocabulary.visual_start, vocabulary.size, (ranks.share(config.rows), config.tokens + 1)
-    )
+    rows, own = (config.rows, config.tokens + 1), ranks.share(config.rows)
+    ids = np.random.default_rng(0).integers(vocabulary.visual_start, vocabulary.size, rows)
+    ids = ids[ranks.data_rank * own : (ranks.data_rank + 1) * own]
     weights = np.ones((len(ids), config.tokens), np.float32)
     batch = Batch(kind="walk", ids=ids, inputs=ids[:, :-1].copy(), weights=weights)
     trainer = SupervisedTrainer(
         model,
         config=Optimisation(
-            optimizer=config.optimizer, recompute_layers=config.recompute_layers, compile=config.compile
+            optimizer=config.optimizer,
+            recompute_layers=config.recompute_layers,
+            loss_tokens=config.loss_tokens,
+            compile=config.compile,
         ),
         vocabulary=vocabulary,
         device=device,
         ranks=ranks,
         next_batches=lambda: [batch],
     )
-    times = []
+    times, losses = [], []
     for step in range(config.warmup_steps + config.steps):
         start = time.perf_counter()
-        float(trainer.step(step, 1e-3)["gradient_norm"])  # waits for the device
+        figures = trainer.step(step, 0.1)
+        float(figures["gradient_norm"])  # waits for the device
         times.append(time.perf_counter() - start)
+        losses.append(ranks.total(float(figures["visual_loss"]))[0] / ranks.data_world)
     (seconds,) = ranks.highest(float(np.median(times[config.warmup_steps :])))
     tokens_per_s = config.rows * config.tokens / seconds
     attention = 6 * shape.num_layers * config.tokens * shape.num_heads * shape.head_dim
@@ -107,6 +114,7 @@ def measure(config: Measurement) -> dict[str, float]:
         "tokens_per_s": tokens_per_s,
         "flop_utilisation": flops / (config.peak_tflops * 1e12 * ranks.world),
         "memory_gib": memory,
+        "losses": losses,
     }
 
 

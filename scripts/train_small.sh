@@ -32,16 +32,17 @@ RENDERER=${RENDERER:-auto}
 # What a room and what a table-top gives. Physics is most of the cost of a task, so each is told several times.
 ROOM_KINDS="num_frames=42 num_pictures=8 num_edits=6 num_tales=1 episodes_per_shard=4"
 TABLE_KINDS="num_frames=0 num_pictures=0 num_tasks=1 num_views=8 num_tables=6 num_table_edits=6 episodes_per_shard=4"
-# The rows of a step by kind and length, so many for each GPU. Every bucket is some work for the processor, whatever
-# its size, so few and large ones take part in a step: about 160,000 tokens, two in five of them walks.
-BUCKETS="buckets=[{kind:walk,frames:12,batch_size:$((16 * GPUS))},{kind:picture,batch_size:$((120 * GPUS)),every:2}"
-BUCKETS="$BUCKETS,{kind:x2i,frames:2,batch_size:$((60 * GPUS)),every:2},{kind:table,batch_size:$((84 * GPUS)),every:3}"
-BUCKETS="$BUCKETS,{kind:vla,frames:2,batch_size:$((72 * GPUS)),every:3}"
-BUCKETS="$BUCKETS,{kind:vla,frames:4,at_least:3,batch_size:$((30 * GPUS)),every:3}"
-BUCKETS="$BUCKETS,{kind:howto,frames:3,batch_size:$((18 * GPUS)),every:3},{kind:walk,frames:42,batch_size:$((3 * GPUS)),every:8}"
-BUCKETS="$BUCKETS,{kind:story,frames:6,batch_size:$((12 * GPUS)),every:4},{kind:x2i,frames:3,batch_size:$((16 * GPUS)),every:8}"
-BUCKETS="$BUCKETS,{kind:vla,frames:7,at_least:5,batch_size:$((21 * GPUS)),every:8}"
-BUCKETS="$BUCKETS,{kind:howto,frames:6,at_least:4,batch_size:$((21 * GPUS)),every:8}]"
+# The rows of a step by kind and length: about 150,000 tokens, a third of them walks. Every bucket is some work for the
+# processor, whatever its size, so few and large ones take part in a step. On several GPUs a step is as large as on one and
+# takes less time: fewer buckets at once, each with as many rows for every GPU.
+bucket() { # what, rows on one GPU, in each so many-th step
+    printf ',{%s,batch_size:%d,every:%d}' "$1" $(($2 * GPUS)) $(($3 * GPUS))
+}
+BUCKETS="buckets=[{kind:walk,frames:12,batch_size:16}$(bucket kind:picture 132 2)$(bucket kind:x2i,frames:2 72 2)"
+BUCKETS="$BUCKETS$(bucket kind:table 84 3)$(bucket kind:vla,frames:2 72 3)$(bucket kind:vla,frames:4,at_least:3 30 3)"
+BUCKETS="$BUCKETS$(bucket kind:howto,frames:3 18 3)$(bucket kind:walk,frames:42 3 8)$(bucket kind:story,frames:6 12 4)"
+BUCKETS="$BUCKETS$(bucket kind:x2i,frames:3 16 8)$(bucket kind:vla,frames:7,at_least:5 21 8)"
+BUCKETS="$BUCKETS$(bucket kind:howto,frames:6,at_least:4 21 8)]"
 DIDA_BUCKETS="buckets=[{kind:walk,frames:6,batch_size:8},{kind:picture,batch_size:16},{kind:table,batch_size:8}"
 DIDA_BUCKETS="$DIDA_BUCKETS,{kind:x2i,frames:2,batch_size:8},{kind:story,frames:6,batch_size:4,every:2}"
 DIDA_BUCKETS="$DIDA_BUCKETS,{kind:vla,frames:7,batch_size:4},{kind:howto,frames:6,batch_size:4,every:2}]"
@@ -56,7 +57,10 @@ build() { # split, folder, first seed, number of seeds, processes, what each giv
 case "${1:-}" in
 data)
     mkdir -p "$WORK"
-    build train rooms "$FIRST_SEED" "$ROOMS" "$WORKERS" $ROOM_KINDS &
+    for ((gpu = 0; gpu < GPUS; gpu++)); do # each draws its share of the rooms
+        CUDA_VISIBLE_DEVICES=$gpu build train "rooms-$gpu" $((FIRST_SEED + gpu * ROOMS / GPUS)) $((ROOMS / GPUS)) \
+            $((WORKERS / GPUS)) $ROOM_KINDS &
+    done
     build train tables $((100000 + FIRST_SEED)) "$TABLES" "$TABLE_WORKERS" $TABLE_KINDS &
     build validation rooms 0 48 4 $ROOM_KINDS format=PNG & VALIDATION=$!
     build validation tables 100000 24 2 $TABLE_KINDS format=PNG & wait $! $VALIDATION

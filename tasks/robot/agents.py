@@ -62,6 +62,7 @@ def make_agent(
         is_valid=functools.partial(_is_there, place),
         can_begin=scores.can_begin,
         is_done=scores.is_done,
+        spelled_out=scores.spelled_out,
         sampling=sampling,
     )
     return planner if name == "planner" else TextOnly(planner)

@@ -8,7 +8,8 @@ the instruction by the rules of language.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from emuworld.agents.objectives import ImaginedPlan, Objective
 from emuworld.envs.render import Renderer
 from emuworld.envs.tabletop.predicates import DIRECTIONS, Predicate
 from emuworld.envs.tabletop.scene import TableScene
-from emuworld.envs.tabletop.subtasks import Subtask, parse
+from emuworld.envs.tabletop.subtasks import Subtask, canonical, parse
 from emuworld.tasks.robot.keyframe_execution import (
     PLACING,
     Keyframe,
@@ -129,11 +130,29 @@ class PlanScores:
         """Whether all that the words ask for holds now; None where they ask for nothing that can be checked
         on this table."""
         goals = goals_in_words(instruction)
-        if not goals or not {name for goal in goals for name in goal.things} <= set(self._scene.names):
+        if not goals or not self._are_here(goals):
             return None
         return all(self._scene.holds(goal) for goal in goals)
 
+    def spelled_out(self, instruction: str) -> tuple[str, ...]:
+        """The subtasks that the words name one by one, from the first on whose effect is not there yet; none
+        where a part of the words is no subtask, or names what is not on this table."""
+        subtasks = [parse(clause) for clause in subtask_clauses(instruction)]
+        known = [one for one in subtasks if one is not None]
+        if len(known) < len(subtasks):
+            return ()
+        goals = [goal_of(one) for one in known]
+        if not self._are_here([goal for goal in goals if goal is not None]):
+            return ()
+        ahead = itertools.dropwhile(
+            lambda pair: pair[1] is not None and self._scene.holds(pair[1]), zip(known, goals, strict=True)
+        )
+        return tuple(canonical(subtask) for subtask, _ in ahead)
+
     # ---- inside --------------------------------------------------------------------------------
+
+    def _are_here(self, goals: Sequence[Predicate]) -> bool:
+        return {name for goal in goals for name in goal.things} <= set(self._scene.names)
 
     def _look(self, plan: ImaginedPlan) -> _Look:
         """One look at each plan of this moment; a plan is known by its very steps."""

@@ -25,6 +25,11 @@ def frame(spot: int = 0, *, level: int = 120) -> Frame:
     return picture
 
 
+def drawn(text: str) -> Segment:
+    """The picture that the model draws for words that it was given: the square at a spot of its own."""
+    return Segment(text=text, image=frame(len(text)), thought=None, ended=False)
+
+
 Script = Sequence[tuple[str, int]]  # texts and the spot that the square is at afterwards
 
 
@@ -59,9 +64,11 @@ class StubModel:
         *,
         sampling: Sampling | None = None,
     ) -> list[tuple[WorldState, Segment]]:
-        assert list(texts) == [None] * len(states)
         self.batches.append(len(states))
-        return [self._next(state) for state in states]
+        return [
+            self._next(state) if text is None else (replace(state, step=state.step + 1), drawn(text))
+            for state, text in zip(states, texts, strict=True)
+        ]
 
     def _next(self, state: WorldState) -> tuple[WorldState, Segment]:
         if state.seed not in self.scripts:
@@ -79,10 +86,15 @@ GOOD: Script = (("pick", 1), ("place", 2))
 
 
 def planner(
-    model: StubModel, *, blocked: str = "", done: Sequence[bool | None] = (None,), **settings: object
+    model: StubModel,
+    *,
+    blocked: str = "",
+    done: Sequence[bool | None] = (None,),
+    spelled: Sequence[str] = (),
+    **settings: object,
 ) -> Planner:
     """`blocked`: a first subtask that the robot would not set out on. `done`: whether the work is, at one
-    step after the other; the last one stays."""
+    step after the other; the last one stays. `spelled`: subtasks that the instruction names."""
     told = list(done)
     config = PlannerConfig(**{"num_plans": 2, "depth": 4, **settings})  # type: ignore[arg-type]
     objectives = {"goal": lambda plan: float(any("place" in step.text for step in plan.steps))}
@@ -94,6 +106,7 @@ def planner(
         is_valid=lambda text: text in ("pick", "place", "push"),
         can_begin=lambda plan: plan.steps[0].text != blocked,
         is_done=lambda instruction: told.pop(0) if len(told) > 1 else told[0],
+        spelled_out=lambda instruction: spelled,
     )
     agent.begin(Assignment(instruction="do it", frame=frame(), seed=3))
     return agent
@@ -179,6 +192,29 @@ def test_a_plan_that_ends_too_early_is_followed_by_another() -> None:
     model = StubModel([(("pick", 1),)], [(("place", 2),)])
     assert steps(planner(model, done=(False, False, True)), [0, 1, 2]) == ["pick", "place", None]
     assert steps(planner(StubModel([(("pick", 1),)], [(("place", 2),)])), [0, 1]) == ["pick", None]
+
+
+def test_what_the_words_spell_out_is_one_more_plan() -> None:
+    model = StubModel([(("push", 3),)])
+    agent = planner(model, spelled=("pick", "place"))
+    step = agent.act(frame(), {})
+    assert step is not None and step.text == "pick" and np.array_equal(step.keyframe, frame(len("pick")))
+    assert agent.num_pictures == sum(model.batches)
+    assert [[one.text for one in plan.steps] for plan in agent.considered] == [
+        ["pick", "place"],
+        *[["push"]] * 2,
+    ]
+
+
+def test_words_that_spell_out_nothing_to_be_done_are_left_alone() -> None:
+    """One of them is no subtask, was refused, or the budget is too small for all."""
+    push = [(("push", 3),)]
+    assert steps(planner(StubModel(push), spelled=("fly", "place")), [0]) == ["push"]
+    assert steps(planner(StubModel(push), spelled=("pick", "place"), max_pictures=5), [0]) == ["push"]
+    agent = planner(StubModel(push), spelled=("pick", "place"))
+    assert steps(agent, [0]) == ["pick"]
+    step = agent.act(frame(0), {"invalid_action": True})
+    assert step is not None and step.text == "push"
 
 
 def test_brightness_is_no_surprise() -> None:

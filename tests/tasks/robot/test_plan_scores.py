@@ -161,3 +161,22 @@ def test_done_is_what_the_words_ask_for_and_the_table_shows() -> None:
     assert scores.is_done("put every cube on the blue plate") is None  # which ones, the rules cannot tell
     assert scores.is_done("tidy up") is None
     renderer.close()
+
+
+def test_spells_out_what_the_words_name_and_what_is_still_to_be_done() -> None:
+    scene = table()
+    renderer = make_renderer("rays")
+    scores = PlanScores(scene, renderer=renderer, size=SIZE)
+    more = f"{WORDS} Then push the blue ball away."
+    assert scores.spelled_out(more) == ("put the red cube on the blue plate", "push the blue ball away")
+    plate = scene.state("blue plate").position
+    scene.place_object("red cube", [float(plate[0]), float(plate[1]), float(plate[2]) + 0.05])
+    scene.settle(0.5)
+    assert scores.spelled_out(more) == ("push the blue ball away",)
+    assert scores.spelled_out("put the red cube where the picture shows") == (
+        "put the red cube where the picture shows",
+    )
+    assert scores.spelled_out("put every cube on the blue plate") == ()
+    assert scores.spelled_out("put the green cube on the blue plate") == ()  # there is none
+    assert scores.spelled_out("tidy up") == ()
+    renderer.close()
