@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from emuworld.decoding.dida import Painter
 from emuworld.manifest import FILE_NAME, Manifest
 from emuworld.model import checkpoint, fp8, lora_folder
 from emuworld.model.adapter import FILE_NAME as ADAPTER_FILE
-from emuworld.model.adapter import load_adapter, merge_adapter
+from emuworld.model.adapter import adapter_base, load_adapter, merge_adapter
 from emuworld.model.exact import exact
 from emuworld.model.fused import WEIGHTS, FusedTransformer, fused
 from emuworld.model.transformer import Transformer
@@ -178,6 +179,13 @@ def open_painter(
     assert manifest.dida is not None
     painting: CachedModel = transformer
     if (folder / ADAPTER_FILE).is_file():
+        if adapter_base(folder) not in ("", weights_name(folder)):
+            warnings.warn(
+                f"{folder / ADAPTER_FILE} was trained on other weights than {checkpoint.WEIGHTS_FILE} beside "
+                "it: pictures drawn at once (passes=...) will be worse than they need to be; train "
+                "stage=dida anew, or remove it",
+                stacklevel=2,
+            )
         adapted = checkpoint.load(folder, dtype=torch.float32)
         merge_adapter(adapted, load_adapter(folder, adapted))
         if parallel.tensor_group() is not None:
@@ -246,10 +254,19 @@ def signature(files: Iterable[Path]) -> tuple[tuple[int, int], ...]:
     return tuple((file.st_mtime_ns, file.st_size) for file in status)
 
 
+def weights_name(folder: Path) -> str:
+    """What an adapter says of the weights that it belongs to."""
+    return _digest(b"", [(checkpoint.WEIGHTS_FILE, folder / checkpoint.WEIGHTS_FILE)]).hex()
+
+
 def fingerprint(vocabulary: Vocabulary, files: Iterable[tuple[str, Path]]) -> bytes:
     """16 bytes that change with ids and with the named files (weights, tokenizers), not with sampling
     defaults."""
-    digest = hashlib.sha256(json.dumps(vocabulary.to_json(), sort_keys=True).encode())
+    return _digest(json.dumps(vocabulary.to_json(), sort_keys=True).encode(), files)
+
+
+def _digest(first: bytes, files: Iterable[tuple[str, Path]]) -> bytes:
+    digest = hashlib.sha256(first)
     for name, path in files:
         size = path.stat().st_size
         digest.update(f"{name} {size}\n".encode())

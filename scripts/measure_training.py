@@ -4,8 +4,9 @@
     ./run torchrun --nproc-per-node 2 scripts/measure_training.py model=emu3.5 layers=4 parallel=fsdp rows=16
     ./run torchrun --nproc-per-node 2 scripts/measure_training.py model=emu3.5 layers=4 parallel=tp
 
-Two GPUs against one: the ratio of tokens_per_s with twice the rows (rows are those of all processes). With equal
-rows all see the same tokens and begin alike, so `losses`, step by step, should be equal but for rounding.
+Two GPUs against one: the ratio of tokens_per_s, with twice the rows or the same (rows are those of all
+processes). With equal rows all see the same tokens and begin alike, so `losses`, step by step, should be
+equal but for rounding.
 FLOPs are 6 a parameter and token (embedding apart), plus 6 layers T H d a token for causal attention;
 peak_tflops is the device's (989: H200, bf16, dense).
 """

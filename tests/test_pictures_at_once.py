@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from emuworld.checkpoint_folder import weights_name
 from emuworld.decoding.noise import Noise
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.manifest import Manifest
@@ -188,6 +190,21 @@ def test_a_damaged_adapter_is_named(tiny_folder: str, tmp_path: Path, cut: str) 
     if cut == "half":
         path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ValueError, match=r"dida\.safetensors: "):
+        load(folder, device="cpu")
+
+
+def test_an_adapter_of_other_weights_is_told(tiny_folder: str, tmp_path: Path) -> None:
+    folder = copied(tiny_folder, tmp_path / "adapted", noise=Noise())
+    adapter = Adapter(checkpoint.load(folder), rank=2, generator=torch.Generator().manual_seed(0))
+    save_adapter(folder, adapter, base=weights_name(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(folder, device="cpu")
+    others = checkpoint.load(folder, dtype=torch.float32)
+    with torch.no_grad():
+        others.model.norm.weight.mul_(1.1)
+    checkpoint.save(folder, others, dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match="other weights"):
         load(folder, device="cpu")
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from emuworld.model.transformer import Transformer
 
 FILE_NAME = "dida.safetensors"
 _DOWN, _UP = ".down", ".up"
+_BASE = "base"  # in the header
 
 
 class Adapter(nn.Module):
@@ -93,14 +94,23 @@ class _Hook:
         return output + nn.functional.linear(low_BTr * active_BT1, self._up_Or.to(x_BTI.dtype))
 
 
-def save_adapter(folder: str | os.PathLike[str], adapter: Adapter) -> None:
-    """Write `dida.safetensors`, in bf16, beside and rename it."""
+def save_adapter(folder: str | os.PathLike[str], adapter: Adapter, *, base: str = "") -> None:
+    """Write `dida.safetensors`, in bf16, beside and rename it. `base`: names the weights it belongs to."""
     part = Path(folder) / f".{FILE_NAME}.{os.getpid()}"
     tensors = {
         name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in adapter.named().items()
     }
-    save_file(tensors, part)
+    save_file(tensors, part, metadata={_BASE: base} if base else None)
     part.replace(Path(folder) / FILE_NAME)
+
+
+def adapter_base(folder: str | os.PathLike[str]) -> str:
+    """What `save_adapter` was told of the weights that the adapter belongs to; "" where nothing."""
+    try:
+        with safe_open(Path(folder) / FILE_NAME, "pt") as file:
+            return str((file.metadata() or {}).get(_BASE, ""))
+    except (SafetensorError, OSError):
+        return ""  # `load_adapter` says what is wrong
 
 
 def load_adapter(folder: str | os.PathLike[str], model: Transformer) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emuworld.checkpoint_folder import find, open_parts, present_files
+from emuworld.checkpoint_folder import find, open_parts, present_files, weights_name
 from emuworld.decoding.noise import Noise, make_path
 from emuworld.decoding.noise import Path as NoisePath
 from emuworld.manifest import FILE_NAME as MANIFEST_FILE
@@ -388,7 +388,7 @@ def write_folder(config: DidaTraining, trainer: DidaTrainer, *, source: Path, ma
         checkpoint.save(out, trainer.model, dtype=torch.bfloat16)
         (out / ADAPTER_FILE).unlink(missing_ok=True)
     else:
-        save_adapter(out, trainer.adapter)
+        save_adapter(out, trainer.adapter, base=weights_name(source))
     for name in (*present_files(source), *_KEPT_FILES):
         if name not in changed and (source / name).is_file():
             copy_file(source / name, out / name)
