@@ -8,7 +8,6 @@ nothing a file says is executed, and no path outside its folder is opened.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from emuworld.agents.agent import Frame, Step
+from emuworld.files import write_text
 
 FORMAT = 1
 PLAN_NAME = "plan.json"
@@ -81,9 +81,7 @@ def save_plan(folder: Path, plan: Plan) -> Path:
         "verdict": dict(plan.verdict),
     }
     path = folder / PLAN_NAME
-    beside = path.with_name(f".{PLAN_NAME}.{os.getpid()}.part")
-    beside.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
-    beside.replace(path)
+    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
     return path
 
 

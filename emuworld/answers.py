@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from emuworld.files import written
 from emuworld.pictures import Pixels
 from emuworld.state import Segment
 from emuworld.story import Story, StoryImage, StorySegment
@@ -60,18 +61,11 @@ def to_story(question: str, *, references: Iterable[Pixels] = (), segments: Iter
 
 def save_story(path: str | os.PathLike[str], story: Story) -> None:
     """Write the `.pb` file: whole, or not at all. StoryError where the story is too large or no Unicode."""
-    path = Path(path)
     data = story.to_bytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written(path) as beside, beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_story(path: str | os.PathLike[str]) -> Story:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from emuworld.command_table import COMMANDS
+from emuworld.files import write_text
 
 ROOT = Path(__file__).resolve().parent  # the package; its configs/ is yaml only
 DEBUG_VARIABLE = "EMUWORLD_DEBUG"  # set: errors come with their traceback
@@ -251,14 +252,11 @@ def _store(folder: Path, name: str, choice: str, values: Mapping[str, Any]) -> N
     """Keep the resolved settings beside what the run writes."""
     from omegaconf import OmegaConf
 
-    folder.mkdir(parents=True, exist_ok=True)
     title = f"emuworld {name} {choice}".strip()
     path = (
         folder / f"{'-'.join(title.replace('/', '-').split()[1:])}.config.yaml"
     )  # stages may share a folder
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")  # shards of one run start together
-    beside.write_text(f"# {title}: the resolved settings of the last run\n{OmegaConf.to_yaml(dict(values))}")
-    beside.replace(path)
+    write_text(path, f"# {title}: the resolved settings of the last run\n{OmegaConf.to_yaml(dict(values))}")
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 from emuworld.decoding.grammar import SizeBounds
 from emuworld.decoding.noise import Noise
 from emuworld.decoding.sampling import Sampling, Truncation
+from emuworld.files import write_text
 from emuworld.tokens.sequence import MODES
 from emuworld.tokens.vision import DOWNSAMPLE
 from emuworld.tokens.vocabulary import EMU35, Vocabulary
@@ -133,9 +134,7 @@ class Manifest:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `emuworld.json` beside and rename it."""
-        part = Path(folder) / f"{FILE_NAME}.part"
-        part.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        part.replace(Path(folder) / FILE_NAME)
+        write_text(Path(folder) / FILE_NAME, json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Manifest:

@@ -29,6 +29,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from PIL import Image
 
+from emuworld.files import written
 from emuworld.story_schema import (
     IMAGE_FORMATS,
     MAX_STORY_BYTES,
@@ -249,23 +250,17 @@ _RECORD, _INDEX = b"STRY", b"INDX"
 
 def write_shard(path: str | os.PathLike[str], stories: Iterable[Story | bytes]) -> int:
     """Write stories (or their bytes) to a shard and return how many. The file appears whole or not at all."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     offsets: list[int] = []
-    try:
-        with beside.open("wb") as file:
-            file.write(_HEADER.pack(_MAGIC, _VERSION))
-            for story in stories:
-                offsets.append(file.tell())
-                _write_block(file, _RECORD, story if isinstance(story, bytes) else story.to_bytes())
-            index_at = file.tell()
-            _write_block(file, _INDEX, np.array(offsets, dtype="<u8").tobytes())
-            file.write(_TRAILER.pack(index_at, len(offsets), _MAGIC))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written(path) as beside, beside.open("wb") as file:
+        file.write(_HEADER.pack(_MAGIC, _VERSION))
+        for story in stories:
+            offsets.append(file.tell())
+            _write_block(file, _RECORD, story if isinstance(story, bytes) else story.to_bytes())
+        index_at = file.tell()
+        _write_block(file, _INDEX, np.array(offsets, dtype="<u8").tobytes())
+        file.write(_TRAILER.pack(index_at, len(offsets), _MAGIC))
+        file.flush()
+        os.fsync(file.fileno())
     return len(offsets)
 
 

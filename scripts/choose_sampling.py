@@ -2,6 +2,7 @@
 
     python scripts/choose_sampling.py model=FOLDER suite=t2i temperature=1.0,0.7 guidance=5,3 num=128
     python scripts/choose_sampling.py model=FOLDER suite=x2i temperature=0.5,0.3 image_guidance=1,2
+    python scripts/choose_sampling.py model=FOLDER suite=explore guidance=1,2,3    # greedy, as its suite is
 
 All combinations are run on the same cases; OUT/SUITE.jsonl has a line for each, and no combination begins
 after `seconds`. What is chosen goes into `SAMPLING` of emuworld/training/supervised.py or into the folder's
@@ -18,13 +19,16 @@ from typing import Any
 
 from emuworld.manifest import FILE_NAME, Manifest
 from emuworld.tasks import evaluate
-from emuworld.tasks.suites import EditPictures, RoomSuite, TextToImage
+from emuworld.tasks.suites import EditPictures, ExploreTwin, RoomSuite, TextToImage
 
 SUITES: dict[str, RoomSuite] = {
     "t2i": TextToImage(split="validation", num_pictures=0),
     "x2i": EditPictures(split="validation", num_pictures=0),
+    "explore": ExploreTwin(
+        split="validation", num_pictures=0, num_steps=3, num_shuffled=0, num_walks=0, num_turns=0
+    ),
 }
-COUNTS = {"t2i": "num_prompts", "x2i": "num_edits"}
+COUNTS = {"t2i": "num_prompts", "x2i": "num_edits", "explore": "num_starts"}
 AXES = ("temperature", "top_p", "guidance", "image_guidance")
 
 
@@ -72,7 +76,13 @@ def with_sampling(source: Path, folder: Path, *, mode: str, setting: dict[str, f
 
 
 def told(name: str, figures: dict[str, Any]) -> dict[str, float]:
-    """The rates that a choice goes by."""
+    """The rates that a choice goes by; of walks decibels too."""
+    if name == "explore":
+        seen = figures["psnr"]["seen"]["dream"]
+        told = {f"seen_{step}_db": one["value"] for step, one in enumerate(seen, start=1)}
+        told["over_copy_db"] = figures["one_step_moves"]["over_copy_db"]["value"]
+        told["retrieval"] = figures["retrieval"]["value"]
+        return {key: round(value, 4) for key, value in told.items() if value is not None}
     rates = figures["dream"]["all"] if name == "t2i" else figures["groups"]["all"]["dream"]
     return {key: round(one["value"], 4) for key, one in rates.items()}
 

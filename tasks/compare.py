@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from emuworld.tasks import page
+from emuworld.files import write_text
 from emuworld.tasks.cells import change, words
 from emuworld.tasks.compare_page import write_compare_page
 from emuworld.tasks.comparison import (
@@ -114,7 +114,7 @@ def run(config: Compare) -> dict[str, Any]:
         "only_before": [name for name in found_before if name not in pairs],
         "only_after": [name for name in found_after if name not in pairs],
     }
-    page.replace_file(out / "summary.json", json.dumps(summary, indent=1).encode())
+    write_text(out / "summary.json", json.dumps(summary, indent=1))
     folders = {name: (pair.before.folder, pair.after.folder) for name, pair in pairs.items()}
     write_compare_page(
         out,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from emuworld.files import write_text
 from emuworld.tasks import page
 from emuworld.tasks.cells import change, words
 from emuworld.tasks.metrics import Estimate, Floats, bootstrap
@@ -142,7 +143,7 @@ def write_comparison(folder: Path, runs: Mapping[int, Path]) -> dict[str, Any]:
         "figures": figures,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    page.replace_file(folder / "summary.json", json.dumps(summary, indent=1).encode())
+    write_text(folder / "summary.json", json.dumps(summary, indent=1))
     _write_page(folder, summary, command=told[first]["command"])
     for name, by_passes in figures.items():
         for passes, figure in by_passes.items():

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from emuworld.files import written
 from emuworld.tasks.metrics import Estimate, Frame, bootstrap
 from emuworld.tasks.truth import COLOUR_NAMES, DETECTED_SHAPES, LABEL_STRIDE, Labels
 
@@ -202,14 +203,12 @@ class Detector(nn.Module):
 
     def save(self, path: Path, *, notes: dict[str, Any] | None = None) -> None:
         """Write safetensors in half precision (about 0.55 MB), configuration and `notes` in its header."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
             name: tensor.detach().to("cpu", torch.float16) for name, tensor in self.state_dict().items()
         }
-        beside = path.with_suffix(".part")
         header = {"config": json.dumps(asdict(self.config)), "notes": json.dumps(notes or {}), "format": "pt"}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=header)
-        beside.replace(path)
+        with written(path) as beside:
+            save_file({name: one.contiguous() for name, one in tensors.items()}, beside, metadata=header)
 
     @staticmethod
     def load(path: Path, *, device: str | torch.device = "cpu") -> "Detector":

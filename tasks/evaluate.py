@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from emuworld.tasks import explore_twin, image_edits, page, report, text_to_image
+from emuworld.files import write_text
+from emuworld.tasks import explore_twin, image_edits, report, text_to_image
 from emuworld.tasks.bench import Bench
 from emuworld.tasks.comparison import check_comparable, write_comparison
 from emuworld.tasks.detector import Detector
@@ -176,7 +177,7 @@ def _write_run(suite: Suite, folder: Path, model: WorldModel | None, *, wall_s: 
         "date": time.strftime("%Y-%m-%d"),
         "command": shlex.join(["emuworld", *sys.argv[1:]]),
     }
-    page.replace_file(folder / "run.json", json.dumps(run, indent=1).encode())
+    write_text(folder / "run.json", json.dumps(run, indent=1))
 
 
 def _cpu_name() -> str:

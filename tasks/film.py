@@ -1,6 +1,5 @@
 """Frames with their commands written underneath -> an mp4 film."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from emuworld.files import written
 from emuworld.tasks.metrics import Frame
 
 FRAMES_A_SECOND = 10
@@ -54,15 +54,18 @@ def write_film(path: Path, shots: Sequence[tuple[Frame, str]], *, seconds_a_shot
     """Write (frame, words) shots of one size as mp4 (H.264), beside its place, then rename."""
     if not shots:
         raise ValueError("expected at least one frame for a film, got none")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     repeats = max(1, round(seconds_a_shot * FRAMES_A_SECOND))
-    film: Any = imageio.get_writer(
-        beside, fps=FRAMES_A_SECOND, codec="libx264", quality=8, macro_block_size=2, pixelformat="yuv420p"
-    )
-    with film:
-        for frame, words in shots:
-            picture = captioned(frame, words)
-            for _ in range(repeats):
-                film.append_data(picture)
-    beside.replace(path)
+    with written(path, suffix=path.suffix) as beside:
+        film: Any = imageio.get_writer(
+            beside,
+            fps=FRAMES_A_SECOND,
+            codec="libx264",
+            quality=8,
+            macro_block_size=2,
+            pixelformat="yuv420p",
+        )
+        with film:
+            for frame, words in shots:
+                picture = captioned(frame, words)
+                for _ in range(repeats):
+                    film.append_data(picture)

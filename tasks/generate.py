@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from emuworld.answers import load_story, save_story
+from emuworld.files import write_bytes, write_text
 from emuworld.pictures import contact_sheet
 from emuworld.story import Story
 from emuworld.tasks.answering import Answer, Rules, answer_all
 from emuworld.tasks.metrics import Frame
-from emuworld.tasks.page import png_bytes, replace_file
+from emuworld.tasks.page import png_bytes
 from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.prompts import Question, read_prompts
 from emuworld.tasks.sharding import parse_shard, take_shard
@@ -224,7 +225,7 @@ def _keep(folder: Path, answer: Answer, story: Story, *, model: WorldModel, conf
         "num_images": sum(len(segment.images) for segment in story.segments),
     }
     path.unlink(missing_ok=True)  # an older answer must not be taken for what the new record describes
-    replace_file(path.with_suffix(".json"), (json.dumps(record, ensure_ascii=False) + "\n").encode())
+    write_text(path.with_suffix(".json"), json.dumps(record, ensure_ascii=False) + "\n")
     save_story(path, story)
 
 
@@ -236,7 +237,7 @@ def _write_pictures(config: Generate, paths: Sequence[Path]) -> list[Path]:
     for path, frames in zip(paths, worlds, strict=True):
         for step, frame in enumerate(frames):
             name = f"{path.stem}.png" if len(frames) == 1 else f"{path.stem}_{step:02d}.png"
-            replace_file(out / name, png_bytes(frame))
+            write_bytes(out / name, png_bytes(frame))
             written.append(out / name)
     if not written:
         print("the model ended its answers without a picture")
@@ -244,7 +245,7 @@ def _write_pictures(config: Generate, paths: Sequence[Path]) -> list[Path]:
     lengths = {len(frames) for frames in worlds}
     columns = max(lengths) if len(lengths) == 1 and max(lengths) > 1 else None
     sheet = out / "sheet.png"
-    replace_file(sheet, png_bytes(contact_sheet([f for frames in worlds for f in frames], columns=columns)))
+    write_bytes(sheet, png_bytes(contact_sheet([f for frames in worlds for f in frames], columns=columns)))
     print(f"{len(written)} pictures of {config.prompt!r} in {out}, all of them in {sheet}")
     return [*written, sheet]
 

@@ -10,13 +10,13 @@ import html
 import io
 import itertools
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from emuworld.files import write_bytes
 from emuworld.tasks.metrics import Estimate, Frame
 from emuworld.tasks.run_folder import Pictures
 
@@ -305,15 +305,7 @@ def write_page(path: Path, *, title: str, lead: str, parts: Iterable[str], foote
         f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>'
         f"{''.join(parts)}{closing}</body></html>"
     )
-    replace_file(path, document.encode())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write `data` to a file beside `path` and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_bytes(data)
-    beside.replace(path)
+    write_bytes(path, document.encode())
 
 
 def png_bytes(frame: Frame) -> bytes:

@@ -19,9 +19,10 @@ import gymnasium
 import numpy as np
 from PIL import Image
 
+from emuworld.files import write_bytes
 from emuworld.tasks.film import write_film
 from emuworld.tasks.metrics import Frame, psnr
-from emuworld.tasks.page import png_bytes, replace_file
+from emuworld.tasks.page import png_bytes
 from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.world_model import load
 
@@ -183,7 +184,7 @@ def run(
     preview = config.preview and terminal
 
     def show(words: str) -> None:
-        replace_file(out / "frame.png", png_bytes(session.frame))
+        write_bytes(out / "frame.png", png_bytes(session.frame))
         picture = half_blocks(session.frame, columns=_columns()) + "\n" if preview else ""
         print(picture + words, file=screen, flush=True)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emuworld.files import write_text
 from emuworld.tasks import page
 from emuworld.tasks.cells import bar_table, kept_pictures, words
 from emuworld.tasks.edit_summary import EXPECTED, VERDICTS, summarise_x2i
@@ -47,7 +48,7 @@ def write_report(folder: Path, *, against: str = "") -> Figures:
     else:
         figures, render = summarise_explore_twin(records), _explore_twin_page
     summary = {"run": run, "figures": figures}
-    page.replace_file(folder / "summary.json", json.dumps(summary, indent=1).encode())
+    write_text(folder / "summary.json", json.dumps(summary, indent=1))
     page.write_page(
         folder / "index.html",
         title=_TITLES[run["suite"]],

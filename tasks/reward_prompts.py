@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from emuworld.envs.rooms.edit_episodes import edit_stories
+from emuworld.files import write_text
 from emuworld.tasks.metrics import Frame
 from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.truth import Request, make_prompt, make_start, render_pool, shared_renderer
@@ -72,9 +73,7 @@ def run(config: RewardPrompts, *, on_progress: OnProgress = quiet) -> None:
             for done, line in enumerate(made(config, out, count, ordered), start=1):
                 lines.append(line)
                 on_progress(kind, done, count)
-    part = out / f"{FILE_NAME}.part"
-    part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    part.replace(out / FILE_NAME)
+    write_text(out / FILE_NAME, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 _Ordered = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]

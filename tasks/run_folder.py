@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emuworld.files import written
 from emuworld.tasks.metrics import Frame
 
 Record = dict[str, Any]
@@ -85,7 +86,6 @@ def append_records(path: Path, records: Sequence[Record]) -> None:
 
 def save_pictures(path: Path, pictures: Pictures) -> None:
     """Keep rows of frames for the page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     keys = [f"row_{index}" for index in range(len(pictures.rows))]
     words = {
         "title": pictures.title,
@@ -95,9 +95,8 @@ def save_pictures(path: Path, pictures: Pictures) -> None:
     arrays: dict[str, Any] = {
         key: np.stack(list(row.frames)) for key, row in zip(keys, pictures.rows, strict=True)
     }
-    beside = path.with_suffix(".part.npz")
-    np.savez_compressed(beside, words=np.array(json.dumps(words)), **arrays)
-    beside.replace(path)
+    with written(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(file, words=np.array(json.dumps(words)), **arrays)
 
 
 def load_pictures(path: Path) -> Pictures:

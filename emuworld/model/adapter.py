@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from emuworld.files import written
 from emuworld.model.transformer import Transformer
 
 FILE_NAME = "dida.safetensors"
@@ -96,12 +97,11 @@ class _Hook:
 
 def save_adapter(folder: str | os.PathLike[str], adapter: Adapter, *, base: str = "") -> None:
     """Write `dida.safetensors`, in bf16, beside and rename it. `base`: names the weights it belongs to."""
-    part = Path(folder) / f".{FILE_NAME}.{os.getpid()}"
     tensors = {
         name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in adapter.named().items()
     }
-    save_file(tensors, part, metadata={_BASE: base} if base else None)
-    part.replace(Path(folder) / FILE_NAME)
+    with written(Path(folder) / FILE_NAME) as beside:
+        save_file(tensors, beside, metadata={_BASE: base} if base else None)
 
 
 def adapter_base(folder: str | os.PathLike[str]) -> str:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from emuworld.files import written
 from emuworld.model.adapter import Adapter
 from emuworld.model.checkpoint import read_json
 from emuworld.model.transformer import Transformer
@@ -51,11 +52,9 @@ def save(folder: str | os.PathLike[str], adapter: Adapter, *, rank: int, base: s
         "inference_mode": True,
         **_PLAIN,
     }
-    parts = {name: folder / f".{name}.{os.getpid()}" for name in FILES}
-    save_file(tensors, parts[WEIGHTS_FILE], metadata={"format": "pt"})
-    parts[CONFIG_FILE].write_text(json.dumps(config, indent=2) + "\n")
-    for name, part in parts.items():
-        part.replace(folder / name)
+    with written(folder / WEIGHTS_FILE) as weights, written(folder / CONFIG_FILE) as settings:
+        save_file(tensors, weights, metadata={"format": "pt"})
+        settings.write_text(json.dumps(config, indent=2) + "\n")
 
 
 @torch.no_grad()

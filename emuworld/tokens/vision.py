@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from emuworld.files import write_text, written
 from emuworld.tokens import strips
 from emuworld.tokens.vision_network import DOWNSAMPLE, PUBLISHED, Decoder, Encoder, VisionConfig
 
@@ -182,14 +183,10 @@ class VisionTokenizer(nn.Module):
     def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16) -> None:
         """Write `vision.json` and `vision.safetensors` into `folder`, each beside and then renamed."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         weights = {name: t.detach().to("cpu", dtype).contiguous() for name, t in self.state_dict().items()}
-        part = folder / "vision.safetensors.part"
-        save_file(weights, part)
-        part.replace(folder / "vision.safetensors")
-        part = folder / "vision.json.part"
-        part.write_text(json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
-        part.replace(folder / "vision.json")
+        with written(folder / "vision.safetensors") as beside:
+            save_file(weights, beside)
+        write_text(folder / "vision.json", json.dumps(dataclasses.asdict(self.config), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> VisionTokenizer:

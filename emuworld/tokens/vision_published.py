@@ -15,7 +15,7 @@ import json
 import os
 import reprlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from emuworld.files import write_text, written
 from emuworld.tokens.vision import PUBLISHED, VisionConfig, VisionTokenizer
 
 MODEL_TYPE = "Emu3p5VisionVQ"
@@ -101,20 +102,12 @@ def save(folder: str | os.PathLike[str], tokenizer: VisionTokenizer) -> None:
     flat = {**heads, **network, "codebook_size": config.num_codes, "embed_dim": config.embed_dim}
     nested = {"embed_dim": config.embed_dim, "n_embed": config.num_codes, "beta": 0.25, "ddconfig": network}
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / FLAT[1], lambda part: save_file(weights, part, metadata={"format": "pt"}))
-    _write(folder / FLAT[0], lambda part: part.write_text(json.dumps(flat, indent=2) + "\n"))
-    _write(folder / NESTED[1], lambda part: torch.save(weights, part))
-    _write(folder / NESTED[0], lambda part: part.write_text(yaml.safe_dump(nested, sort_keys=False)))
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with written(folder / FLAT[1]) as beside:
+        save_file(weights, beside, metadata={"format": "pt"})
+    write_text(folder / FLAT[0], json.dumps(flat, indent=2) + "\n")
+    with written(folder / NESTED[1]) as beside:
+        torch.save(weights, beside)
+    write_text(folder / NESTED[0], yaml.safe_dump(nested, sort_keys=False))
 
 
 def _model_type(file: Path) -> object:

@@ -10,6 +10,7 @@ import torch
 
 from emuworld import checkpoint_folder, published
 from emuworld import manifest as manifests
+from emuworld.files import written
 from emuworld.manifest import Manifest
 from emuworld.model import checkpoint
 from emuworld.model.transformer import Transformer
@@ -73,6 +74,5 @@ def save_checkpoint(out: Path, model: Transformer, *, source: Source) -> None:
 
 def copy_file(source: Path, target: Path) -> None:
     """A copy that is there whole or not at all."""
-    part = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, part)
-    part.replace(target)
+    with written(target) as beside:
+        shutil.copyfile(source, beside)

@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from emuworld.files import written
 from emuworld.pictures import Size, middle
 from emuworld.story import Story, StoryError, StoryImage, read_shard
 
@@ -370,10 +371,9 @@ def save_tokens(path: Path, stories: Sequence[TokenStory]) -> None:
     """Keep the tokens of one shard (npz of plain arrays and one JSON text), written beside and renamed."""
     names = ("question", "texts", "captions", "kind", "num_references")
     words = [{name: getattr(story, name) for name in names} for story in stories]
-    part = path.with_suffix(".part.npz")
     codes = np.concatenate([s.codes for s in stories]) if stories else np.empty((0, 0, 0), np.uint16)
-    np.savez(part, codes=codes, words=np.array(json.dumps(words)))
-    part.replace(path)
+    with written(path) as beside, beside.open("wb") as file:
+        np.savez(file, codes=codes, words=np.array(json.dumps(words)))
 
 
 def load_tokens(path: Path) -> list[TokenStory]:

@@ -93,8 +93,7 @@ def _encoded(config: DidaTraining, parts: Parts, *, out: Path) -> Iterator[Seque
             )
         with ThreadPoolExecutor(_READERS) as pool:
             for start in range(0, len(files), _READERS):  # a few ahead, not all: the caller may have enough
-                part = files[start : start + _READERS]
-                yield from pool.map(load_tokens, [path for path in part if not path.stem.endswith(".part")])
+                yield from pool.map(load_tokens, files[start : start + _READERS])
         return
     feed = TokenFeed(
         config.shards,

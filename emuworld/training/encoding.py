@@ -77,15 +77,14 @@ class TokenFeed:
             kinds=kinds,
             workers=workers,
             follow=follow,
-            skip=[path.stem for path in cache.glob("*.npz") if not path.stem.endswith(".part")],
+            skip=[path.stem for path in cache.glob("*.npz")],
             share=share,
         )
 
     def cached(self) -> Iterator[ShardTokens]:
         """The shards that an earlier run has encoded already."""
         for path in sorted(self._cache.glob("*.npz")):
-            mine = in_share(path.stem, rank=self._share[0], world=self._share[1])
-            if mine and not path.stem.endswith(".part"):
+            if in_share(path.stem, rank=self._share[0], world=self._share[1]):
                 yield ShardTokens(stem=path.stem, stories=load_tokens(path))
 
     def ready(self) -> ShardTokens | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
+from emuworld.files import write_text, written
 from emuworld.pictures import contact_sheet
 from emuworld.training import rewards
 from emuworld.training.rollouts import Prompt, Rollout
@@ -63,7 +64,7 @@ class HeldOut:
         if resume and path.is_file():
             return {str(name): float(value) for name, value in json.loads(path.read_text()).items()}
         figures = self.measure(0)
-        _written(path, lambda part: part.write_text(json.dumps(figures)))
+        write_text(path, json.dumps(figures))
         return figures
 
     def _show(self, name: str, rollouts: Sequence[Rollout]) -> None:
@@ -73,7 +74,8 @@ class HeldOut:
             return
         chosen = np.unique(np.linspace(0, len(drawn) - 1, min(_SHOWN, len(drawn))).round().astype(int))
         sheet = Image.fromarray(contact_sheet([drawn[i] for i in chosen], columns=_COLUMNS))
-        _written(self._out / "pictures" / f"{name}.png", lambda part: sheet.save(part, format="PNG"))
+        with written(self._out / "pictures" / f"{name}.png") as beside:
+            sheet.save(beside, format="PNG")
 
 
 def means_of(scores: rewards.Scores) -> dict[str, float]:
@@ -81,11 +83,3 @@ def means_of(scores: rewards.Scores) -> dict[str, float]:
     applied = {name: values[~np.isnan(values)] for name, values in scores.terms.items()}
     terms = {f"reward_{name}": float(values.mean()) for name, values in applied.items() if len(values)}
     return {"reward": float(scores.total.mean()), **terms}
-
-
-def _written(path: Path, write: Callable[[Path], object]) -> None:
-    """Written beside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    write(part)
-    part.replace(path)

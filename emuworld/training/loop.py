@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from emuworld.files import write_text
 from emuworld.training.ranks import Ranks
 from emuworld.training.states import StateStore
 
@@ -84,9 +85,7 @@ class TrainingLog:
     def __init__(self, path: Path, *, step: int = 0) -> None:
         if step and path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            part = path.with_name(f"{path.name}.part")
-            part.write_text("".join(f"{line}\n" for line in kept))
-            part.replace(path)
+            write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", buffering=1)
 
     def write(self, **values: Any) -> None:

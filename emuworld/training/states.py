@@ -26,6 +26,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
+from emuworld.files import written
 from emuworld.training.ranks import Ranks
 
 logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)  # it tells of every tensor
@@ -93,9 +94,8 @@ class FileStore:
     def save(self, values: Mapping[str, float]) -> None:
         if not self._first:
             return
-        part = self.place.with_suffix(".part")
-        torch.save({"stage": dict(self._get()), **values}, part)
-        part.replace(self.place)
+        with written(self.place) as beside:
+            torch.save({"stage": dict(self._get()), **values}, beside)
 
 
 class ShardedStore:

@@ -26,7 +26,7 @@ from emuworld.envs.tabletop.orders import FAMILY_COUNTS
 from emuworld.envs.tabletop.plans import Task, sample_task, variations_of
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.envs.tabletop.subtasks import parse
-from emuworld.tasks import page
+from emuworld.files import write_bytes
 from emuworld.tasks.robot.suite import DATA, FORMAT, SUITE, execute_plan, plan_for, suite_hash
 
 # Families whose tasks come in sorts: the tags that a family's places ask for, in turn.
@@ -173,7 +173,7 @@ def write_suite(path: Path, tasks: Sequence[Task]) -> None:
     rows = [{"scene_hash": TableScene.from_dict(one.scene).scene_hash(), **one.to_dict()} for one in tasks]
     head = json.dumps({"suite": SUITE, "format": FORMAT, "hash": suite_hash(rows)})[:-1]
     lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
-    page.replace_file(path, f'{head}, "tasks": [\n{lines}\n]}}\n'.encode())
+    write_bytes(path, f'{head}, "tasks": [\n{lines}\n]}}\n'.encode())
 
 
 if __name__ == "__main__":

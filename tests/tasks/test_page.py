@@ -89,5 +89,5 @@ def test_met_and_missed_are_coloured_and_read_as_words() -> None:
 
 def test_png_bytes_lose_nothing(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
-    page.replace_file(tmp_path / "f.png", page.png_bytes(noise))
+    (tmp_path / "f.png").write_bytes(page.png_bytes(noise))
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "f.png")), noise)

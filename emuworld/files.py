@@ -1,0 +1,38 @@
+"""Files that are there whole or not at all. Everything may use it; it uses nothing of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written(path: str | os.PathLike[str], *, suffix: str = ".part") -> Iterator[Path]:
+    """A place beside `path` for the block to write to: it becomes `path` at the end of the block, and goes
+    where the block fails. Folders are made.
+
+    Its name is this process's own. It ends in `suffix` and not as `path` does, so that nobody takes it for
+    done; some writers must see what kind of file it is.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """UTF-8 text as a file."""
+    with written(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Bytes as a file."""
+    with written(path) as beside:
+        beside.write_bytes(data)

@@ -1,0 +1,35 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emuworld.files import write_bytes, write_text, written
+
+
+def test_a_file_comes_whole_with_its_folders(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "words.txt"
+    write_text(path, "grün\n")
+    assert path.read_text(encoding="utf-8") == "grün\n"
+    write_bytes(path, b"\0\1")
+    assert path.read_bytes() == b"\0\1" and list(path.parent.iterdir()) == [path]
+
+
+def test_nothing_is_there_before_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "codes.npz"
+    path.write_text("old")
+    with written(path) as beside:
+        beside.write_text("new")
+        assert path.read_text() == "old" and list(tmp_path.glob("*.npz")) == [path]
+    assert path.read_text() == "new"
+
+
+def test_what_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), written(path) as beside:
+        beside.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
