@@ -56,7 +56,7 @@ class Imagines(Protocol):
 class PlannerConfig:
     """How much is imagined, and what a good plan is.
 
-    `weights` of objectives not named here are 1.0.
+    `weights` of objectives not named there are 1.0: what the words ask for counts as much as three others.
     """
 
     num_plans: int = 4  # side by side; in a beam: plans that are kept
@@ -68,7 +68,7 @@ class PlannerConfig:
     strategy: str = "sample"  # sample | beam
     replan: str = "surprised"  # always | surprised | never: when the rest is imagined anew after a subtask
     surprise: float = 0.06  # share of 8 x 8 cells by which what is seen may differ from the keyframe
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=lambda: {"goal": 3.0})
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES or self.replan not in REPLAN:
@@ -161,7 +161,7 @@ class Planner:
         starts = self._starts(frame, count=min(self.config.num_plans, left))
         self._round += 1
         if not starts:
-            return []
+            return self._words_alone(frame)
         plans = [self._imagined(path, frame) for path in self._search(starts, frame, max_items=left)]
         in_words = self._in_words(replace(starts[0], seed=self._seed(len(starts))), frame)
         return self._ranked(plans if in_words is None else [*plans, in_words])
@@ -243,9 +243,8 @@ class Planner:
         out none that could be carried out, or the budget is too small for it.
         """
         assert self._assignment is not None
-        texts = self._spelled_out(self._assignment.instruction)[: self.config.depth]
-        left = self.config.max_pictures - self.num_pictures
-        if not 0 < len(texts) <= left or not all(map(self._may_be_said, texts)):
+        texts = self._texts_in_words()
+        if not 0 < len(texts) <= self.config.max_pictures - self.num_pictures:
             return None
         steps = []
         for text in texts:
@@ -255,6 +254,19 @@ class Planner:
                 return None
             steps.append(Step(text=text, keyframe=one.image))
         return ImaginedPlan(assignment=self._assignment, frame=frame, steps=tuple(steps), complete=True)
+
+    def _words_alone(self, frame: Frame) -> list[ImaginedPlan]:
+        """Where no picture is left to be imagined: what the words spell out, without pictures."""
+        assert self._assignment is not None
+        steps = tuple(Step(text=text) for text in self._texts_in_words())
+        plan = ImaginedPlan(assignment=self._assignment, frame=frame, steps=steps, complete=True)
+        return [plan] if steps else []
+
+    def _texts_in_words(self) -> Sequence[str]:
+        """What the instruction's own words spell out; nothing where a part of it cannot be done."""
+        assert self._assignment is not None
+        texts = self._spelled_out(self._assignment.instruction)[: self.config.depth]
+        return texts if all(map(self._may_be_said, texts)) else ()
 
     def _ranked(self, plans: Sequence[ImaginedPlan]) -> list[ImaginedPlan]:
         votes = search.agreement([plan.steps[0].text.lower() if plan.steps else "" for plan in plans])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,14 +176,12 @@ def open_painter(
 ) -> Painter:
     """What draws pictures at once: the transformer itself, or its weights with the folder's adapter."""
     assert manifest.dida is not None
-    painting: CachedModel = transformer
+    painting, caution = transformer, ""
     if (folder / ADAPTER_FILE).is_file():
         if adapter_base(folder) not in ("", weights_name(folder)):
-            warnings.warn(
+            caution = (
                 f"{folder / ADAPTER_FILE} was trained on other weights than {checkpoint.WEIGHTS_FILE} beside "
-                "it: pictures drawn at once (passes=...) will be worse than they need to be; train "
-                "stage=dida anew, or remove it",
-                stacklevel=2,
+                "it: pictures drawn at once (passes=...) are worse than need be; train stage=dida anew"
             )
         adapted = checkpoint.load(folder, dtype=torch.float32)
         merge_adapter(adapted, load_adapter(folder, adapted))
@@ -201,6 +198,7 @@ def open_painter(
         vocabulary=manifest.vocabulary,
         noise=manifest.dida,
         codebook_KE=vision.quantize.embedding.weight.detach(),
+        caution=caution,
     )
 
 

@@ -199,13 +199,18 @@ def test_an_adapter_of_other_weights_is_told(tiny_folder: str, tmp_path: Path) -
     save_adapter(folder, adapter, base=weights_name(folder))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load(folder, device="cpu")
+        model = load(folder, device="cpu")
+        model.imagine(begin(model, 2), "turn left", sampling=FREE)
     others = checkpoint.load(folder, dtype=torch.float32)
     with torch.no_grad():
         others.model.norm.weight.mul_(1.1)
     checkpoint.save(folder, others, dtype=torch.bfloat16)
+    model = load(folder, device="cpu")
     with pytest.warns(UserWarning, match="other weights"):
-        load(folder, device="cpu")
+        model.imagine(begin(model, 2), "turn left", sampling=FREE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.imagine(begin(model, 2), "turn left", sampling=dataclasses.replace(FREE, passes=0))
 
 
 def test_a_contact_sheet_holds_every_frame() -> None:

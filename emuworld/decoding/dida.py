@@ -21,6 +21,7 @@ codes, V codes of the vocabulary, D hidden size.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -79,11 +80,19 @@ class Painter:
         model: weights that were adapted to it; the cache they read may be written by others.
         noise: what they were trained with.
         codebook_KE: the vision tokenizer's vectors, for the metric path.
+        caution: what whoever draws with it should know; "" for nothing.
     """
 
     def __init__(
-        self, model: LanguageModel, *, vocabulary: Vocabulary, noise: Noise, codebook_KE: Tensor
+        self,
+        model: LanguageModel,
+        *,
+        vocabulary: Vocabulary,
+        noise: Noise,
+        codebook_KE: Tensor,
+        caution: str = "",
     ) -> None:
+        self.caution = caution
         self.model = model
         self.vocabulary = vocabulary
         self.noise = noise
@@ -100,6 +109,8 @@ class Painter:
         Returns:
             The codes [h, w] of each.
         """
+        if self.caution:
+            warnings.warn(self.caution, stacklevel=2)
         longest = max((picture.size[0] * (picture.size[1] + 1) for picture in pictures), default=0)
         cache.reserve(int(cache.lengths.max()) + longest)
         groups: dict[tuple[tuple[int, int], Sampling, int], list[int]] = {}

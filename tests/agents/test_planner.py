@@ -217,6 +217,13 @@ def test_words_that_spell_out_nothing_to_be_done_are_left_alone() -> None:
     assert step is not None and step.text == "push"
 
 
+def test_without_budget_the_words_are_done_without_pictures() -> None:
+    agent = planner(StubModel([(("push", 3),)]), spelled=("pick", "place"), replan="always", max_pictures=2)
+    assert steps(agent, [0]) == ["push"]  # two plans of one picture; none is left for those in words
+    rest = agent.act(frame(3), {})
+    assert rest is not None and (rest.text, rest.keyframe) == ("pick", None)
+
+
 def test_brightness_is_no_surprise() -> None:
     model = StubModel([GOOD])
     agent = planner(model)
