@@ -64,6 +64,7 @@ class PlannerConfig:
     depth: int = 8  # subtasks of one plan at most
     max_pictures: int = 64  # imagined in one episode at most
     max_steps: int = 16  # subtasks of one episode at most
+    in_words: bool = True  # the plan that the instruction's words spell out stands beside the model's own
     tries: int = 3  # rounds of plans at most until one is found whose first subtask can be begun
     strategy: str = "sample"  # sample | beam
     replan: str = "surprised"  # always | surprised | never: when the rest is imagined anew after a subtask
@@ -162,9 +163,13 @@ class Planner:
         self._round += 1
         if not starts:
             return self._words_alone(frame)
-        plans = [self._imagined(path, frame) for path in self._search(starts, frame, max_items=left)]
         in_words = self._in_words(replace(starts[0], seed=self._seed(len(starts))), frame)
-        return self._ranked(plans if in_words is None else [*plans, in_words])
+        plans = [] if in_words is None else [in_words]
+        left = self.config.max_pictures - self.num_pictures
+        if left:
+            paths = self._search(starts[:left], frame, max_items=left)
+            plans = [*(self._imagined(path, frame) for path in paths), *plans]
+        return self._ranked(plans)
 
     # ---- inside --------------------------------------------------------------------------------
 
@@ -265,6 +270,8 @@ class Planner:
     def _texts_in_words(self) -> Sequence[str]:
         """What the instruction's own words spell out; nothing where a part of it cannot be done."""
         assert self._assignment is not None
+        if not self.config.in_words:
+            return ()
         texts = self._spelled_out(self._assignment.instruction)[: self.config.depth]
         return texts if all(map(self._may_be_said, texts)) else ()
 

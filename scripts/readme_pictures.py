@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from emuworld.tasks.page import replace_file
+from emuworld.files import write_bytes
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 SIDE, GAP, LINE = 190, 4, 20  # pixels of a picture, between pictures, of a line of words
@@ -42,7 +42,7 @@ def main(demo: Path) -> None:
             )
         buffer = io.BytesIO()
         _sheet(rows).save(buffer, format="JPEG", quality=88)
-        replace_file(IMAGES / f"{name}.jpg", buffer.getvalue())
+        write_bytes(IMAGES / f"{name}.jpg", buffer.getvalue())
         print(IMAGES / f"{name}.jpg", f"{len(buffer.getvalue()) / 1e3:.0f} kB")
 
 

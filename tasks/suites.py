@@ -123,6 +123,7 @@ class RobotSuite(RunSettings):
     first: int = 0  # only so many of the scenes; 0 = all
     repeats: int = 1  # runs of each scene from a fresh start: do they end in one state?
     num_plans: int = 4  # imagined side by side by the planner
+    in_words: bool = True  # beside them the plan that the words spell out; false: the model's own alone
     strategy: str = "sample"  # sample | beam
     max_pictures: int = 64  # imagined for one scene at most
     max_steps: int = 16  # subtasks of one scene at most

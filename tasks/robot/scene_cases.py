@@ -96,6 +96,7 @@ def _run(renderer: Renderer, case: SceneCase, model: Imagines | None) -> SceneRe
     place = Workplace(task=task, scene=scene, renderer=renderer, size=size)
     settings = PlannerConfig(
         num_plans=suite.num_plans,
+        in_words=suite.in_words,
         strategy=suite.strategy,
         max_pictures=suite.max_pictures,
         max_steps=suite.max_steps,

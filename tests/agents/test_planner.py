@@ -206,11 +206,17 @@ def test_what_the_words_spell_out_is_one_more_plan() -> None:
     ]
 
 
+def test_what_the_words_spell_out_comes_first_where_pictures_are_few() -> None:
+    model = StubModel([(("push", 3), ("push", 4), ("push", 5))])
+    agent = planner(model, spelled=("pick", "place"), max_pictures=2)
+    assert steps(agent, [0]) == ["pick"] and agent.num_pictures == 2
+
+
 def test_words_that_spell_out_nothing_to_be_done_are_left_alone() -> None:
     """One of them is no subtask, was refused, or the budget is too small for all."""
     push = [(("push", 3),)]
     assert steps(planner(StubModel(push), spelled=("fly", "place")), [0]) == ["push"]
-    assert steps(planner(StubModel(push), spelled=("pick", "place"), max_pictures=5), [0]) == ["push"]
+    assert steps(planner(StubModel(push), spelled=("pick", "place"), max_pictures=1), [0]) == ["push"]
     agent = planner(StubModel(push), spelled=("pick", "place"))
     assert steps(agent, [0]) == ["pick"]
     step = agent.act(frame(0), {"invalid_action": True})
@@ -219,8 +225,8 @@ def test_words_that_spell_out_nothing_to_be_done_are_left_alone() -> None:
 
 def test_without_budget_the_words_are_done_without_pictures() -> None:
     agent = planner(StubModel([(("push", 3),)]), spelled=("pick", "place"), replan="always", max_pictures=2)
-    assert steps(agent, [0]) == ["push"]  # two plans of one picture; none is left for those in words
-    rest = agent.act(frame(3), {})
+    first, rest = (agent.act(frame(spot), {}) for spot in (0, 3))
+    assert first is not None and first.keyframe is not None  # the budget goes into the words' pictures
     assert rest is not None and (rest.text, rest.keyframe) == ("pick", None)
 
 

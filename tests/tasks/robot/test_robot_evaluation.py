@@ -51,12 +51,12 @@ def test_oracle_succeeds_resumes_and_pairs_with_nothing(
         evaluate.run(replace(mine, against=str(tmp_path / "nowhere"), score_only=True))
 
 
-def test_a_planner_that_knows_nothing_is_valid_nowhere(tiny_folder: str, tmp_path: Path) -> None:
-    figures = evaluate.run(
-        suite(tmp_path, agent="planner", model=tiny_folder, size_px=64, num_plans=2, max_pictures=4)
-    )
+def test_a_planner_that_knows_nothing_has_the_words_alone(tiny_folder: str, tmp_path: Path) -> None:
+    mine = suite(tmp_path, agent="planner", model=tiny_folder, size_px=64, num_plans=2, max_pictures=4)
+    figures = evaluate.run(replace(mine, in_words=False, out=str(tmp_path / "own")))
     assert figures["ladder"]["success"]["value"] == 0.0
     assert not figures["bars"]["planner: success at the end, 1 scenes"]["met"]
+    assert evaluate.run(mine)["ladder"]["valid"]["value"] == 1.0
 
 
 def test_cases_are_scenes_uses_and_judges() -> None:
