@@ -32,6 +32,7 @@ from emuworld.envs.rooms.scenes import SPLITS, RoomScene
 from emuworld.envs.rooms.tale_episodes import tale_story
 from emuworld.envs.tabletop.edit_episodes import table_edit_stories
 from emuworld.envs.tabletop.episodes import table_stories
+from emuworld.files import write_text
 from emuworld.story import Shard, ShardError, Story, write_shard
 
 # How much of each kind a seed gives; with what else decides what a shard holds.
@@ -124,7 +125,7 @@ def _check_settings(folder: Path, config: ShardsConfig) -> None:
                 f"{folder} holds {config.split} shards made with {before}, not {kept}; choose another out"
             )
         return
-    path.write_text(json.dumps(kept))
+    write_text(path, json.dumps(kept))
 
 
 def _complete(path: Path) -> bool:

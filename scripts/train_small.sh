@@ -32,7 +32,7 @@ RENDERER=${RENDERER:-auto}
 # What a room and what a table-top gives. Physics is most of the cost of a task, so each is told several times.
 ROOM_KINDS="num_frames=42 num_pictures=8 num_edits=6 num_tales=1 episodes_per_shard=4"
 TABLE_KINDS="num_frames=0 num_pictures=0 num_tasks=1 num_views=8 num_tables=6 num_table_edits=6 episodes_per_shard=4"
-# The rows of a step by kind and length: about 150,000 tokens, a third of them walks. Every bucket is some work for the
+# The rows of a step by kind and length: about 180,000 tokens, a third of them walks. Every bucket is some work for the
 # processor, whatever its size, so few and large ones take part in a step. On several GPUs a step is as large as on one and
 # takes less time: fewer buckets at once, each with as many rows for every GPU.
 bucket() { # what, rows on one GPU, in each so many-th step

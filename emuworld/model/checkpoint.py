@@ -5,6 +5,7 @@ transformers, vLLM and PEFT open, and the Emu3.5 release's own (model_type "Emu3
 `save` writes both. Only safetensors are read: opening a folder runs no code of its author.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from emuworld.files import written
 from emuworld.model.transformer import Transformer, TransformerConfig
 
 CONFIG_FILE = "config.json"
@@ -61,7 +63,6 @@ def save(
         settings: further entries of `config.json`.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     dtype = model.dtype if dtype is None else dtype
     base = model.config.to_published_json() if published else model.config.to_json()
     # transformers reads `dtype`, and before its version 5 `torch_dtype`, as the release has it
@@ -77,9 +78,9 @@ def save(
     if max_shard_bytes is not None:
         weight_map = {name: file for file, names in shards.items() for name in names}
         texts[INDEX_FILE] = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    beside = {name: folder / f".{name}.{os.getpid()}" for name in (*shards, *texts)}
     done = 0
-    try:
+    with contextlib.ExitStack() as stack:  # all are written, then all are renamed, what names the others last
+        beside = {name: stack.enter_context(written(folder / name)) for name in reversed((*shards, *texts))}
         for file, names in shards.items():
             part = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in names}
             save_file(part, beside[file], metadata={"format": "pt"})
@@ -89,11 +90,6 @@ def save(
                 on_bytes(done, total)
         for file, values in texts.items():
             beside[file].write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        for file, path in beside.items():
-            path.replace(folder / file)
-    finally:
-        for path in beside.values():
-            path.unlink(missing_ok=True)
     for old in {WEIGHTS_FILE, INDEX_FILE, *(path.name for path in folder.glob("model-*-of-*.safetensors"))}:
         if old not in beside:  # of an earlier save in other pieces
             (folder / old).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import tiktoken
 
+from emuworld.files import write_text
 from emuworld.tokens.vocabulary import CONTROL_TOKENS, EMU35, VISUAL_STRING, Vocabulary, builtin
 
 # Where text is cut before merging (fact sheet, section 2): English contractions; a word with at most one sign
@@ -92,7 +93,7 @@ class TextTokenizer:
                 f"{EMU35.size} ids are fixed: keep the files of the built-in kind"
             )
         write_ranks(self._ranks, path=Path(folder) / "emu3.tiktoken")
-        (Path(folder) / "emu3_vision_tokens.txt").write_text(_vision_tokens(), encoding="utf-8")
+        write_text(Path(folder) / "emu3_vision_tokens.txt", _vision_tokens())
 
     def encode(self, text: str, *, allow_control: bool = False) -> list[int]:
         """Ids of a text; any string encodes, lone surrogates as U+FFFD.
@@ -169,7 +170,7 @@ def write_ranks(ranks: Mapping[bytes, int], *, path: str | os.PathLike[str]) -> 
     """Write token bytes -> rank as a tiktoken file, in the order of the ranks."""
     in_order = sorted(ranks.items(), key=lambda item: item[1])
     lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in in_order]
-    Path(path).write_text("".join(lines), encoding="ascii")
+    write_text(path, "".join(lines))
 
 
 def _check_ranks(ranks: Mapping[bytes, int], *, num_text_tokens: int) -> None:

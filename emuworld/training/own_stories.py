@@ -23,6 +23,7 @@ from emuworld.checkpoint_folder import Parts
 from emuworld.context import Context
 from emuworld.decoding.autoregressive import finish
 from emuworld.decoding.sampling import Sampling
+from emuworld.files import write_text
 from emuworld.segments import SegmentWriter
 from emuworld.state import WorldState, block_codes, image_blocks
 from emuworld.tokens.sequence import prompt_ids
@@ -96,7 +97,7 @@ class Answerer:
             answered += load_tokens(path)
             on_done(len(answered))
         if math.isfinite(limit_s):
-            counted.write_text(json.dumps(len(answered)))
+            write_text(counted, json.dumps(len(answered)))
         return answered
 
     def answer(self, stories: Sequence[TokenStory], *, first: int = 0) -> list[TokenStory]:
