@@ -13,7 +13,7 @@
 # WORK: before/ and after/ (pages and figures with 95 % intervals), grpo/ (the model, grpo.log.jsonl with the
 # reward by term), page/ (what got better, what got worse). What draws pictures at once belongs to the old
 # weights: train it (stage=dida) afterwards.
-# NUM prompts of each mode (NUM_T2I of t2i) are asked in training, HELD of each held out.
+# NUM prompts of each mode (NUM_T2I of t2i, NUM_X2I of x2i) are asked in training, HELD of each held out.
 # DEVICE=cpu NUM=2 with a small MODEL and little behind train tries it out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,6 +27,7 @@ STARTUP_S=${STARTUP_S:-12} # of GRPO_S, for starting Python and its imports
 DEVICE=${DEVICE:-cuda}
 NUM=${NUM:-256}
 NUM_T2I=${NUM_T2I:-$NUM}
+NUM_X2I=${NUM_X2I:-$NUM}
 HELD=${HELD:-16}
 WORKERS=${WORKERS:-0}
 SUITES=${SUITES:-t2i x2i explore-twin}
@@ -41,7 +42,7 @@ suites() { # where to, the model, settings
 
 case "${1:-all}" in
 prompts)
-    $EMUWORLD data prompts out="$WORK/train" split=train num_t2i="$NUM_T2I" num_x2i="$NUM" num_explore="$NUM" \
+    $EMUWORLD data prompts out="$WORK/train" split=train num_t2i="$NUM_T2I" num_x2i="$NUM_X2I" num_explore="$NUM" \
         workers="$WORKERS" "${@:2}"
     $EMUWORLD data prompts out="$WORK/held" split=validation num_t2i="$HELD" num_x2i="$HELD" num_explore="$HELD" \
         workers="$WORKERS" "${@:2}"

@@ -4,6 +4,8 @@
 #   scripts/train_small.sh text         the byte-pair encoding
 #   scripts/train_small.sh tokenizer    the vision tokenizer        (TOKENIZER_S seconds)
 #   scripts/train_small.sh pretrain     the transformer             (PRETRAIN_S seconds in all, on GPUS GPUs)
+#   scripts/train_small.sh decoder      what draws the codes, trained on: they stay what they are, and the transformer of use
+#                                       (DECODER_S seconds, after pretrain, into whose folder it goes)
 #   scripts/train_small.sh dida         drawing pictures at once    (DIDA_S seconds in all, from DIDA_FROM; into dida/)
 #   scripts/train_small.sh detector     the detector of the suites  (DETECTOR_S seconds of training)
 # FIRST_SEED is that of the first training world: other worlds for a run that goes on from an earlier one's weights.
@@ -15,6 +17,7 @@ WORK=${WORK:-outputs/small}
 EMUWORLD=${EMUWORLD:-./run emuworld}
 TOKENIZER_S=${TOKENIZER_S:-330}
 PRETRAIN_S=${PRETRAIN_S:-500}
+DECODER_S=${DECODER_S:-400}
 DIDA_S=${DIDA_S:-140}
 STARTUP_S=${STARTUP_S:-12} # of DIDA_S, for starting Python and its imports
 DIDA_FROM=${DIDA_FROM:-$WORK/pretrain}
@@ -32,13 +35,13 @@ RENDERER=${RENDERER:-auto}
 # What a room and what a table-top gives. Physics is most of the cost of a task, so each is told several times.
 ROOM_KINDS="num_frames=42 num_pictures=8 num_edits=6 num_tales=1 episodes_per_shard=4"
 TABLE_KINDS="num_frames=0 num_pictures=0 num_tasks=1 num_views=8 num_tables=6 num_table_edits=6 episodes_per_shard=4"
-# The rows of a step by kind and length: about 180,000 tokens, a third of them walks. Every bucket is some work for the
+# The rows of a step by kind and length: about 190,000 tokens, a third of them walks. Every bucket is some work for the
 # processor, whatever its size, so few and large ones take part in a step. On several GPUs a step is as large as on one and
 # takes less time: fewer buckets at once, each with as many rows for every GPU.
 bucket() { # what, rows on one GPU, in each so many-th step
     printf ',{%s,batch_size:%d,every:%d}' "$1" $(($2 * GPUS)) $(($3 * GPUS))
 }
-BUCKETS="buckets=[{kind:walk,frames:12,batch_size:16}$(bucket kind:picture 132 2)$(bucket kind:x2i,frames:2 72 2)"
+BUCKETS="buckets=[{kind:walk,frames:12,batch_size:16}$(bucket kind:picture 132 2)$(bucket kind:x2i,frames:2 96 2)"
 BUCKETS="$BUCKETS$(bucket kind:table 84 3)$(bucket kind:vla,frames:2 72 3)$(bucket kind:vla,frames:4,at_least:3 30 3)"
 BUCKETS="$BUCKETS$(bucket kind:howto,frames:3 18 3)$(bucket kind:walk,frames:42 3 8)$(bucket kind:story,frames:6 12 4)"
 BUCKETS="$BUCKETS$(bucket kind:x2i,frames:3 16 8)$(bucket kind:vla,frames:7,at_least:5 21 8)"
@@ -78,7 +81,16 @@ pretrain)
     $PARALLEL train stage=pretrain shards="$WORK/train" validation_shards="$WORK/validation" \
         vision="$WORK/tokenizer" text="$WORK/text/text.tiktoken" out="$WORK/pretrain" device="$DEVICE" compile="$COMPILE" \
         loss_tokens=65536 workers=6 follow_shards=true loop.max_steps=1000000 loop.max_seconds="$PRETRAIN_S" \
-        first_frames=30000 validate_every_steps=1000 validation_batches=1 $BUCKETS "${@:2}"
+        first_frames=30000 validate_every_steps=1000 validation_batches=1 mixture.change_weight=3 $BUCKETS "${@:2}"
+    ;;
+decoder)
+    # Squared errors count for more than in the tokenizer's stage: nothing can be lost to codes any more.
+    $EMUWORLD train stage=tokenizer init_from="$WORK/tokenizer" decoder_only=true shards="$WORK/train" \
+        validation_shards="$WORK/validation" out="$WORK/decoder" device="$DEVICE" compile="$COMPILE" \
+        frames_in_memory=120000 workers=3 follow_shards=true wait_for_data_s=120 batch_size=64 \
+        compile_mode=reduce-overhead first_frames=800 kernel_learning_rate=1.5e-3 l1_weight=0.4 log_weight=0.05 \
+        loop.max_steps=1000000 loop.max_seconds="$DECODER_S" loop.decay_fraction=0.6 "${@:2}"
+    [ ! -e "$WORK/pretrain/config.json" ] || cp "$WORK/decoder"/vision.* "$WORK/pretrain"
     ;;
 dida)
     # Of the pictures' codes those that pretraining has made already; adapter of rank 24: 3.2 MB in bf16.
@@ -95,7 +107,7 @@ detector)
         training.max_seconds="$DETECTOR_S" "${@:2}"
     ;;
 *)
-    sed -n '2,15s/^# //p' "$0"
+    sed -n '2,17s/^# //p' "$0"
     exit 2
     ;;
 esac

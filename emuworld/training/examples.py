@@ -23,6 +23,7 @@ from emuworld.training.modes import (
     Example,
     Shares,
     answer_example,
+    change_gains,
     edit_example,
     edit_steps,
     of_kinds,
@@ -135,7 +136,17 @@ class Mixture:
     )
     text_weight: float = 1.0
     visual_weight: float = 0.5
+    # How many times the codes that an edit or a subtask changes count beside those that stay; each picture
+    # counts as much as before. Most codes of an edited picture are a copy, and what teaches the edit is few.
+    change_weight: float = 1.0
     answers_only: bool = False  # learn no prompts, in no mode (fine-tuning)
+
+    def __post_init__(self) -> None:
+        if self.change_weight <= 0:
+            raise ValueError(
+                f"mixture.change_weight must be above 0 (1: changed codes count like the others), got "
+                f"{self.change_weight}"
+            )
 
 
 class ExampleSampler:
@@ -169,25 +180,27 @@ class ExampleSampler:
         length = bucket.row_length(self.size)
         vocabulary = self.tokenizer.vocabulary
         ids = np.full((bucket.batch_size, length + 1), vocabulary.pad, np.int64)
-        prompts = np.zeros((bucket.batch_size, 1), np.int64)
-        for row, prompt in zip(ids, prompts, strict=True):
+        weights = np.zeros(ids.shape, np.float32)
+        for row, row_weights in zip(ids, weights, strict=True):
             example = self.example(bucket, rng)
-            kept = example.ids[: length + 1]
-            row[: len(kept)] = kept
-            prompt[0] = example.prompt_tokens
-        targets = ids[:, 1:]
-        weights = self.weights(targets)
-        weights[np.arange(1, length + 1) < prompts] = 0.0  # target i is id i + 1
+            kept = slice(min(len(example.ids), length + 1))
+            row[kept] = example.ids[kept]
+            row_weights[kept] = self.weights(example)[kept]
         inputs = self.noisy(ids[:, :-1], rng)
-        return Batch(kind=bucket.kind, ids=ids, inputs=inputs, weights=weights)
+        return Batch(kind=bucket.kind, ids=ids, inputs=inputs, weights=weights[:, 1:])
 
-    def weights(self, targets: np.ndarray) -> np.ndarray:
-        """float32, of targets of any shape: text, visual and control tokens, none for padding."""
-        vocabulary = self.tokenizer.vocabulary
-        weights = np.where(
-            targets < vocabulary.num_text_tokens, self.mixture.text_weight, self.mixture.visual_weight
-        )
-        weights[targets == vocabulary.pad] = 0.0
+    def weights(self, example: Example) -> np.ndarray:
+        """float32, of each id of an example as a target: text, visual and control tokens; none for the prompt
+        that is not learnt and for the first id, which nothing foretells.
+        """
+        vocabulary, mixture = self.tokenizer.vocabulary, self.mixture
+        ids = np.array(example.ids)
+        weights = np.where(ids < vocabulary.num_text_tokens, mixture.text_weight, mixture.visual_weight)
+        if example.edited_codes and mixture.change_weight != 1.0:
+            codes = np.flatnonzero((ids >= vocabulary.visual_start) & (ids < vocabulary.visual_stop))
+            gains = change_gains(ids[codes], a_picture=example.edited_codes, weight=mixture.change_weight)
+            weights[codes] *= gains
+        weights[: max(1, example.prompt_tokens)] = 0.0
         return weights.astype(np.float32)
 
     def noisy(self, inputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:

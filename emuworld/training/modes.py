@@ -23,10 +23,13 @@ TABLE_KINDS = ("pictures-table", "vla")  # what t2i learns table-tops from
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One row: its ids, and how many of them belong to the prompt that is not learnt."""
+    """One row: its ids, and how many of them belong to the prompt that is not learnt. `edited_codes`: how
+    many a picture has where each picture is the one before with something changed; else 0.
+    """
 
     ids: list[int]
     prompt_tokens: int = 0
+    edited_codes: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,7 @@ def edit_example(
     return Example(
         ids=prompt + answer([picture], tokenizer=tokenizer)[0],
         prompt_tokens=len(prompt),
+        edited_codes=story.codes[at].size,
     )
 
 
@@ -99,7 +103,8 @@ def answer_example(
     for stop in range(min(len(story.codes), first + frames - len(shown)), first, -1):
         ids = prompt + _segments(story, first, stop, worded=not unconditional, tokenizer=tokenizer)
         if len(ids) <= max_tokens:
-            return Example(ids=ids, prompt_tokens=len(prompt))
+            edited_codes = 0 if story.kind == "story" else story.codes[0].size
+            return Example(ids=ids, prompt_tokens=len(prompt), edited_codes=edited_codes)
     raise ValueError(
         f"no step of a {story.kind} story fits {max_tokens} tokens and {frames} pictures; the question has "
         f"{len(story.question)} characters: use longer rows"
@@ -150,6 +155,18 @@ def table_example(
         prompt = prompt_ids("t2i", question=question, tokenizer=tokenizer)
     picture = AnswerSegment(codes=story.codes[at].astype(np.int64))
     return Example(ids=prompt + answer([picture], tokenizer=tokenizer)[0], prompt_tokens=len(prompt))
+
+
+def change_gains(codes: np.ndarray, *, a_picture: int, weight: float) -> np.ndarray:
+    """How much each code [N] of a row counts, `a_picture` of them to a picture: `weight` times as much where
+    the picture before has another one at the same place. The mean over a picture is 1, so that it counts no
+    more than others; 1 in the first picture and in one that is cut off.
+    """
+    pictures = codes[: len(codes) // a_picture * a_picture].reshape(-1, a_picture)
+    gains = np.ones(len(codes))
+    changed = np.where(pictures[1:] != pictures[:-1], weight, 1.0)
+    gains[a_picture : pictures.size] = (changed / changed.mean(1, keepdims=True)).ravel()
+    return gains
 
 
 def of_kinds(stories: Sequence[TokenStory], kinds: Sequence[str]) -> list[int]:

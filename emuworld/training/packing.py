@@ -88,8 +88,7 @@ def row_of(
     for number, example in enumerate(examples):
         stop = start + len(example.ids)
         ids[start:stop] = example.ids
-        weights[start + 1 : stop] = sampler.weights(ids[start + 1 : stop])
-        weights[start : start + max(1, example.prompt_tokens)] = 0.0  # nothing foretells a first token
+        weights[start:stop] = sampler.weights(example)
         numbers[start:stop] = number
         start = stop
     return Batch(

@@ -23,7 +23,14 @@ from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vocabulary import builtin
 from emuworld.training.data import TokenStory
 from emuworld.training.examples import BUCKET_MODES, Bucket, ExampleSampler, Mixture
-from emuworld.training.modes import Shares, answer_example, edit_example, edit_steps, table_example
+from emuworld.training.modes import (
+    Shares,
+    answer_example,
+    change_gains,
+    edit_example,
+    edit_steps,
+    table_example,
+)
 
 NUM_CODES = 64
 ALWAYS_ASKED = Shares(unconditional=0.0, midway=0.0, picture_first=0.0)
@@ -211,6 +218,39 @@ def test_buckets_draw_their_kinds_and_learn_the_answer_alone(tokenizer: TextToke
     lone.add(stories[:1])
     with pytest.raises(ValueError, match="leave the bucket out"):
         lone.batch(Bucket(kind="vla", frames=4, batch_size=1), rng)
+
+
+def test_what_an_edit_changes_counts_more_and_its_picture_no_more(tokenizer: TextTokenizer) -> None:
+    codes = np.array([[[1, 2], [3, 4]], [[1, 2], [3, 9]], [[5, 6], [7, 8]]], np.uint16)
+    edits = TokenStory(
+        question="",
+        texts=("", "paint it", "paint all"),
+        captions=("",) * 3,
+        codes=codes,
+        kind="x2i",
+        num_references=1,
+    )
+    mixture = Mixture(unconditional=0.0, code_noise=0.0, visual_weight=0.5, change_weight=4.0)
+    sampler = ExampleSampler(tokenizer=tokenizer, mixture=mixture, size=(2, 2))
+    start, shares = (
+        tokenizer.vocabulary.visual_start,
+        Shares(unconditional=0.0, midway=0.0, picture_first=0.0),
+    )
+
+    def of_codes(at: int) -> list[float]:
+        example = edit_example(edits, at, np.random.default_rng(0), shares=shares, tokenizer=tokenizer)
+        row = np.array(example.ids)
+        weights = sampler.weights(example)
+        assert not weights[: example.prompt_tokens].any()
+        return [float(w) for w in weights[(row >= start) & (weights > 0)]]
+
+    gain = 4 / (1 + 1 + 1 + 4)  # of four codes one is another
+    assert of_codes(1) == pytest.approx([0.5 * gain] * 3 + [4 * 0.5 * gain])
+    assert of_codes(2) == pytest.approx([0.5] * 4)  # all are others
+    cut = change_gains(codes.reshape(-1)[:11], a_picture=4, weight=4.0)
+    assert cut[:4].tolist() == [1.0] * 4 and cut[8:].tolist() == [1.0] * 3
+    with pytest.raises(ValueError, match="change_weight must be above 0"):
+        Mixture(change_weight=0.0)
 
 
 def test_long_rows_may_be_kept_for_long_stories(tokenizer: TextTokenizer) -> None:
