@@ -65,7 +65,7 @@ class PlannerConfig:
     max_pictures: int = 64  # imagined in one episode at most
     max_steps: int = 16  # subtasks of one episode at most
     in_words: bool = True  # the plan that the instruction's words spell out stands beside the model's own
-    tries: int = 3  # rounds of plans at most until one is found whose first subtask can be begun
+    tries: int = 8  # rounds of plans at most until one is found whose first subtask can be begun
     strategy: str = "sample"  # sample | beam
     replan: str = "surprised"  # always | surprised | never: when the rest is imagined anew after a subtask
     surprise: float = 0.06  # share of 8 x 8 cells by which what is seen may differ from the keyframe
@@ -234,14 +234,18 @@ class Planner:
     def _expand(self, states: Sequence[WorldState]) -> list[tuple[WorldState, Step | None, bool]]:
         self.num_pictures += len(states)
         grown = self._model.imagine_batch(states, [None] * len(states), sampling=self._sampling)
-        return [
-            (state, None if one.image is None else Step(text=one.text.strip(), keyframe=one.image), one.ended)
-            for state, one in grown
-        ]
+        found = []
+        for state, one in grown:
+            step = None if one.image is None else Step(text=one.text.strip(), keyframe=one.image)
+            # What would follow a subtask that cannot be done is not worth a picture.
+            over = one.ended or (step is not None and not self._may_be_said(step.text))
+            found.append((state, step, over))
+        return found
 
     def _imagined(self, path: search.Path[WorldState, Step], frame: Frame) -> ImaginedPlan:
         assert self._assignment is not None
-        return ImaginedPlan(assignment=self._assignment, frame=frame, steps=path.items, complete=path.ended)
+        complete = path.ended and all(self._may_be_said(step.text) for step in path.items[-1:])
+        return ImaginedPlan(assignment=self._assignment, frame=frame, steps=path.items, complete=complete)
 
     def _in_words(self, state: WorldState, frame: Frame) -> ImaginedPlan | None:
         """The plan that the instruction's own words spell out, its pictures imagined; None where they spell

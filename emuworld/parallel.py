@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig
 from emuworld.model.fused import FusedTransformer, Reduce
+from emuworld.model.sums import OneShotSum, can_read_each_other, summed
 from emuworld.model.transformer import Transformer
 
 _BY_OUTPUTS = tuple(f"{name}_proj.weight" for name in ("q", "k", "v", "gate", "up"))
@@ -96,7 +97,7 @@ class SplitTransformer:
     ) -> None:
         self._rank, self._world = (0, 1) if group is None else (dist.get_rank(group), group.size())
         check_divides(config, self._world)
-        self._reduce: Reduce | None = None if group is None else partial(_summed, group=group)
+        self._reduce: Reduce | None = None if group is None else _sums(group, device=device, dtype=dtype)
         narrow, self._head_vD = _narrow(
             config,
             tensors,
@@ -108,8 +109,9 @@ class SplitTransformer:
         )
         self._fused = FusedTransformer(narrow, weights=weights, device=device, reduce=self._reduce)
         if self._reduce is not None and device.type == "cuda":
-            # The first message makes the connections, which no CUDA graph may record.
+            # The first messages make the connections, which no CUDA graph may record: one of either kind.
             self._reduce(torch.zeros(1, device=device))
+            self._reduce(torch.zeros(8, device=device, dtype=dtype))
 
     def variant(self, *, reduce: Reduce | None = None, use_graphs: bool | None = None) -> SplitTransformer:
         """The same weights; sums over the processes in another way (default: as here), or without graphs."""
@@ -156,10 +158,11 @@ class SplitTransformer:
         return self._reduce(scores)
 
 
-def _summed(parts: Tensor, *, group: dist.ProcessGroup) -> Tensor:
-    """The sum over the processes, in place."""
-    dist.all_reduce(parts, group=group)
-    return parts
+def _sums(group: dist.ProcessGroup, *, device: torch.device, dtype: torch.dtype) -> Reduce:
+    """How the parts that processes have are summed here."""
+    if device.type == "cuda" and can_read_each_other(group):
+        return OneShotSum(group, device=device, dtype=dtype)
+    return partial(summed, group=group)
 
 
 def _narrow(

@@ -134,8 +134,8 @@ def forms(model: FusedTransformer) -> dict[str, FusedTransformer]:
         found["plain, graph"] = model.variant(use_kernels=False)
     if model.uses_kernels:
         found["kernels, eager"] = model.variant(use_graphs=False)
-        found["kernels, graph"] = model.variant()
-        found["kernels, own products, graph"] = model.variant(own_products=True)
+        found["kernels, graph"] = model.variant(own_products=False)
+        found["kernels, own products, graph"] = model.variant()
     return found
 
 

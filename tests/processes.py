@@ -34,6 +34,7 @@ def run_together(
 def _enter(work: Callable[..., None], rank: int, world: int, port: int, arguments: tuple[Any, ...]) -> None:
     os.environ |= {
         "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "MASTER_ADDR": "127.0.0.1",

@@ -87,7 +87,7 @@ class FusedTransformer:
         self.config = model.config
         self.weights = weights
         self._reduce = reduce
-        self._own_products = False
+        self._own_products = True
         device = model.device if device is None or weights == "bf16" else device
         with torch.no_grad():
             decoder = model.model
@@ -111,14 +111,13 @@ class FusedTransformer:
         use_kernels: bool | None = None,
         use_graphs: bool | None = None,
         reduce: Reduce | None = None,
-        own_products: bool = False,
+        own_products: bool = True,
     ) -> "FusedTransformer":
         """The same weights, computed otherwise; defaults as for a new one, `reduce` as it is here.
 
         With `own_products` products of few rows are kernels of ours, where there are kernels: in 16 bits
         where they are known to be faster than the library's (`few_rows.pays`), in 8 bits by activations in
-        8-bit parts (`fp8_kernels.linear_in_parts`). To be the default where a GPU has shown the whole to be
-        faster.
+        8-bit parts (`fp8_kernels.linear_in_parts`).
         """
         other = copy.copy(self)
         other._own_products = own_products

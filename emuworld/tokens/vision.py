@@ -2,8 +2,8 @@
 
 The published tokenizer's index-backpropagation quantiser between the two halves of its network
 (`emuworld.tokens.vision_network`), at any size. It is not the training loop (`emuworld.training.tokenizer`);
-the release's own files are read in `emuworld.tokens.vision_published`. Encoding and decoding run in fp32:
-half precision changes about one code in twelve.
+the release's own files are read in `emuworld.tokens.vision_published`. Encoding runs in fp32: half precision
+changes about one code in twelve. Decoding does too, with products in TF32 on CUDA.
 
 Sources: Emu3.5 (arXiv 2510.26583) section 2.2; IBQ (arXiv 2412.02692) for the quantiser and its losses.
 Departures: the raw dot products are chunked over positions instead of materialised at once, and entropy terms
@@ -13,6 +13,7 @@ take their temperature as an argument.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -148,7 +149,7 @@ class VisionTokenizer(nn.Module):
                 f"picture sides must be multiples of {DOWNSAMPLE}, "
                 f"got {images.shape[1]}x{images.shape[2]}; resize them first"
             )
-        with _full_precision(images.device):
+        with _precision(images.device, "ieee"):
             parts = [self.quantize.codes(self.latents(to_pixels(part))) for part in self._split(images, 1)]
         return torch.cat(parts)
 
@@ -159,9 +160,17 @@ class VisionTokenizer(nn.Module):
             raise ValueError(
                 f"codes must lie in 0..{self.num_codes - 1}, got {int(codes.min())}..{int(codes.max())}"
             )
-        with _full_precision(codes.device):
+        with _precision(codes.device, "tf32"):
             parts = [to_images(self.pixels(self.vectors(part))) for part in self._split(codes, DOWNSAMPLE)]
         return torch.cat(parts)
+
+    def code_fingerprint(self) -> str:
+        """Of what makes codes of pictures, encoder and codebook: who draws them again may have learnt on."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            if not name.startswith(("decoder.", "post_quant_conv.")):
+                digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+        return digest.hexdigest()
 
     def vectors(self, codes: Tensor) -> Tensor:
         """int64 [B, h, w] -> what the codes stand for, [B, embed_dim, h, w]."""
@@ -234,8 +243,10 @@ class VisionTokenizer(nn.Module):
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """On CUDA, without TF32, which PyTorch allows convolutions: it changes codes as 16 bits do."""
+def _precision(device: torch.device, name: str) -> Iterator[None]:
+    """On CUDA, how products of fp32 are computed: "ieee" for codes, which TF32 would change as 16 bits do;
+    "tf32" for pixels, a quarter of the time and 0.1 grey levels apart (256 pictures of 256 px, one H200).
+    """
     if device.type != "cuda":
         yield
         return
@@ -243,7 +254,7 @@ def _full_precision(device: torch.device) -> Iterator[None]:
     before = [setting.fp32_precision for setting in settings]
     try:
         for setting in settings:
-            setting.fp32_precision = "ieee"
+            setting.fp32_precision = name
         yield
     finally:
         for setting, precision in zip(settings, before, strict=True):

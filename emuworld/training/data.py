@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import sys
 import threading
@@ -29,7 +30,7 @@ from emuworld.files import written
 from emuworld.pictures import Size, middle
 from emuworld.story import Story, StoryError, StoryImage, read_shard
 
-SHARD_GLOB = "**/*.stories"  # in folders of their own too, one for each `data build`; no two of one name
+_SUFFIX = ".stories"
 # What a story is, by the first word of its `story_id` (the last one by the first two). t2i learns from walks
 # and pictures, explore from walks, each other mode from its own.
 KINDS = ("walk", "pictures", "x2i", "story", "howto", "vla", "pictures-table")
@@ -161,7 +162,7 @@ class _Shards(IterableDataset):
         rank, world = self.share[0] * loaders + loader, self.share[1] * loaders
         seen = set(self.skip)
         while True:
-            shards = self.folder.glob(SHARD_GLOB)
+            shards = find_shards(self.folder)
             # In no order of theirs: shards of one kind may all come before those of another.
             fresh = sorted((p for p in shards if p.stem not in seen), key=lambda p: _number(p.stem))
             for path in fresh:
@@ -282,15 +283,31 @@ class ShardFeed:
         return False
 
 
+def find_shards(folder: str | Path) -> list[Path]:
+    """The shards in a folder and in those below it, one for each `data build`, by their names; links to
+    folders are followed. ValueError where two have one name: it is what they are told apart by.
+    """
+    found: dict[str, Path] = {}
+    entered = {Path(folder).resolve()}  # a link may lead back
+    for where, below, names in os.walk(folder, followlinks=True):
+        below[:] = [name for name in below if Path(where, name).resolve() not in entered]
+        entered |= {Path(where, name).resolve() for name in below}
+        for path in (Path(where, name) for name in names if name.endswith(_SUFFIX)):
+            other = found.setdefault(path.stem, path)
+            if other.resolve() != path.resolve():
+                raise ValueError(f"two shards have one name, {other} and {path}; rename one, or leave it out")
+    return [found[name] for name in sorted(found)]
+
+
 def wait_for_shards(folder: str | Path, *, at_least: int = 1, timeout_s: float = 0.0) -> None:
     """Return when `at_least` shards are in `folder`; ValueError after `timeout_s` (0: at once) says how to
     make them.
     """
     deadline = time.monotonic() + timeout_s
-    while (found := len(list(Path(folder).glob(SHARD_GLOB)))) < at_least:
+    while (found := len(find_shards(folder))) < at_least:
         if time.monotonic() >= deadline:
             raise ValueError(
-                f"{folder} holds {found} shards ({SHARD_GLOB}), expected at least {at_least}; "
+                f"{folder} holds {found} shards (*{_SUFFIX}), expected at least {at_least}; "
                 f"make them with "
                 f"'emuworld data build out={folder}'"
             )

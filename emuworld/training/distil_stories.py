@@ -6,7 +6,6 @@ and drawing may be bounded by the clock, for runs that have a GPU for minutes.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,8 +82,7 @@ def _encoded(config: DidaTraining, parts: Parts, *, out: Path) -> Iterator[Seque
     """The stories of the shards, as codes: those that are kept somewhere first."""
     size = (config.size_px, config.size_px)
     if config.codes:
-        weights = (parts.folder / "vision.safetensors").read_bytes()
-        name = f"tokens-train-{hashlib.sha256(weights).hexdigest()[:12]}-{size_name(size)}*"
+        name = f"tokens-train-{parts.vision.code_fingerprint()[:12]}-{size_name(size)}*"
         files = sorted(path for folder in Path(config.codes).glob(name) for path in folder.glob("*.npz"))
         if not files:
             raise ValueError(

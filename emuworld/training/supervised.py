@@ -11,7 +11,6 @@ Optimiser: Muon (orthogonalised momentum) for the matrices inside the layers, Ad
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -288,11 +287,11 @@ class _Examples:
     def _open(self, folder: str, name: str) -> tuple[ExampleSampler, list[TokenFeed]]:
         """A sampler with all stories whose codes are kept, and a feed of the others for each size."""
         config, ranks = self._config, self._ranks
-        weights = (Path(config.vision) / "vision.safetensors").read_bytes()
+        codes = self._vision.code_fingerprint()[:12]
         train = name == "train"
         feeds = []
         for size, kinds in trained_sizes(config.buckets, size_px=config.size_px).items():
-            cache = f"tokens-{name}-{hashlib.sha256(weights).hexdigest()[:12]}-{size_name(size)}"
+            cache = f"tokens-{name}-{codes}-{size_name(size)}"
             feed = TokenFeed(
                 folder,
                 vision=self._vision,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emuworld.story import Story, read_shard
 from emuworld.tokens.bpe import train_bpe
-from emuworld.training.data import SHARD_GLOB, wait_for_shards
+from emuworld.training.data import find_shards, wait_for_shards
 
 FILE_NAME = "text.tiktoken"
 
@@ -27,7 +27,7 @@ class TextTraining:
 def train(config: TextTraining) -> dict[str, float]:
     """Run the stage; writes `text.tiktoken` into `config.out`."""
     wait_for_shards(config.shards, timeout_s=config.wait_for_data_s)
-    paths = sorted(Path(config.shards).glob(SHARD_GLOB))[: config.max_shards]
+    paths = find_shards(config.shards)[: config.max_shards]
     lines = [line for path in paths for line in story_lines(read_shard(path))]
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)

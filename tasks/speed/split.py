@@ -23,8 +23,8 @@ from emuworld.checkpoint_folder import find_device
 from emuworld.decoding.sampling import Truncation, guide, pick
 from emuworld.model.config import SIZES, TransformerConfig, sized
 from emuworld.model.fused import WEIGHTS
+from emuworld.model.sums import summed
 from emuworld.model.transformer import Transformer, init_weight
-from emuworld.one_shot import OneShotSum
 from emuworld.parallel import SplitTransformer
 from emuworld.tasks import step_times
 from emuworld.tasks.published_rig import RandomTransformer
@@ -52,7 +52,7 @@ class SplitSpeed(RandomTransformer):
     side: int = 64  # in codes, of the picture drawn at once
     passes: int = 8  # in which it is drawn
     graphs: bool = True  # on CUDA: a token is replayed as one CUDA graph
-    one_shot: bool = True  # on CUDA, at the end: a token whose sums are PyTorch's one-shot kernel
+    nccl: bool = True  # on CUDA, at the end: a token whose sums are all NCCL's
 
     def __post_init__(self) -> None:
         if self.size not in SIZES or self.weights not in WEIGHTS:
@@ -81,8 +81,8 @@ def run(config: SplitSpeed) -> Path:
     for context in config.contexts:
         measured.time_token(context)
     measured.time_passes()
-    if config.one_shot and group is not None and device.type == "cuda":
-        measured.time_one_shot()
+    if config.nccl and group is not None and device.type == "cuda":
+        measured.time_nccl()
     log.run("summary", lambda: _summary(config, log, num_processes=num_processes))
     return log.path
 
@@ -250,25 +250,24 @@ class _Measured:
             runs=2,
         )
 
-    def time_one_shot(self) -> None:
-        """Last: sums of another kind, which may be of no use on this machine."""
-        made = self._log.run("one-shot sums", self._make_one_shot)
+    def time_nccl(self) -> None:
+        """A token whose small sums are not read from the other GPUs' memory."""
+        made = self._log.run("NCCL's sums", self._make_nccl)
         if made is None:
             return
         for context in self._config.contexts:
-            self._log.run(f"token, context {context}, one-shot sums", partial(self._one_shot_token, context))
+            self._log.run(f"token, context {context}, NCCL's sums", partial(self._nccl_token, context))
 
     @torch.inference_mode()
-    def _make_one_shot(self) -> Figures:
+    def _make_nccl(self) -> Figures:
         group = parallel.tensor_group()
         assert group is not None
-        reduce = OneShotSum(group, device=self._device, dtype=self.model.dtype)
-        self._one_shot = self.model.variant(reduce=reduce, use_graphs=self._graphs)
-        return {"against_nccl": _relative(self._scores(self._one_shot), self._scores(self.model))}
+        self._by_nccl = self.model.variant(reduce=partial(summed, group=group), use_graphs=self._graphs)
+        return {"against_default": _relative(self._scores(self._by_nccl), self._scores(self.model))}
 
     @torch.inference_mode()
-    def _one_shot_token(self, context: int) -> Figures:
-        step = self._token(self._one_shot, context=context)
+    def _nccl_token(self, context: int) -> Figures:
+        step = self._token(self._by_nccl, context=context)
         figures = step_times.spread(step_times.timed(step, times=self._config.steps, device=self._device))
         return {**figures, "tokens_a_second": round(1e3 / figures["ms"], 2)}
 

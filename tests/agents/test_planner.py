@@ -136,6 +136,15 @@ def test_unusable_words_lose_against_anything_usable() -> None:
     assert steps(planner(model), [0]) == ["push"]
 
 
+def test_nothing_is_imagined_behind_a_subtask_that_cannot_be_done() -> None:
+    agent = planner(StubModel([(("fly", 1), ("place", 2))], [GOOD]), num_plans=1)
+    assert steps(agent, [0]) == ["pick"]
+    assert agent.num_pictures == 1 + len(GOOD) + 1  # "fly" alone; the other plan, and that it is over
+    cut = planner(StubModel([(("pick", 1), ("fly", 2), ("place", 3))]), num_plans=1, tries=1, replan="never")
+    cut.act(frame(), {})
+    assert not cut.considered[0].complete and len(cut.considered[0].steps) == 2
+
+
 def test_looks_again_when_the_view_is_not_the_keyframe() -> None:
     model = StubModel([GOOD], [(("push", 9),)])
     agent = planner(model)

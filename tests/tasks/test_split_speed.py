@@ -128,12 +128,12 @@ def _work_on_gpus(rank: int, folder: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_a_graph_holds_the_sums_over_two_gpus(tmp_path: Path) -> None:
-    """A replayed step with NCCL's sums inside gives what its launches give; so do one-shot sums."""
+    """A replayed step with NCCL's sums inside gives what its launches give; so do the default's."""
     run_together(_work_on_gpus, str(tmp_path))
     figures = {record["part"]: record for record in _read(tmp_path / "records.jsonl")}
     assert not any("error" in record for record in figures.values())
     assert figures["graphs and processes agree"]["graph_against_eager"] < 0.01
-    assert figures["one-shot sums"]["against_nccl"] < 0.02
+    assert figures["NCCL's sums"]["against_default"] < 0.02
 
 
 def test_settings_that_fit_nothing_are_refused() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.manifest import Manifest
 from emuworld.model import checkpoint
 from emuworld.story import Story, StoryImage, StorySegment, write_shard
+from emuworld.tokens.vision import VisionTokenizer
 from emuworld.training.data import TokenStory
 from emuworld.training.distil import DidaTrainer, DidaTraining, train, write_folder
 from emuworld.training.examples import Batch, Bucket, ExampleSampler, Mixture
@@ -286,7 +286,7 @@ def test_codes_of_a_pretraining_are_read_and_not_made(tiny_folder: str, tmp_path
     write_shards(tmp_path)
     encoded = dataclasses.replace(packed_settings(tiny_folder, tmp_path, "a", 2), stories="data")
     expected = train(encoded)
-    digest = hashlib.sha256((find(tiny_folder) / "vision.safetensors").read_bytes()).hexdigest()[:12]
+    digest = VisionTokenizer.load(find(tiny_folder)).code_fingerprint()[:12]
     (made,) = (tmp_path / "a").glob("tokens-*")
     made.rename(tmp_path / f"tokens-train-{digest}-64x64")
     reading = dataclasses.replace(

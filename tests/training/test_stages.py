@@ -15,7 +15,7 @@ from emuworld.story import Story, StoryImage, StorySegment, write_shard
 from emuworld.tokens.bpe import train_bpe
 from emuworld.tokens.vision import VisionConfig, VisionTokenizer
 from emuworld.training import supervised, tokenizer
-from emuworld.training.data import TokenStory, in_share, load_tokens, mirrored
+from emuworld.training.data import TokenStory, find_shards, in_share, load_tokens, mirrored
 from emuworld.training.encoding import TokenFeed
 from emuworld.training.examples import Bucket, ExampleSampler, Mixture
 from emuworld.training.loop import LoopConfig
@@ -241,6 +241,19 @@ def test_no_shards_says_how_to_make_them(tmp_path: Path) -> None:
         tokenizer.train(_tokenizer_config(tmp_path / "nothing", tmp_path, steps=1))
 
 
+def test_shards_behind_links_are_found_and_two_of_one_name_refused(tmp_path: Path) -> None:
+    for name in ("here/one", "elsewhere/two"):
+        path = tmp_path / f"{name}.stories"
+        path.parent.mkdir()
+        path.touch()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "here")  # a circle
+    assert [path.stem for path in find_shards(tmp_path / "here")] == ["one", "two"]
+    (tmp_path / "here" / "two.stories").touch()
+    with pytest.raises(ValueError, match="two shards have one name"):
+        find_shards(tmp_path / "here")
+
+
 def test_a_tokenizer_goes_on_from_a_trained_one(shards: Path, vision_folder: Path, tmp_path: Path) -> None:
     """One step at a thousandth of the learning rate leaves the trained weights nearly as they were."""
     config = _tokenizer_config(shards, tmp_path, steps=1)
@@ -254,7 +267,9 @@ def test_a_decoder_is_trained_alone(shards: Path, vision_folder: Path, tmp_path:
     """What makes codes stays to the bit, what draws them moves."""
     config = _tokenizer_config(shards, tmp_path, steps=3)
     tokenizer.train(dataclasses.replace(config, init_from=str(vision_folder), decoder_only=True))
-    before, after = (VisionTokenizer.load(folder).state_dict() for folder in (vision_folder, tmp_path))
+    tokenizers = [VisionTokenizer.load(folder) for folder in (vision_folder, tmp_path)]
+    assert len({one.code_fingerprint() for one in tokenizers}) == 1  # codes that are kept stay of use
+    before, after = (one.state_dict() for one in tokenizers)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith(("decoder.", "post_quant_conv.")) for name in moved)
     with pytest.raises(ValueError, match="init_from=FOLDER"):
