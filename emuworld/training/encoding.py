@@ -28,8 +28,9 @@ from emuworld.training.data import (
     with_codes,
 )
 
-_FRAMES_AT_ONCE = 256  # that are encoded, of up to 512 x 512 px; of larger ones fewer
-_PIXELS_AT_ONCE = _FRAMES_AT_ONCE * 512 * 512
+# That are encoded. On a GPU a last, smaller part costs as much as a whole one; a shard has some 260 frames.
+_FRAMES_AT_ONCE = 64
+_PIXELS_AT_ONCE = 256 * 512 * 512  # of larger pictures fewer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,21 +105,24 @@ class TokenFeed:
 
     def _encode(self, shard: DecodedShard) -> ShardTokens:
         frames = shard.frames.to(self._device)
-        stories = with_codes(shard.stories, self._codes(frames)) if shard.stories else []
-        if stories and self._mirror:
-            stories += self._mirrored(shard.stories, frames)
+        words, rows = self._to_mirror(shard.stories)
+        if len(rows):
+            frames = torch.cat((frames, frames[torch.from_numpy(rows).to(frames.device)].flip(2)))
+        stories = [*shard.stories, *words]
+        if stories:
+            stories = with_codes(stories, self._codes(frames))
         save_tokens(self._cache / f"{shard.stem}.npz", stories)
         return ShardTokens(stem=shard.stem, stories=stories)
 
-    def _mirrored(self, stories: Sequence[TokenStory], frames: Tensor) -> list[TokenStory]:
-        """The stories again, mirrored, but those that show a robot."""
+    def _to_mirror(self, stories: Sequence[TokenStory]) -> tuple[list[TokenStory], np.ndarray]:
+        """The stories that are learnt from mirrored too, all but those that show a robot, with their words
+        mirrored; and which of the frames are theirs.
+        """
+        if not self._mirror:
+            return [], np.empty(0, np.int64)
         kept = [story.kind in MIRRORED_KINDS for story in stories]
-        rows = np.repeat(kept, [len(story.texts) for story in stories])
-        if not rows.any():
-            return []
-        shown = frames[torch.from_numpy(np.flatnonzero(rows)).to(frames.device)]
-        words = [mirrored(story) for story, keep in zip(stories, kept, strict=True) if keep]
-        return with_codes(words, self._codes(shown.flip(2)))
+        rows = np.flatnonzero(np.repeat(kept, [len(story.texts) for story in stories]))
+        return [mirrored(story) for story, keep in zip(stories, kept, strict=True) if keep], rows
 
     @torch.no_grad()
     def _codes(self, frames: Tensor) -> np.ndarray:
