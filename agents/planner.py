@@ -51,6 +51,8 @@ class Imagines(Protocol):
         sampling: Sampling | None = None,
     ) -> list[tuple[WorldState, Segment]]: ...
 
+    def imagine_words(self, state: WorldState, *, sampling: Sampling | None = None) -> str | None: ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlannerConfig:
@@ -66,6 +68,7 @@ class PlannerConfig:
     max_steps: int = 16  # subtasks of one episode at most
     in_words: bool = True  # the plan that the instruction's words spell out stands beside the model's own
     tries: int = 8  # rounds of plans at most until one is found whose first subtask can be begun
+    text_tries: int = 8  # texts that are written for a subtask, until one can be done, before it is drawn
     strategy: str = "sample"  # sample | beam
     replan: str = "surprised"  # always | surprised | never: when the rest is imagined anew after a subtask
     surprise: float = 0.06  # share of 8 x 8 cells by which what is seen may differ from the keyframe
@@ -77,10 +80,10 @@ class PlannerConfig:
                 f"strategy={self.strategy!r} and replan={self.replan!r}; expected one of "
                 f"{', '.join(STRATEGIES)} and one of {', '.join(REPLAN)}"
             )
-        low = min(self.num_plans, self.branches, self.depth, self.max_pictures, self.max_steps, self.tries)
-        if low < 1:
+        budgets = (self.num_plans, self.branches, self.depth, self.max_pictures, self.max_steps)
+        if min(*budgets, self.tries, self.text_tries) < 1:
             raise ValueError(
-                "num_plans, branches, depth, max_pictures, max_steps and tries must be 1 or more"
+                "num_plans, branches, depth, max_pictures, max_steps, tries and text_tries must be 1 or more"
             )
 
 
@@ -233,6 +236,7 @@ class Planner:
 
     def _expand(self, states: Sequence[WorldState]) -> list[tuple[WorldState, Step | None, bool]]:
         self.num_pictures += len(states)
+        states = [self._with_words_to_do(state) for state in states]
         grown = self._model.imagine_batch(states, [None] * len(states), sampling=self._sampling)
         found = []
         for state, one in grown:
@@ -241,6 +245,17 @@ class Planner:
             over = one.ended or (step is not None and not self._may_be_said(step.text))
             found.append((state, step, over))
         return found
+
+    def _with_words_to_do(self, state: WorldState) -> WorldState:
+        """The world, or the same with other luck, whose next words can be done or whose answer is over; as it
+        is where none is found.
+        """
+        for number in range(self.config.text_tries if self.config.text_tries > 1 else 0):
+            tried = replace(state, seed=self._seed(number, state.seed)) if number else state
+            words = self._model.imagine_words(tried, sampling=self._sampling)
+            if words is None or self._may_be_said(words.strip()):
+                return tried
+        return state
 
     def _imagined(self, path: search.Path[WorldState, Step], frame: Frame) -> ImaginedPlan:
         assert self._assignment is not None

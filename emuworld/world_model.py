@@ -252,6 +252,20 @@ class WorldModel:
             lock=self._lock,
         )
 
+    def imagine_words(self, state: WorldState, *, sampling: Sampling | None = None) -> str | None:
+        """The words with which `imagine` would go on from here, token for token, and no picture: a tenth of
+        its time. None where it would draw none, because the answer is over. Errors are those of `imagine`.
+        """
+        words = []
+        for event in self.stream(state, sampling=sampling):
+            if isinstance(event, TextPiece):
+                words.append(event.text)
+            elif isinstance(event, SegmentDone):
+                return None if event.segment.image is None else event.segment.text
+            elif not isinstance(event, ThoughtPiece):
+                break
+        return "".join(words)
+
     def running_batch(self, num_worlds: int = 8, *, on_step: StepCallback | None = None) -> RunningBatch[Any]:
         """A batch of so many worlds that others join as soon as one is done: for many segments of unequal
         length, and for worlds that go on at their own pace.

@@ -90,6 +90,14 @@ def test_a_stream_tells_what_imagine_gives(model: WorldModel, seed: int) -> None
         state = after
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_words_alone_are_those_that_would_be_drawn(model: WorldModel, seed: int) -> None:
+    state = begin(model, seed)
+    segment = model.imagine(state, sampling=GUIDED)[1]
+    words = model.imagine_words(state, sampling=GUIDED)
+    assert words == (None if segment.image is None else segment.text)
+
+
 def test_rows_come_while_the_picture_is_drawn(model: WorldModel) -> None:
     """The first row is told before the others are computed: its tokens are all the model has fed by then."""
     calls = 0

@@ -47,7 +47,7 @@ from emuworld.training.states import ShardedStore, first_step
 from emuworld.training.text import FILE_NAME as TEXT_FILE
 from emuworld.training.trainer import Optimisation, SupervisedTrainer
 
-_SHARD_EVERY_STEPS = 4
+_SHARD_EVERY_STEPS = 4  # times the processes that read: each takes its share of the shards
 
 SAMPLING = {  # what the environments draw with unless told otherwise; lower temperatures end in bare walls
     "explore": Sampling(
@@ -157,7 +157,7 @@ def train(config: PretrainTraining) -> dict[str, float]:
     )
 
     def train_step(step: int, factor: float) -> Mapping[str, float | Tensor]:
-        if examples and step % _SHARD_EVERY_STEPS == 0:
+        if examples and step % (_SHARD_EVERY_STEPS * ranks.data_world) == 0:
             examples.refresh()
         return trainer.step(step, factor)
 

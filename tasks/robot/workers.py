@@ -62,6 +62,10 @@ class DistantModel:
         """See `WorldModel.imagine_batch`."""
         return self._ask("imagine", (list(states), list(texts), sampling))
 
+    def imagine_words(self, state: WorldState, *, sampling: Sampling | None = None) -> str | None:
+        """See `WorldModel.imagine_words`."""
+        return self._ask("words", {"state": state, "sampling": sampling})
+
     def _ask(self, kind: str, what: Any) -> Any:
         self._pipe.send((kind, what))
         answer = self._pipe.recv()
@@ -165,6 +169,9 @@ class Desk:
         elif kind == "begin":
             assert self._model is not None
             pipe.send(_tried(self._model.begin, **what))
+        elif kind == "words":
+            assert self._model is not None
+            pipe.send(_tried(self._model.imagine_words, **what))
         elif kind == "failed":
             self._failed.append((self._busy[pipe], what))
             self._hand_out(pipe)

@@ -70,6 +70,10 @@ class StubModel:
             for state, text in zip(states, texts, strict=True)
         ]
 
+    def imagine_words(self, state: WorldState, *, sampling: Sampling | None = None) -> str | None:
+        segment = self._next(state)[1]
+        return None if segment.image is None else segment.text
+
     def _next(self, state: WorldState) -> tuple[WorldState, Segment]:
         if state.seed not in self.scripts:
             self.scripts[state.seed] = self._current[len(self.scripts) % len(self._current)]
@@ -96,7 +100,7 @@ def planner(
     """`blocked`: a first subtask that the robot would not set out on. `done`: whether the work is, at one
     step after the other; the last one stays. `spelled`: subtasks that the instruction names."""
     told = list(done)
-    config = PlannerConfig(**{"num_plans": 2, "depth": 4, **settings})  # type: ignore[arg-type]
+    config = PlannerConfig(**{"num_plans": 2, "depth": 4, "text_tries": 1, **settings})  # type: ignore[arg-type]
     objectives = {"goal": lambda plan: float(any("place" in step.text for step in plan.steps))}
     agent = Planner(
         model,
@@ -143,6 +147,17 @@ def test_nothing_is_imagined_behind_a_subtask_that_cannot_be_done() -> None:
     cut = planner(StubModel([(("pick", 1), ("fly", 2), ("place", 3))]), num_plans=1, tries=1, replan="never")
     cut.act(frame(), {})
     assert not cut.considered[0].complete and len(cut.considered[0].steps) == 2
+
+
+def test_words_are_looked_for_that_can_be_done_before_they_are_drawn() -> None:
+    rounds = [(("fly", 1), ("place", 2)), (("swim", 1),), GOOD]  # one for each seed that is asked
+    agent = planner(StubModel(rounds), num_plans=1, text_tries=3)
+    assert steps(agent, [0]) == ["pick"]
+    assert agent.num_pictures == len(GOOD) + 1  # none of "fly" and "swim"
+    in_vain = planner(StubModel([(("fly", 1),)]), num_plans=1, text_tries=3, tries=1)
+    assert steps(in_vain, [0]) == [None] and in_vain.num_pictures == 1
+    with pytest.raises(ValueError, match="text_tries must be 1 or more"):
+        PlannerConfig(text_tries=0)
 
 
 def test_looks_again_when_the_view_is_not_the_keyframe() -> None:

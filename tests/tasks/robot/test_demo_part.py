@@ -34,6 +34,10 @@ class Dreamer:
     ) -> list[tuple[WorldState, Segment]]:
         return [(replace(state, step=state.step + 1), self._segment(state.step)) for state in states]
 
+    def imagine_words(self, state: WorldState, **_: Any) -> str | None:
+        segment = self._segment(state.step)
+        return None if segment.image is None else segment.text
+
     def _segment(self, step: int) -> Segment:
         over = step > 0
         text = "" if over else canonical(TASK.oracle[0])

@@ -73,6 +73,10 @@ class Dreams:
     ) -> list[tuple[WorldState, Segment]]:
         return [self._next(state) for state in states]
 
+    def imagine_words(self, state: WorldState, *, sampling: Sampling | None = None) -> str | None:
+        segment = self._next(state)[1]
+        return None if segment.image is None else segment.text
+
     def _next(self, state: WorldState) -> tuple[WorldState, Segment]:
         if state.seed not in self.seeds:
             self.seeds.append(state.seed)

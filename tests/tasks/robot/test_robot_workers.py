@@ -45,6 +45,11 @@ class Counting:
             for state in states
         ]
 
+    def imagine_words(self, state: WorldState, *, sampling: Sampling | None = None) -> str | None:
+        if state.seed == 13:
+            raise ValueError("an unlucky world")
+        return f"words of {state.seed}"
+
 
 def open_tool() -> dict[str, int]:
     return {"cases": 0}
@@ -59,7 +64,7 @@ def do(tool: dict[str, int], case: int, model: Imagines | None) -> list[str]:
         state = model.begin(mode="vla", prompt=prompt, seed=case)
     except ContextFull as error:
         return [str(error)]
-    texts = []
+    texts = [str(model.imagine_words(state))]
     for _ in range(4):
         ((state, segment),) = model.imagine_batch([state], [None])
         texts.append(segment.text)
@@ -76,7 +81,9 @@ def test_processes_give_what_each_case_gives_alone() -> None:
             model=Counting(),
             on_result=found.__setitem__,
         )
-    expected = {case: [str(case * step) for step in (1, 2, 3, 4)] for case in (5, 7, 11)}
+    expected = {
+        case: [f"words of {case}", *(str(case * step) for step in (1, 2, 3, 4))] for case in (5, 7, 11)
+    }
     assert found == expected | {99: ["no room"]}
 
 
