@@ -136,6 +136,10 @@ class Sampling:
             ) from error
 
 
+_LIKELIEST = 256  # ids of a row that are sorted first on a CPU
+_MANY_ROWS = 16  # from which on that pays
+
+
 def guide(
     conditional_RV: Tensor,
     unguided_RV: Tensor,
@@ -169,6 +173,9 @@ def pick(scores_RV: Tensor, uniforms_R: Tensor, *, truncation: Truncation) -> Te
     """
     if truncation.temperature == 0.0:
         return scores_RV.argmax(dim=-1)
+    by_mass = truncation.top_p < 1.0 and not truncation.top_k
+    if by_mass and len(scores_RV) >= _MANY_ROWS and scores_RV.device.type == "cpu":
+        return _pick_of_likeliest(scores_RV.float() / truncation.temperature, uniforms_R, truncation.top_p)
     p_RK, order_RK = _truncated(scores_RV, truncation)
     index_R = _invert(p_RK, uniforms_R)
     return index_R if order_RK is None else order_RK.gather(1, index_R.unsqueeze(1)).squeeze(1)
@@ -211,6 +218,35 @@ def _least_kept(p_RV: Tensor, *, top_p: float) -> Tensor:
     return sorted_RV.masked_fill(before_RV >= top_p, float("inf")).amin(dim=-1, keepdim=True)
 
 
+def _pick_of_likeliest(scaled_RV: Tensor, uniforms_R: Tensor, top_p: float) -> Tensor:
+    """`pick` with top-p alone, on a CPU, where sorting all ids of a row takes longer than computing their
+    scores. The likeliest few are sorted first, and all only in rows where more may belong to them: what is
+    drawn does not depend on which of the two was enough.
+    """
+    p_RV = torch.softmax(scaled_RV, dim=-1)
+    picked_R = torch.empty(len(scaled_RV), dtype=torch.int64)
+    rows = torch.arange(len(scaled_RV))
+    for width in (min(_LIKELIEST, scaled_RV.shape[-1]), scaled_RV.shape[-1]):
+        order_RK = _descending(scaled_RV[rows], width)
+        sorted_RK, p_RK = scaled_RV[rows].gather(1, order_RK), p_RV[rows].gather(1, order_RK)
+        dropped_RK = p_RK.cumsum(dim=-1, dtype=torch.float64) - p_RK >= top_p
+        index_R = _invert(p_RK.masked_fill(dropped_RK, 0.0), uniforms_R[rows])
+        picked_R[rows] = order_RK.gather(1, index_R.unsqueeze(1)).squeeze(1)
+        # Where all that is kept is likelier than the last one here, none of it can be outside.
+        rows = rows[~(dropped_RK | (sorted_RK > sorted_RK[:, -1:])).all(dim=-1)]
+        if not len(rows):
+            break
+    return picked_R
+
+
+def _descending(scores_RV: Tensor, width: int) -> Tensor:
+    """The ids of the `width` highest scores of each row, int64; of equal scores the lower id is first."""
+    if width == scores_RV.shape[-1]:
+        return scores_RV.sort(dim=-1, descending=True, stable=True).indices
+    ids_RK = scores_RV.topk(width, dim=-1, sorted=False).indices.sort(dim=-1).values
+    return ids_RK.gather(1, scores_RV.gather(1, ids_RK).sort(dim=-1, descending=True, stable=True).indices)
+
+
 def _truncated(scores_RV: Tensor, truncation: Truncation) -> tuple[Tensor, Tensor | None]:
     """Unnormalised probabilities [R, K] and the ids they belong to, [R, K]; None: each its own index."""
     scaled_RV = scores_RV.float() / truncation.temperature
@@ -219,9 +255,10 @@ def _truncated(scores_RV: Tensor, truncation: Truncation) -> tuple[Tensor, Tenso
         return torch.softmax(scaled_RV, dim=-1), None
     if limited:
         sorted_RK, order_RK = scaled_RV.topk(truncation.top_k, dim=-1)
-    else:
-        sorted_RK, order_RK = scaled_RV.sort(dim=-1, descending=True, stable=True)
-    p_RK = torch.softmax(sorted_RK, dim=-1)
+        p_RK = torch.softmax(sorted_RK, dim=-1)
+    else:  # the sum over all ids in their own order, as in `_pick_of_likeliest`
+        order_RK = _descending(scaled_RV, scaled_RV.shape[-1])
+        p_RK = torch.softmax(scaled_RV, dim=-1).gather(1, order_RK)
     if truncation.top_p < 1.0:
         before_RK = p_RK.cumsum(dim=-1, dtype=torch.float64) - p_RK
         # A token stays while the likelier ones hold less than top_p, so the one that crosses the line stays

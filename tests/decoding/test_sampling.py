@@ -98,6 +98,21 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(truncation: Truncation) -> 
     assert torch.equal(alone[0], guide(c, u, guidance=3.0)[3])
 
 
+@pytest.mark.parametrize("num_ids", [300, 5000])
+@pytest.mark.parametrize("scale", [0.0, 0.3, 3.0, 8.0])
+def test_many_rows_draw_what_each_draws_alone(scale: float, num_ids: int) -> None:
+    """Few ids hold the mass, or nearly all, or equal ones: however many are sorted, the draw is the same."""
+    generator = torch.Generator().manual_seed(int(10 * scale) + num_ids)
+    scores = scale * torch.randn(64, num_ids, generator=generator)
+    scores[::2] = scores[::2].round()  # many are equal
+    scores[:, 5] = -torch.inf
+    uniforms = torch.rand(64, dtype=torch.float64, generator=generator)
+    for truncation in (Truncation(top_p=0.9), Truncation(temperature=0.5, top_p=0.3)):
+        together = pick(scores, uniforms, truncation=truncation)
+        alone = [int(pick(scores[i : i + 1], uniforms[i : i + 1], truncation=truncation)) for i in range(64)]
+        assert together.tolist() == alone
+
+
 def test_guidance_by_hand() -> None:
     c, u = torch.log(torch.tensor([[0.6, 0.4]])), torch.log(torch.tensor([[0.5, 0.5]]))
     torch.testing.assert_close(guide(c + 3, u - 1, guidance=1.0), c)
