@@ -11,7 +11,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -130,66 +131,68 @@ def run(
     saved = store.load() if config.resume else None
     step, spent_s = (int(saved["step"]), saved["spent_s"]) if saved else (0, 0.0)
     log = TrainingLog(out / f"{name}.log.jsonl", step=step) if ranks.first else None
-    stop: list[int] = []
-    previous = {
-        s: signal.signal(s, lambda number, _frame: stop.append(number))
-        for s in (signal.SIGINT, signal.SIGTERM)
-    }
     start = last_save = time.monotonic()
-    last_step = step if saved else -1
-
-    save_s = _FIRST_SAVE_S
+    last_step, save_s = step if saved else -1, _FIRST_SAVE_S
 
     def save() -> None:
-        nonlocal save_s
+        nonlocal last_save, last_step, save_s
         save_begun = time.monotonic()
-        store.save({"step": step, "spent_s": spent_s + time.monotonic() - start})
+        store.save({"step": step, "spent_s": spent_s + save_begun - start})
         if on_save:
             on_save()
-        save_s = time.monotonic() - save_begun
+        last_save, last_step = time.monotonic(), step
+        save_s = last_save - save_begun
 
     def limit_s() -> float:
         """Of training time, those of earlier runs included."""
         late = (start if begun is None else begun) + config.stage_seconds - closing_s() - save_s
         return max(1e-9, min(config.max_seconds, spent_s + late - start))
 
-    try:
-        with _progress(shown=ranks.first) as bar:
-            task = bar.add_task(name, total=1.0, figures="")
-            while True:
+    with closing(log) if log else nullcontext(), _signals() as stop, _progress(shown=ranks.first) as bar:
+        task = bar.add_task(name, total=1.0, figures="")
+        while True:
+            elapsed_s = spent_s + time.monotonic() - start
+            progress, stopped, due = ranks.highest(
+                max(step / config.max_steps, elapsed_s / limit_s()),
+                float(bool(stop)),
+                float(step > last_step and _due(config, step, time.monotonic() - last_save)),
+            )
+            if progress >= 1.0 or stopped:
+                break
+            if due:
+                save()
+            figures = train_step(step, learning_rate_factor(step=step, progress=progress, config=config))
+            step += 1
+            if step % config.log_every_steps == 0 or step == 1:
+                values = {k: float(v) for k, v in figures.items()} | dict(on_log(step) if on_log else {})
                 elapsed_s = spent_s + time.monotonic() - start
-                progress, stopped, due = ranks.highest(
-                    max(step / config.max_steps, elapsed_s / limit_s()),
-                    float(bool(stop)),
-                    float(step > last_step and _due(config, step, time.monotonic() - last_save)),
-                )
-                if progress >= 1.0 or stopped:
-                    break
-                if due:
-                    save()
-                    last_save, last_step = time.monotonic(), step
-                figures = train_step(step, learning_rate_factor(step=step, progress=progress, config=config))
-                step += 1
-                if step % config.log_every_steps == 0 or step == 1:
-                    values = {k: float(v) for k, v in figures.items()} | dict(on_log(step) if on_log else {})
-                    elapsed_s = spent_s + time.monotonic() - start
-                    if log is not None:
-                        log.write(step=step, seconds=elapsed_s, **values)
-                    _refuse_nan(values, step=step, place=store.place)
-                    shown = f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-                    bar.update(task, completed=progress, figures=shown)
-                    if ranks.first and not bar.console.is_terminal:
-                        print(f"{name} {elapsed_s:.0f}s {shown}", flush=True)
+                if log is not None:
+                    log.write(step=step, seconds=elapsed_s, **values)
+                _refuse_nan(values, step=step, place=store.place)
+                shown = f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+                bar.update(task, completed=progress, figures=shown)
+                if ranks.first and not bar.console.is_terminal:
+                    print(f"{name} {elapsed_s:.0f}s {shown}", flush=True)
         if step > last_step:
             save()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if log is not None:
-            log.close()
     if stopped:
         raise SystemExit(f"{name} stopped at step {step}; the same command resumes from {store.place}")
     return step
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Numbers of the signals to stop that came meanwhile; they do nothing else."""
+    stop: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, _frame: stop.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _due(config: LoopConfig, step: int, since_s: float) -> bool:
