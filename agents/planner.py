@@ -34,6 +34,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "completeness": completeness,
 }
 _VOTES, _VALID = "votes", "valid"
+_BOLDER = 0.25  # by which the temperature of words rises from try to try
 
 
 class Imagines(Protocol):
@@ -51,7 +52,9 @@ class Imagines(Protocol):
         sampling: Sampling | None = None,
     ) -> list[tuple[WorldState, Segment]]: ...
 
-    def imagine_words(self, state: WorldState, *, sampling: Sampling | None = None) -> str | None: ...
+    def imagine_words(
+        self, state: WorldState, *, sampling: Sampling | None = None, temperature: float | None = None
+    ) -> str | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ class PlannerConfig:
     max_steps: int = 16  # subtasks of one episode at most
     in_words: bool = True  # the plan that the instruction's words spell out stands beside the model's own
     tries: int = 8  # rounds of plans at most until one is found whose first subtask can be begun
-    text_tries: int = 8  # texts that are written for a subtask, until one can be done, before it is drawn
+    text_tries: int = 8  # texts written for a subtask, until one can be done; only then it is drawn
     strategy: str = "sample"  # sample | beam
     replan: str = "surprised"  # always | surprised | never: when the rest is imagined anew after a subtask
     surprise: float = 0.06  # share of 8 x 8 cells by which what is seen may differ from the keyframe
@@ -236,8 +239,8 @@ class Planner:
 
     def _expand(self, states: Sequence[WorldState]) -> list[tuple[WorldState, Step | None, bool]]:
         self.num_pictures += len(states)
-        states = [self._with_words_to_do(state) for state in states]
-        grown = self._model.imagine_batch(states, [None] * len(states), sampling=self._sampling)
+        texts = [self._words_to_do(state) for state in states]
+        grown = self._model.imagine_batch(states, texts, sampling=self._sampling)
         found = []
         for state, one in grown:
             step = None if one.image is None else Step(text=one.text.strip(), keyframe=one.image)
@@ -246,16 +249,19 @@ class Planner:
             found.append((state, step, over))
         return found
 
-    def _with_words_to_do(self, state: WorldState) -> WorldState:
-        """The world, or the same with other luck, whose next words can be done or whose answer is over; as it
-        is where none is found.
+    def _words_to_do(self, state: WorldState) -> str | None:
+        """Words that can be done, where the model's first cannot and others are found, each bolder than the
+        one before; None: let it go on by itself.
         """
         for number in range(self.config.text_tries if self.config.text_tries > 1 else 0):
+            bold = {} if number == 0 else {"temperature": 1.0 + _BOLDER * (number - 1)}
             tried = replace(state, seed=self._seed(number, state.seed)) if number else state
-            words = self._model.imagine_words(tried, sampling=self._sampling)
-            if words is None or self._may_be_said(words.strip()):
-                return tried
-        return state
+            words = self._model.imagine_words(tried, sampling=self._sampling, **bold)
+            if number == 0 and words is None:
+                return None
+            if words is not None and self._may_be_said(words.strip()):
+                return words if number else None
+        return None
 
     def _imagined(self, path: search.Path[WorldState, Step], frame: Frame) -> ImaginedPlan:
         assert self._assignment is not None

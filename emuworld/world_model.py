@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -252,10 +253,18 @@ class WorldModel:
             lock=self._lock,
         )
 
-    def imagine_words(self, state: WorldState, *, sampling: Sampling | None = None) -> str | None:
+    def imagine_words(
+        self, state: WorldState, *, sampling: Sampling | None = None, temperature: float | None = None
+    ) -> str | None:
         """The words with which `imagine` would go on from here, token for token, and no picture: a tenth of
         its time. None where it would draw none, because the answer is over. Errors are those of `imagine`.
+
+        With `temperature` the words are drawn with it, from all that may follow: other and bolder ones, to be
+        given to `imagine`.
         """
+        if temperature is not None:
+            sampling = sampling or self.default_sampling(state.mode)
+            sampling = replace(sampling, text=Truncation(temperature=temperature))
         words = []
         for event in self.stream(state, sampling=sampling):
             if isinstance(event, TextPiece):

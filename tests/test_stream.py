@@ -96,6 +96,8 @@ def test_words_alone_are_those_that_would_be_drawn(model: WorldModel, seed: int)
     segment = model.imagine(state, sampling=GUIDED)[1]
     words = model.imagine_words(state, sampling=GUIDED)
     assert words == (None if segment.image is None else segment.text)
+    bolder = {model.imagine_words(state, sampling=GUIDED, temperature=float(t)) for t in range(1, 5)}
+    assert not words or bolder != {words}  # though the seed is the same
 
 
 def test_rows_come_while_the_picture_is_drawn(model: WorldModel) -> None:

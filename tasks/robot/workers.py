@@ -62,9 +62,11 @@ class DistantModel:
         """See `WorldModel.imagine_batch`."""
         return self._ask("imagine", (list(states), list(texts), sampling))
 
-    def imagine_words(self, state: WorldState, *, sampling: Sampling | None = None) -> str | None:
+    def imagine_words(
+        self, state: WorldState, *, sampling: Sampling | None = None, temperature: float | None = None
+    ) -> str | None:
         """See `WorldModel.imagine_words`."""
-        return self._ask("words", {"state": state, "sampling": sampling})
+        return self._ask("words", {"state": state, "sampling": sampling, "temperature": temperature})
 
     def _ask(self, kind: str, what: Any) -> Any:
         self._pipe.send((kind, what))

@@ -70,7 +70,9 @@ class StubModel:
             for state, text in zip(states, texts, strict=True)
         ]
 
-    def imagine_words(self, state: WorldState, *, sampling: Sampling | None = None) -> str | None:
+    def imagine_words(
+        self, state: WorldState, *, sampling: Sampling | None = None, temperature: float | None = None
+    ) -> str | None:
         segment = self._next(state)[1]
         return None if segment.image is None else segment.text
 

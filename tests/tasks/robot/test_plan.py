@@ -73,7 +73,9 @@ class Dreams:
     ) -> list[tuple[WorldState, Segment]]:
         return [self._next(state) for state in states]
 
-    def imagine_words(self, state: WorldState, *, sampling: Sampling | None = None) -> str | None:
+    def imagine_words(
+        self, state: WorldState, *, sampling: Sampling | None = None, temperature: float | None = None
+    ) -> str | None:
         segment = self._next(state)[1]
         return None if segment.image is None else segment.text
 

@@ -45,7 +45,9 @@ class Counting:
             for state in states
         ]
 
-    def imagine_words(self, state: WorldState, *, sampling: Sampling | None = None) -> str | None:
+    def imagine_words(
+        self, state: WorldState, *, sampling: Sampling | None = None, temperature: float | None = None
+    ) -> str | None:
         if state.seed == 13:
             raise ValueError("an unlucky world")
         return f"words of {state.seed}"
