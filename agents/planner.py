@@ -8,6 +8,7 @@ pictures is spent. The same seed, frames and model give the same steps.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -192,8 +193,8 @@ class Planner:
         return surprised or at_end
 
     def _take_best(self, frame: Frame) -> None:
-        """Put the best plan's steps in line: none of a plan that cannot be begun. Where nothing can be
-        imagined any more, the old ones stay.
+        """Put the best plan's steps in line, up to one that cannot be done; none of a plan that cannot be
+        begun. Where nothing can be imagined any more, the old ones stay.
         """
         for _ in range(self.config.tries):
             plans = self.plans(frame)
@@ -202,7 +203,8 @@ class Planner:
             self.considered = plans
             best = self._plan = plans[0]
             usable = not best.steps or self._is_usable(best, 0)
-            self._rest = [replace(step, scores=best.scores) for step in best.steps] if usable else []
+            done = itertools.takewhile(lambda step: self._may_be_said(step.text), best.steps)
+            self._rest = [replace(step, scores=best.scores) for step in done] if usable else []
             if usable:
                 return
 

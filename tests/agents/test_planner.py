@@ -147,7 +147,7 @@ def test_nothing_is_imagined_behind_a_subtask_that_cannot_be_done() -> None:
     assert steps(agent, [0]) == ["pick"]
     assert agent.num_pictures == 1 + len(GOOD) + 1  # "fly" alone; the other plan, and that it is over
     cut = planner(StubModel([(("pick", 1), ("fly", 2), ("place", 3))]), num_plans=1, tries=1, replan="never")
-    cut.act(frame(), {})
+    assert steps(cut, [0, 1]) == ["pick", None]  # it is not asked to fly
     assert not cut.considered[0].complete and len(cut.considered[0].steps) == 2
 
 
