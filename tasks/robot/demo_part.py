@@ -23,7 +23,7 @@ from emuworld.world_model import WorldModel
 FILM_NAME = "robot.mp4"
 _SIZE = (256, 256)
 # A keyframe takes the small model some seconds on two cores.
-_PLANNER = PlannerConfig(num_plans=2, max_pictures=10, max_steps=5)
+_PLANNER = PlannerConfig(num_plans=2, max_pictures=16, max_steps=5)
 
 
 def robot_part(model: WorldModel, task: Task, out: Path, *, seed: int) -> str:
@@ -71,7 +71,8 @@ def _who(modes: Sequence[str], agent_name: str) -> str:
     if agent_name == "planner":
         return (
             f"The world model imagined {_PLANNER.num_plans} plans from the first view, each step with the "
-            "picture at its end; the best is carried out, words and pictures together."
+            "picture at its end; the best is carried out, words and pictures together, or words alone where "
+            "what was seen was another picture and none is left to imagine."
         )
     return (
         f"This checkpoint was trained for {' and '.join(modes)} only, so it has not planned this: the plan "
@@ -91,5 +92,6 @@ def _pictures(episode: RobotEpisode) -> Pictures:
         return Pictures(title="", columns=columns, rows=[executed])
     blank = np.full_like(episode.first, 128)
     imagined = [blank if one is None else resized(one, _SIZE) for one in keyframes]
-    rows = [PictureRow(name="imagined", frames=[episode.first, *imagined]), executed]
+    said = ["", *("the words alone" if one is None else "" for one in keyframes)]
+    rows = [PictureRow(name="imagined", frames=[episode.first, *imagined], notes=said), executed]
     return Pictures(title="", columns=columns, rows=rows)
