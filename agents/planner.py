@@ -255,14 +255,19 @@ class Planner:
         """Words that can be done, where the model's first cannot and others are found, each bolder than the
         one before; None: let it go on by itself.
         """
-        for number in range(self.config.text_tries if self.config.text_tries > 1 else 0):
-            bold = {} if number == 0 else {"temperature": 1.0 + _BOLDER * (number - 1)}
-            tried = replace(state, seed=self._seed(number, state.seed)) if number else state
-            words = self._model.imagine_words(tried, sampling=self._sampling, **bold)
-            if number == 0 and words is None:
-                return None
+        if self.config.text_tries == 1:
+            return None
+        words = self._model.imagine_words(state, sampling=self._sampling)
+        if words is None or self._may_be_said(words.strip()):
+            return None
+        for number in range(1, self.config.text_tries):
+            words = self._model.imagine_words(
+                replace(state, seed=self._seed(number, state.seed)),
+                sampling=self._sampling,
+                temperature=1.0 + _BOLDER * (number - 1),
+            )
             if words is not None and self._may_be_said(words.strip()):
-                return words if number else None
+                return words
         return None
 
     def _imagined(self, path: search.Path[WorldState, Step], frame: Frame) -> ImaginedPlan:

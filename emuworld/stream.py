@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterator
 import torch
 
 from emuworld.decoding.autoregressive import Draft, News, Written
-from emuworld.events import Event, EventReader, ImageDone, ImageDraft, SegmentDone
+from emuworld.events import (
+    Event,
+    EventReader,
+    ImageDone,
+    ImageDraft,
+    SegmentDone,
+    TextPiece,
+    ThoughtPiece,
+)
 from emuworld.pictures import Codes, Pixels
 from emuworld.segments import Plan, SegmentWriter
 from emuworld.tokens.text import TextTokenizer
@@ -45,3 +53,16 @@ def stream(
     if segment.image is not None:
         yield ImageDone(image=segment.image)
     yield SegmentDone(state=state, segment=segment)
+
+
+def words_of(events: Iterator[Event]) -> str | None:
+    """The words of a segment, heard until its picture begins; None where it has none."""
+    words = []
+    for event in events:
+        if isinstance(event, TextPiece):
+            words.append(event.text)
+        elif isinstance(event, SegmentDone):
+            return None if event.segment.image is None else event.segment.text
+        elif not isinstance(event, ThoughtPiece):
+            break
+    return "".join(words)

@@ -39,7 +39,7 @@ from emuworld.following import follow, writer_and_caches
 from emuworld.pictures import Codes, Pixels
 from emuworld.running_batch import Imagined, RunningBatch
 from emuworld.state import ContextFull, Segment, SnapshotError, WorldState, block_codes, image_blocks
-from emuworld.stream import stream
+from emuworld.stream import stream, words_of
 from emuworld.tokens.sequence import MODES, prompt_ids
 
 __all__ = [
@@ -265,15 +265,7 @@ class WorldModel:
         if temperature is not None:
             sampling = sampling or self.default_sampling(state.mode)
             sampling = replace(sampling, text=Truncation(temperature=temperature))
-        words = []
-        for event in self.stream(state, sampling=sampling):
-            if isinstance(event, TextPiece):
-                words.append(event.text)
-            elif isinstance(event, SegmentDone):
-                return None if event.segment.image is None else event.segment.text
-            elif not isinstance(event, ThoughtPiece):
-                break
-        return "".join(words)
+        return words_of(self.stream(state, sampling=sampling))
 
     def running_batch(self, num_worlds: int = 8, *, on_step: StepCallback | None = None) -> RunningBatch[Any]:
         """A batch of so many worlds that others join as soon as one is done: for many segments of unequal

@@ -214,8 +214,14 @@ def _least_kept(p_RV: Tensor, *, top_p: float) -> Tensor:
         sorted_RV = torch.from_numpy(np.sort(p_RV.numpy(), axis=-1)).flip(-1)
     else:
         sorted_RV = p_RV.sort(dim=-1, descending=True).values
-    before_RV = sorted_RV.cumsum(dim=-1, dtype=torch.float64) - sorted_RV
-    return sorted_RV.masked_fill(before_RV >= top_p, float("inf")).amin(dim=-1, keepdim=True)
+    return sorted_RV.masked_fill(_beyond(sorted_RV, top_p), float("inf")).amin(dim=-1, keepdim=True)
+
+
+def _beyond(p_RK: Tensor, top_p: float) -> Tensor:
+    """Which of each row's probabilities, the highest first, top-p leaves out, bool [R, K]. A token stays
+    while the likelier ones hold less than top_p, so the one that crosses the line stays too.
+    """
+    return p_RK.cumsum(dim=-1, dtype=torch.float64) - p_RK >= top_p
 
 
 def _pick_of_likeliest(scaled_RV: Tensor, uniforms_R: Tensor, top_p: float) -> Tensor:
@@ -229,7 +235,7 @@ def _pick_of_likeliest(scaled_RV: Tensor, uniforms_R: Tensor, top_p: float) -> T
     for width in (min(_LIKELIEST, scaled_RV.shape[-1]), scaled_RV.shape[-1]):
         order_RK = _descending(scaled_RV[rows], width)
         sorted_RK, p_RK = scaled_RV[rows].gather(1, order_RK), p_RV[rows].gather(1, order_RK)
-        dropped_RK = p_RK.cumsum(dim=-1, dtype=torch.float64) - p_RK >= top_p
+        dropped_RK = _beyond(p_RK, top_p)
         index_R = _invert(p_RK.masked_fill(dropped_RK, 0.0), uniforms_R[rows])
         picked_R[rows] = order_RK.gather(1, index_R.unsqueeze(1)).squeeze(1)
         # Where all that is kept is likelier than the last one here, none of it can be outside.
@@ -260,10 +266,7 @@ def _truncated(scores_RV: Tensor, truncation: Truncation) -> tuple[Tensor, Tenso
         order_RK = _descending(scaled_RV, scaled_RV.shape[-1])
         p_RK = torch.softmax(scaled_RV, dim=-1).gather(1, order_RK)
     if truncation.top_p < 1.0:
-        before_RK = p_RK.cumsum(dim=-1, dtype=torch.float64) - p_RK
-        # A token stays while the likelier ones hold less than top_p, so the one that crosses the line stays
-        # too.
-        p_RK = p_RK.masked_fill(before_RK >= truncation.top_p, 0.0)
+        p_RK = p_RK.masked_fill(_beyond(p_RK, truncation.top_p), 0.0)
     return p_RK, order_RK
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import sys
 import threading
@@ -29,8 +28,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from emuworld.files import written
 from emuworld.pictures import Size, middle
 from emuworld.story import Story, StoryError, StoryImage, read_shard
+from emuworld.training.shard_files import find_shards
 
-_SUFFIX = ".stories"
 # What a story is, by the first word of its `story_id` (the last one by the first two). t2i learns from walks
 # and pictures, explore from walks, each other mode from its own.
 KINDS = ("walk", "pictures", "x2i", "story", "howto", "vla", "pictures-table")
@@ -281,37 +280,6 @@ class ShardFeed:
             except Full:
                 continue
         return False
-
-
-def find_shards(folder: str | Path) -> list[Path]:
-    """The shards in a folder and in those below it, one for each `data build`, by their names; links to
-    folders are followed. ValueError where two have one name: it is what they are told apart by.
-    """
-    found: dict[str, Path] = {}
-    entered = {Path(folder).resolve()}  # a link may lead back
-    for where, below, names in os.walk(folder, followlinks=True):
-        below[:] = [name for name in below if Path(where, name).resolve() not in entered]
-        entered |= {Path(where, name).resolve() for name in below}
-        for path in (Path(where, name) for name in names if name.endswith(_SUFFIX)):
-            other = found.setdefault(path.stem, path)
-            if other.resolve() != path.resolve():
-                raise ValueError(f"two shards have one name, {other} and {path}; rename one, or leave it out")
-    return [found[name] for name in sorted(found)]
-
-
-def wait_for_shards(folder: str | Path, *, at_least: int = 1, timeout_s: float = 0.0) -> None:
-    """Return when `at_least` shards are in `folder`; ValueError after `timeout_s` (0: at once) says how to
-    make them.
-    """
-    deadline = time.monotonic() + timeout_s
-    while (found := len(find_shards(folder))) < at_least:
-        if time.monotonic() >= deadline:
-            raise ValueError(
-                f"{folder} holds {found} shards (*{_SUFFIX}), expected at least {at_least}; "
-                f"make them with "
-                f"'emuworld data build out={folder}'"
-            )
-        time.sleep(0.5)
 
 
 class FramePool:

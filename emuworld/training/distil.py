@@ -39,7 +39,6 @@ from emuworld.tokens.vision import DOWNSAMPLE
 from emuworld.tokens.vocabulary import Vocabulary
 from emuworld.training import loop
 from emuworld.training.checkpoints import copy_file
-from emuworld.training.data import wait_for_shards
 from emuworld.training.devices import pick_device
 from emuworld.training.distil_stories import samplers
 from emuworld.training.examples import Batch, BatchStream, Bucket, ExampleSampler, Mixture, step_batches
@@ -47,6 +46,7 @@ from emuworld.training.noisy_blocks import NoisyRows, dense_attention, flex_atte
 from emuworld.training.own_stories import OwnStories
 from emuworld.training.packing import KIND as PACKED
 from emuworld.training.packing import Packing, packed_batches
+from emuworld.training.shard_files import wait_for_shards
 from emuworld.training.sizes import check_buckets
 from emuworld.training.states import FileStore
 from emuworld.training.trainer import compile_layers

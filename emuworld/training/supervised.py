@@ -28,7 +28,7 @@ from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer
 from emuworld.tokens.vocabulary import Vocabulary, builtin
 from emuworld.training import loop
 from emuworld.training.checkpoints import copy_file
-from emuworld.training.data import KINDS, wait_for_shards
+from emuworld.training.data import KINDS
 from emuworld.training.devices import pick_device
 from emuworld.training.encoding import TokenFeed
 from emuworld.training.examples import (
@@ -42,6 +42,7 @@ from emuworld.training.examples import (
 )
 from emuworld.training.packing import Packing, packed_batches
 from emuworld.training.ranks import Ranks
+from emuworld.training.shard_files import wait_for_shards
 from emuworld.training.sizes import check_buckets, loss_name, size_name, trained_sizes
 from emuworld.training.states import ShardedStore, first_step
 from emuworld.training.text import FILE_NAME as TEXT_FILE

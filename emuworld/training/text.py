@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emuworld.story import Story, read_shard
 from emuworld.tokens.bpe import train_bpe
-from emuworld.training.data import find_shards, wait_for_shards
+from emuworld.training.shard_files import find_shards, wait_for_shards
 
 FILE_NAME = "text.tiktoken"
 

@@ -22,10 +22,11 @@ from torch import Tensor
 from emuworld.tokens.vision import VisionTokenizer, to_pixels
 from emuworld.tokens.vision_network import VisionConfig
 from emuworld.training import loop
-from emuworld.training.data import FramePool, ShardFeed, wait_for_shards
+from emuworld.training.data import FramePool, ShardFeed
 from emuworld.training.devices import pick_device
 from emuworld.training.muon import Muon
 from emuworld.training.ranks import Ranks
+from emuworld.training.shard_files import wait_for_shards
 from emuworld.training.states import FileStore
 
 

@@ -20,6 +20,7 @@ from emuworld.agents.planner import Imagines
 from emuworld.world_model import Sampling, Segment, WorldState
 
 _GATHER_S = 0.005  # after a request, so long is waited for others to share its batch
+_AT_ONCE = ("begin", "imagine_words")  # methods of the model that are answered one by one
 _LEAVE_S = 5.0  # to a worker that is told to stop
 
 Tool = TypeVar("Tool")  # what a worker opens once and uses for all its cases
@@ -66,7 +67,7 @@ class DistantModel:
         self, state: WorldState, *, sampling: Sampling | None = None, temperature: float | None = None
     ) -> str | None:
         """See `WorldModel.imagine_words`."""
-        return self._ask("words", {"state": state, "sampling": sampling, "temperature": temperature})
+        return self._ask("imagine_words", {"state": state, "sampling": sampling, "temperature": temperature})
 
     def _ask(self, kind: str, what: Any) -> Any:
         self._pipe.send((kind, what))
@@ -168,12 +169,8 @@ class Desk:
             raise RuntimeError(f"a worker died at {self._busy[pipe]}; out of memory?") from None
         if kind == "imagine":
             imagine[pipe] = what
-        elif kind == "begin":
-            assert self._model is not None
-            pipe.send(_tried(self._model.begin, **what))
-        elif kind == "words":
-            assert self._model is not None
-            pipe.send(_tried(self._model.imagine_words, **what))
+        elif kind in _AT_ONCE:
+            pipe.send(_tried(getattr(self._model, kind), **what))
         elif kind == "failed":
             self._failed.append((self._busy[pipe], what))
             self._hand_out(pipe)

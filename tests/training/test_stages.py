@@ -15,10 +15,11 @@ from emuworld.story import Story, StoryImage, StorySegment, write_shard
 from emuworld.tokens.bpe import train_bpe
 from emuworld.tokens.vision import VisionConfig, VisionTokenizer
 from emuworld.training import supervised, tokenizer
-from emuworld.training.data import TokenStory, find_shards, in_share, load_tokens, mirrored
+from emuworld.training.data import TokenStory, in_share, load_tokens, mirrored
 from emuworld.training.encoding import TokenFeed
 from emuworld.training.examples import Bucket, ExampleSampler, Mixture
 from emuworld.training.loop import LoopConfig
+from emuworld.training.shard_files import find_shards
 from emuworld.training.supervised import PretrainTraining
 from emuworld.training.tokenizer import TokenizerTraining
 
