@@ -54,11 +54,14 @@ def _sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
     """Rows of pictures, each with its words above it."""
     width = max(len(row) for row in rows) * (SIDE + GAP) - GAP
     sheet = Image.new("RGB", (width, len(rows) * (LINE + SIDE + GAP) - GAP), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    pen, fonts = ImageDraw.Draw(sheet), [ImageFont.load_default(size) for size in range(13, 8, -1)]
     for k, row in enumerate(rows):
         top = k * (LINE + SIDE + GAP)
         for column, (words, picture) in enumerate(row):
             left = column * (SIDE + GAP)
+            font = next(
+                (one for one in fonts if one.getlength(words) <= SIDE), fonts[-1]
+            )  # long words smaller
             pen.text((left, top + 2), words, fill="black", font=font)
             sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left, top + LINE))
     return sheet
