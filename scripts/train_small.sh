@@ -31,6 +31,7 @@ GPUS=${GPUS:-1}
 PYTHON=${PYTHON:-./run python}
 DEVICE=${DEVICE:-cuda}
 COMPILE=${COMPILE:-true}
+GRAPHS=${GRAPHS:-$COMPILE} # batches replayed as CUDA graphs
 RENDERER=${RENDERER:-auto}
 # What a room and what a table-top gives. Physics is most of the cost of a task, so each is told several times.
 ROOM_KINDS="num_frames=42 num_pictures=8 num_edits=6 num_tales=1 episodes_per_shard=4"
@@ -79,7 +80,7 @@ tokenizer)
     ;;
 pretrain)
     $PARALLEL train stage=pretrain shards="$WORK/train" validation_shards="$WORK/validation" \
-        vision="$WORK/tokenizer" text="$WORK/text/text.tiktoken" out="$WORK/pretrain" device="$DEVICE" compile="$COMPILE" \
+        vision="$WORK/tokenizer" text="$WORK/text/text.tiktoken" out="$WORK/pretrain" device="$DEVICE" compile="$COMPILE" graphs="$GRAPHS" \
         loss_tokens=65536 workers=6 follow_shards=true loop.max_steps=1000000 loop.max_seconds="$PRETRAIN_S" \
         first_frames=30000 validate_every_steps=1000 validation_batches=1 mixture.change_weight=3 $BUCKETS "${@:2}"
     ;;

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from emuworld.cache_pool import CachedModel
 from emuworld.decoding.drafting import exponentials
-from emuworld.decoding.sampling import Truncation, guide, pick, race
+from emuworld.decoding.sampling import Truncation, guide, pick_guided, race
 from emuworld.model.cache import StaticCache
 from emuworld.model.fp8 import Weight
 from emuworld.model.fused import FusedLayer, FusedTransformer
@@ -273,9 +273,8 @@ def draw(
     uniforms_W = torch.full((num_worlds,), 0.5, dtype=torch.float64, device=model.device)
 
     def work() -> torch.Tensor:
-        logits_RV = model.logits(hidden_RD, start=visual.start, stop=visual.stop).float()
-        scores_WV = guide(*logits_RV.split(num_worlds), guidance=guidance)
-        return pick(scores_WV, uniforms_W, truncation=Truncation(top_k=top_k))
+        rows_WV = model.logits(hidden_RD, start=visual.start, stop=visual.stop).split(num_worlds)
+        return pick_guided(rows_WV, uniforms_W, truncation=Truncation(top_k=top_k), guidance=guidance)
 
     return spread(timed(work, times=times, device=model.device))
 

@@ -34,7 +34,7 @@ from emuworld.decoding.drafting import Drafter
 from emuworld.decoding.grammar import Grammar, Span
 from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.request import Progress, Request, Stop, Written
-from emuworld.decoding.sampling import Truncation, guide, pick
+from emuworld.decoding.sampling import Truncation, guide, pick, pick_guided
 from emuworld.model.cache import StaticCache
 from emuworld.tokens.vocabulary import Vocabulary
 
@@ -294,14 +294,23 @@ class _Draw:
             self._all = self._rows == list(range(len(hidden_RD)))
         if not self._all:
             hidden_RD = hidden_RD[self._index]
-        logits_RV = model.logits(hidden_RD, start=self._span.start, stop=self._span.stop).float()
+        logits_RV = model.logits(hidden_RD, start=self._span.start, stop=self._span.stop)
+        rows_WV = logits_RV.split(len(self.members))
+        guidance, image_guidance = (*self._scales, 1.0, 1.0)[:2]
+        if self._banned_V is None:
+            drawn_W = pick_guided(
+                rows_WV,
+                uniforms_W,
+                truncation=self._truncation,
+                guidance=guidance,
+                image_guidance=image_guidance,
+            )
+            return drawn_W + self._span.start
+        scores_WV = rows_WV[0].float()
         if self._scales:
-            guidance, image_guidance = (*self._scales, 1.0)[:2]
-            rows_WV = logits_RV.split(len(self.members))
-            logits_RV = guide(*rows_WV, guidance=guidance, image_guidance=image_guidance)
-        if self._banned_V is not None:
-            logits_RV = logits_RV.masked_fill(self._banned_V, float("-inf"))
-        return pick(logits_RV, uniforms_W, truncation=self._truncation) + self._span.start
+            scores_WV = guide(*rows_WV, guidance=guidance, image_guidance=image_guidance)
+        scores_WV = scores_WV.masked_fill(self._banned_V, float("-inf"))
+        return pick(scores_WV, uniforms_W, truncation=self._truncation) + self._span.start
 
 
 def _draws(

@@ -34,7 +34,7 @@ from torch import Tensor
 from emuworld.decoding.cache_rows import rides_along
 from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.noise import Noise, Path, make_path, uniform_codes
-from emuworld.decoding.sampling import Sampling, guide, pick
+from emuworld.decoding.sampling import Sampling, pick_and_rate
 from emuworld.decoding.uniforms import TokenUniforms
 from emuworld.model.cache import StaticCache
 from emuworld.tokens.vocabulary import Vocabulary
@@ -214,17 +214,18 @@ class _Canvas:
         flat = [hidden_PND.flatten(0, 1).split(size) for hidden_PND in hiddens_PND]
         for *chunks_ND, uniforms_N in zip(*flat, uniforms_PN.flatten().split(size), strict=True):
             rows_NV = [
-                model.logits(chunk_ND, start=vocabulary.visual_start, stop=vocabulary.visual_stop).float()
+                model.logits(chunk_ND, start=vocabulary.visual_start, stop=vocabulary.visual_stop)
                 for chunk_ND in chunks_ND
             ]
-            scores_NV = rows_NV[0]
-            if num_rows > 1:
-                scores_NV = guide(
-                    *rows_NV, guidance=sampling.guidance, image_guidance=sampling.image_guidance
+            parts.append(
+                pick_and_rate(
+                    rows_NV,
+                    uniforms_N,
+                    truncation=sampling.image,
+                    guidance=sampling.guidance,
+                    image_guidance=sampling.image_guidance,
                 )
-            codes_N = pick(scores_NV, uniforms_N, truncation=sampling.image)
-            own_N = scores_NV.gather(1, codes_N[:, None])[:, 0]
-            parts.append((codes_N, own_N - scores_NV.logsumexp(dim=-1)))
+            )
         codes_N, sure_N = (torch.cat(part) for part in zip(*parts, strict=True))
         return codes_N.view_as(uniforms_PN), sure_N.view_as(uniforms_PN)
 

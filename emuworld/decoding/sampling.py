@@ -5,19 +5,28 @@ softmax, cumsum, sort and topk along the last dimension reduce each row alone; t
 holds them to it). There is no generator here: the caller hands in one uniform number a row and the draw
 inverts the distribution function, so equal seeds give equal tokens whatever the batch.
 
+On CUDA a drawn token is one Triton kernel (`draw_kernel`): the same distribution, but a uniform number gives
+another id than on the CPU.
+
 Shapes: R rows, V ids of the span that the grammar allows (not the whole vocabulary: the softmax over a part
 differs from the one over all by a constant a row, which cancels in every step below).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    from emuworld.decoding import draw_kernel
+else:
+    draw_kernel = None  # type: ignore[assignment]
 
 RESAMPLINGS = ("confidence", "jump")
 MOST_PASSES = 1024  # a picture of 256 px takes no more than 256 token by token
@@ -173,12 +182,68 @@ def pick(scores_RV: Tensor, uniforms_R: Tensor, *, truncation: Truncation) -> Te
     """
     if truncation.temperature == 0.0:
         return scores_RV.argmax(dim=-1)
+    if _has_kernel([scores_RV], truncation):
+        return draw_kernel.draw([scores_RV], uniforms_R, truncation=truncation)[0]
     by_mass = truncation.top_p < 1.0 and not truncation.top_k
     if by_mass and len(scores_RV) >= _MANY_ROWS and scores_RV.device.type == "cpu":
         return _pick_of_likeliest(scores_RV.float() / truncation.temperature, uniforms_R, truncation.top_p)
     p_RK, order_RK = _truncated(scores_RV, truncation)
     index_R = _invert(p_RK, uniforms_R)
     return index_R if order_RK is None else order_RK.gather(1, index_R.unsqueeze(1)).squeeze(1)
+
+
+def pick_guided(
+    rows: Sequence[Tensor],
+    uniforms_R: Tensor,
+    *,
+    truncation: Truncation,
+    guidance: float = 1.0,
+    image_guidance: float = 1.0,
+) -> Tensor:
+    """`pick` from what `guide` makes of the rows: one to three logits [R, V] of any floating type, the
+    conditional first. One row is not guided. int64 [R].
+    """
+    if _has_kernel(rows, truncation):
+        return draw_kernel.draw(
+            rows, uniforms_R, truncation=truncation, guidance=guidance, image_guidance=image_guidance
+        )[0]
+    scores_RV = _guided(rows, guidance=guidance, image_guidance=image_guidance)
+    return pick(scores_RV, uniforms_R, truncation=truncation)
+
+
+def pick_and_rate(
+    rows: Sequence[Tensor],
+    uniforms_R: Tensor,
+    *,
+    truncation: Truncation,
+    guidance: float = 1.0,
+    image_guidance: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """`pick_guided`, and how likely each drawn index was: the logarithm, fp32 [R], of its probability under
+    the guided scores at temperature 1, before anything is cut.
+    """
+    if _has_kernel(rows, truncation):
+        return draw_kernel.draw(
+            rows, uniforms_R, truncation=truncation, guidance=guidance, image_guidance=image_guidance
+        )
+    scores_RV = _guided(rows, guidance=guidance, image_guidance=image_guidance)
+    index_R = pick(scores_RV, uniforms_R, truncation=truncation)
+    own_R = scores_RV.gather(1, index_R[:, None])[:, 0]
+    return index_R, own_R - scores_RV.logsumexp(dim=-1)
+
+
+def _guided(rows: Sequence[Tensor], *, guidance: float, image_guidance: float) -> Tensor:
+    logits = [row_RV.float() for row_RV in rows]
+    return logits[0] if len(logits) == 1 else guide(*logits, guidance=guidance, image_guidance=image_guidance)
+
+
+def _has_kernel(rows: Sequence[Tensor], truncation: Truncation) -> bool:
+    return (
+        draw_kernel is not None
+        and rows[0].device.type == "cuda"
+        and truncation.temperature > 0.0
+        and draw_kernel.supports(rows)
+    )
 
 
 def race(scores_RV: Tensor, exponentials_RV: Tensor, *, truncation: Truncation) -> Tensor:

@@ -11,10 +11,12 @@ Shapes: B batch or R cache rows, H query heads, G key-value heads, T new tokens,
 n = T H / G queries of a key-value head.
 """
 
+import contextlib
 import importlib.util
 from typing import Protocol
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from emuworld.model.cache import CacheStep, StaticCache
@@ -22,6 +24,11 @@ from emuworld.model.cache import CacheStep, StaticCache
 _KEY_STEP = (
     16  # on CUDA the keys are read up to a multiple of this: an unaligned mask would be copied every time
 )
+
+# cuDNN's attention is the fastest, but it makes a plan for every new shape, which takes longer than all the
+# layers of a small model. Operations of all layers from which on it may be chosen:
+_PLANNED_WORK = 1e13
+_WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 if torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None:
     from flash_attn import flash_attn_func, flash_attn_with_kvcache
@@ -68,7 +75,9 @@ def cached_attention(
     """
     if q_RHTd.device.type == "cpu" or (step.num_tokens > 1 and not step.uniform):
         return _row_by_row(q_RHTd, cache, layer=layer, step=step)
-    return _all_rows(q_RHTd, cache, layer=layer, step=step)
+    work = 4 * q_RHTd.numel() * step.longest * cache.config.num_layers
+    with sdpa_kernel(_WITHOUT_PLANS) if work < _PLANNED_WORK else contextlib.nullcontext():
+        return _all_rows(q_RHTd, cache, layer=layer, step=step)
 
 
 def _row_by_row(q_RHTd: torch.Tensor, cache: StaticCache, *, layer: int, step: CacheStep) -> torch.Tensor:

@@ -28,10 +28,12 @@ from emuworld.model.transformer import Transformer
 from emuworld.tokens.vocabulary import Vocabulary
 from emuworld.training import sharding
 from emuworld.training.examples import Batch
+from emuworld.training.graphed import BatchGraphs
 from emuworld.training.muon import Muon
 from emuworld.training.ranks import Ranks
 
 PRECISIONS = ("auto", "bf16", "fp32")
+_IDS_STEP = 64  # the head's rows are filled up to a multiple of it
 _MOST_SHAPES = 64  # of batches; beyond its limit PyTorch goes on uncompiled, without a word
 
 
@@ -46,6 +48,7 @@ class Optimisation:
     gradient_clip: float = 1.0
     precision: str = "auto"  # of the products: bf16, fp32, or bf16 on a GPU; weights are kept in fp32
     compile: bool = False
+    graphs: bool = False  # replay batches as CUDA graphs: less work for the processor, more memory
     recompute_layers: bool = False  # activation checkpoints: less memory, a third more time
     loss_tokens: int = 8_192  # logits of so many tokens are held at once
 
@@ -88,7 +91,7 @@ class Objective(nn.Module):
         self._autocast = autocast
         self._mesh = tensor_mesh
         self._loss_tokens = loss_tokens
-        self._cross_entropies: Callable[[Tensor, Tensor], Tensor] = _cross_entropies
+        self._cross_entropies: Callable[[Tensor, Tensor, int], Tensor] = _cross_entropies
 
     def compile_parts(self) -> None:
         """Compile one layer for all of them, for the first shape of batch and once more for any other, and
@@ -121,16 +124,22 @@ class Objective(nn.Module):
             if len(targets_N) <= self._loss_tokens:
                 return self._head_losses(hidden_ND, targets_N).view_as(targets_BT)
             pieces = zip(hidden_ND.split(self._loss_tokens), targets_N.split(self._loss_tokens), strict=True)
-            losses = [checkpoint(self._head_losses, *piece, use_reentrant=False) for piece in pieces]
+            losses = [
+                checkpoint(self._head_losses, *piece, use_reentrant=False, preserve_rng_state=False)
+                for piece in pieces
+            ]
         return torch.cat(losses).view_as(targets_BT)
 
     def _head_losses(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        logits_NV = self.model.lm_head(hidden_ND)
-        if self._mesh is None:
-            return self._cross_entropies(logits_NV, targets_N)
-        return sharding.vocabulary_losses(
-            logits_NV, targets_N, mesh=self._mesh, num_ids=self.model.config.vocab_size
-        )
+        num_ids = self.model.config.vocab_size
+        if self._mesh is not None:
+            logits_NV = self.model.lm_head(hidden_ND)
+            return sharding.vocabulary_losses(logits_NV, targets_N, mesh=self._mesh, num_ids=num_ids)
+        weight_VD = self.model.lm_head.weight
+        if hidden_ND.is_cuda and not isinstance(weight_VD, DTensor):
+            # Products of an odd number of ids take three times as long there.
+            weight_VD = F.pad(weight_VD, (0, 0, 0, -num_ids % _IDS_STEP))
+        return self._cross_entropies(F.linear(hidden_ND, weight_VD), targets_N, num_ids)
 
 
 def compile_layers(model: Transformer, *, dynamic: bool | None = None) -> None:
@@ -140,8 +149,9 @@ def compile_layers(model: Transformer, *, dynamic: bool | None = None) -> None:
         layer.compile(dynamic=dynamic)
 
 
-def _cross_entropies(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+def _cross_entropies(logits_NV: Tensor, targets_N: Tensor, num_ids: int) -> Tensor:
+    """Of the first `num_ids` logits."""
+    return F.cross_entropy(logits_NV[:, :num_ids].float(), targets_N, reduction="none")
 
 
 class SupervisedTrainer:
@@ -168,6 +178,8 @@ class SupervisedTrainer:
     ) -> None:
         if adapter is not None and ranks.world > 1:
             raise ValueError("an adapter trains in one process: start the stage without torchrun")
+        if config.graphs:
+            _check_graphs(model, device=device, ranks=ranks, adapter=adapter)
         self.config = config
         self.adapter = adapter
         self.device = device
@@ -187,6 +199,7 @@ class SupervisedTrainer:
             loss_tokens=config.loss_tokens,
         )
         self._cut(tensor_mesh, dtype)
+        self._graphs = BatchGraphs(self._learn, device=device) if config.graphs else None
         self.optimizers = (
             make_optimizers(self.model, config) if adapter is None else adapter_optimizers(adapter, config)
         )
@@ -213,19 +226,20 @@ class SupervisedTrainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=self._graphs is None)
         batches = self.ranks.from_leader(self._next_batches() if self.ranks.leads_row else None)
         # Processes average their gradients: each divides by its share of the weight of all.
         (weight,) = self.ranks.total(float(sum(batch.weights.sum() for batch in batches)))
-        weight = max(weight, 1e-9) / self.ranks.data_world
+        share = torch.full((), self.ranks.data_world / max(weight, 1e-9), device=self.device)
         text = visual = torch.zeros((), device=self.device)
         with self._random(step):
             for number, batch in enumerate(batches, start=1):
                 self._reduce_gradients(number == len(batches))
-                rows = self._to_device(batch)
-                with self._adapted(rows[0]):
-                    loss, text_sum, visual_sum = self.objective(*rows)
-                    (loss / weight).backward()
+                inputs, targets, weights, packed = self._to_device(batch)
+                if self._graphs is not None and packed is None:
+                    text_sum, visual_sum = self._graphs(inputs, targets, weights, share)
+                else:
+                    text_sum, visual_sum = self._learn(inputs, targets, weights, share, packed)
                 text, visual = text + text_sum, visual + visual_sum
         trained = self.adapter or self.model
         self.ranks.average_gradients(trained.parameters())
@@ -240,6 +254,20 @@ class SupervisedTrainer:
             "gradient_norm": norm,
             "tokens": float(sum(batch.weights.size for batch in batches) * self.ranks.data_world),
         }
+
+    def _learn(
+        self,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        weights_BT: Tensor,
+        share: Tensor,
+        packed: Documents | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Add a batch's gradients, times `share`; sums of the losses of text and of visual targets (nats)."""
+        with self._adapted(inputs_BT):
+            loss, text_sum, visual_sum = self.objective(inputs_BT, targets_BT, weights_BT, packed)
+            (loss * share).backward()
+        return text_sum, visual_sum
 
     def _reduce_gradients(self, now: bool) -> None:
         """Of several batches a step only the last one's backward pass adds up over the processes."""
@@ -327,6 +355,21 @@ class SupervisedTrainer:
         copy.load_state_dict(weights, assign=True)
         copy.tie_weights()
         return copy
+
+
+def _check_graphs(model: Transformer, *, device: torch.device, ranks: Ranks, adapter: Adapter | None) -> None:
+    """ValueError where batches cannot be replayed."""
+    why = None
+    if device.type != "cuda":
+        why = f"graphs are CUDA's, and this trains on {device}"
+    elif ranks.mesh is not None:
+        why = "parallel=fsdp and parallel=tp cut the weights, and only parallel=ddp can replay batches"
+    elif model.config.attention_dropout:
+        why = "dropout draws anew for every batch"
+    elif adapter is not None:
+        why = "an adapter learns in its place"
+    if why is not None:
+        raise ValueError(f"graphs=true cannot be had: {why}; set graphs=false")
 
 
 def adapter_optimizers(adapter: Adapter, config: Optimisation) -> list[torch.optim.Optimizer]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from emuworld import parallel
 from emuworld.checkpoint_folder import find_device
-from emuworld.decoding.sampling import Truncation, guide, pick
+from emuworld.decoding.sampling import Truncation, pick_guided
 from emuworld.model.config import SIZES, TransformerConfig, sized
 from emuworld.model.fused import WEIGHTS
 from emuworld.model.sums import summed
@@ -197,9 +197,9 @@ class _Measured:
 
         def step() -> None:
             hidden_RD = model(ids_R1, cache=cache, advance_B=(False, False))[:, -1]
-            logits_RV = model.logits(hidden_RD, start=_VISUAL.start, stop=_VISUAL.stop).float()
-            scores_1V = guide(*logits_RV.split(1), guidance=config.guidance)
-            drawn_W = pick(scores_1V, uniforms_W, truncation=Truncation(top_k=config.top_k))
+            rows_1V = model.logits(hidden_RD, start=_VISUAL.start, stop=_VISUAL.stop).split(1)
+            truncation = Truncation(top_k=config.top_k)
+            drawn_W = pick_guided(rows_1V, uniforms_W, truncation=truncation, guidance=config.guidance)
             ids_R1.copy_((drawn_W + _VISUAL.start).expand(2)[:, None])
 
         return step

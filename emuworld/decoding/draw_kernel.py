@@ -1,0 +1,493 @@
+"""Drawing a token on CUDA in one Triton kernel: guidance, temperature, top-k, top-p and the draw, no sort.
+
+What `sampling.guide` and `sampling.pick` say, but for two things: of exactly equal scores at the edge of
+top-k or top-p all stay (the CPU's form cuts them by id), and what is kept is drawn in the order of ids, not
+of likelihood. The distribution is the same; which id a uniform number gives is not.
+
+The least score that stays is found by search: a pass over the row sums what lies above each of a few
+thresholds (ids for top-k, their weights for top-p) and looks up the least and the highest score between the
+two thresholds that enclose the sought one; where they are equal, that is it. Rows of up to 8,192 ids stay in
+registers throughout, longer ones are read again in every pass. The draw sums the weights in parts first and
+goes through the ids of one part only.
+
+Import it only where Triton is installed. A row's result depends on no other row and on no order of execution.
+
+Shapes: R rows, V ids, W thresholds of a pass, P parts of a row.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+if TYPE_CHECKING:  # it imports this module
+    from emuworld.decoding.sampling import Truncation
+
+MOST_IDS = 1 << 20  # of a row
+# Which forms are fastest where is measured; each is right with any power of two.
+SHORT_IDS = 8192  # up to which a row is kept in registers
+SHORT_WAYS, LONG_WAYS = 4, 8  # thresholds of a pass
+SHORT_IDS_A_WARP = 1024
+LONG_BLOCK, LONG_TILE, LONG_WARPS = 2048, 4096, 8  # ids at once in the search, in the sums by part
+_FEWEST_IDS = 1024  # below it all rows share a kernel: to compile one takes seconds
+_SHORT_PART = 64
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
+_LOWEST = tl.constexpr(-3.0e38)  # a start for maxima that can be subtracted from itself
+
+
+def supports(rows: Sequence[Tensor]) -> bool:
+    """Whether `draw` takes such logits."""
+    types = (torch.bfloat16, torch.float16, torch.float32)
+    return rows[0].shape[1] <= MOST_IDS and all(row.stride(1) == 1 and row.dtype in types for row in rows)
+
+
+def draw(
+    rows: Sequence[Tensor],
+    uniforms_R: Tensor,
+    *,
+    truncation: "Truncation",
+    guidance: float = 1.0,
+    image_guidance: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Draw one id of each row, int64 [R], and say how likely it was, fp32 [R].
+
+    Args:
+        rows: one to three tensors [R, V] of logits (conditional, unguided, blind) in bf16, fp16 or fp32, with
+            any stride between rows. -inf in the conditional one = cannot be drawn; where only another one is
+            -inf, the id is not guided.
+        uniforms_R: float64 in [0, 1), one a row.
+        truncation: temperature (above 0), top-k, top-p, in this order. Of equal scores at an edge all stay.
+        guidance, image_guidance: as in `sampling.guide`, on the logits: what normalises a row is a constant.
+
+    Returns:
+        The ids, and the natural logarithms of their probabilities under the guided scores as they are, at
+        temperature 1 and with every id.
+    """
+    conditional_RV, unguided_RV, blind_RV = (*rows, rows[0], rows[0])[:3]
+    num_rows, size = conditional_RV.shape
+    assert supports(rows) and truncation.temperature > 0.0
+    assert all(row.shape == (num_rows, size) for row in rows) and uniforms_R.shape == (num_rows,)
+    ids_R = torch.empty(num_rows, dtype=torch.int64, device=conditional_RV.device)
+    logs_R = torch.empty(num_rows, dtype=torch.float32, device=conditional_RV.device)
+    if not num_rows:
+        return ids_R, logs_R
+    outside = 1.0 - truncation.top_p
+    by_mass = truncation.top_p < 1.0
+    arguments = (
+        conditional_RV,
+        unguided_RV,
+        blind_RV,
+        uniforms_R,
+        ids_R,
+        logs_R,
+        conditional_RV.stride(0),
+        unguided_RV.stride(0),
+        blind_RV.stride(0),
+        uniforms_R.stride(0),
+        float(guidance),
+        float(image_guidance),
+        _LOG2_E.value / truncation.temperature,
+        float(truncation.top_k),
+        float(truncation.top_p),
+        # Ids that hold less than this share each (its logarithm to base 2) are outside even together.
+        math.log2(0.5 * outside / size) if by_mass else 0.0,
+        size,
+    )
+    options = {
+        "rows": len(rows),
+        "tempered": truncation.temperature != 1.0,
+        "by_count": 0 < truncation.top_k < size,
+        "by_mass": by_mass,
+    }
+    with torch.cuda.device_of(conditional_RV):
+        if size <= SHORT_IDS:
+            block = max(_FEWEST_IDS, triton.next_power_of_2(size))
+            _draw_short[(num_rows,)](
+                *arguments,
+                **options,
+                ways=SHORT_WAYS,
+                block=block,
+                part=_SHORT_PART,
+                num_warps=max(1, block // SHORT_IDS_A_WARP),
+            )
+        else:
+            parts = 64 if size <= 1 << 17 else 128
+            width = max(1, LONG_TILE // parts)
+            part = triton.cdiv(triton.cdiv(size, parts), width) * width
+            _draw_long[(num_rows,)](
+                *arguments,
+                part,
+                **options,
+                ways=LONG_WAYS,
+                block=LONG_BLOCK,
+                parts=parts,
+                width=width,
+                part_block=triton.next_power_of_2(part),
+                num_warps=LONG_WARPS,
+            )
+    return ids_R, logs_R
+
+
+@triton.jit
+def _scores(
+    c_ptr: tl.tensor,
+    u_ptr: tl.tensor,
+    b_ptr: tl.tensor,
+    at: tl.tensor,
+    size: tl.tensor,
+    guidance: tl.tensor,
+    image_guidance: tl.tensor,
+    rows: tl.constexpr,
+) -> tl.tensor:
+    """Guided, fp32; -inf beyond the row."""
+    inside = at < size
+    c = tl.load(c_ptr + at, mask=inside, other=float("-inf")).to(tl.float32)
+    if rows == 1:
+        return c
+    u = tl.load(u_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    base = u
+    if rows == 3:
+        b = tl.load(b_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        base = tl.fma(u - b, image_guidance, b)
+    # Products and sums are joined by hand: wherever an id is read again, its score has the same bits.
+    guided = tl.fma(c - u, guidance, base)
+    return tl.where(guided == guided, guided, c)  # infinities that cancel
+
+
+@triton.jit
+def _thresholds(
+    low: tl.tensor,
+    high: tl.tensor,
+    ways: tl.constexpr,
+) -> tl.tensor:  # of a pass: the last is `high`, and none is `low`
+    share_W = (tl.arange(0, ways) + 1).to(tl.float32) / ways
+    # Not low + share (high - low), which may overflow.
+    return tl.minimum(tl.maximum(low * (1.0 - share_W) + high * share_W, low), high)
+
+
+@triton.jit
+def _repeated(
+    x_B: tl.tensor,
+    ways: tl.constexpr,
+    block: tl.constexpr,
+) -> tl.tensor:
+    """[B, W] with equal columns. By joins the copies stay with the thread that has the original; what
+    broadcasting makes is laid out anew, through shared memory.
+    """
+    x = tl.join(x_B, x_B)
+    if ways >= 4:
+        x = tl.join(x, x)
+    if ways >= 8:
+        x = tl.join(x, x)
+    if ways >= 16:
+        x = tl.join(x, x)
+    return tl.reshape(x, (block, ways))
+
+
+@triton.jit
+def _narrowed(
+    thresholds_W: tl.tensor,
+    sums_W: tl.tensor,
+    least: tl.tensor,
+    highest: tl.tensor,
+    below: tl.tensor,
+    target: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """From a pass over scores in [low, below), the next `low`, `high` and `below`, and whether to go on.
+
+    `low` is the highest known with enough at and above it, `below` the least known without.
+    """
+    enough_W = sums_W >= target
+    low = tl.maximum(least, tl.max(tl.where(enough_W, thresholds_W, least), axis=0))
+    below = tl.minimum(below, tl.min(tl.where(enough_W, below, thresholds_W), axis=0))
+    fewest = tl.min(tl.where(enough_W, sums_W, float("inf")), axis=0)
+    return low, tl.minimum(below, highest), below, (least < highest) & (fewest > target)
+
+
+@triton.jit
+def _part_of(
+    sums_P: tl.tensor,
+    target: tl.tensor,
+    parts: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The part in which the running sum passes the target, and how far into it that is."""
+    index_P = tl.arange(0, parts)
+    running_P = tl.cumsum(sums_P, axis=0)
+    first = tl.min(tl.where(running_P > target, index_P, parts), axis=0)
+    # The target is below the sum but for rounding; then the last part with weight is meant.
+    last = tl.max(tl.where(sums_P > 0.0, index_P, 0), axis=0)
+    chosen = tl.minimum(first, last)
+    before = tl.sum(tl.where(index_P < chosen, sums_P, 0.0), axis=0)
+    return chosen, tl.maximum(target - before, 0.0)
+
+
+@triton.jit
+def _finish(
+    scores: tl.tensor,
+    at: tl.tensor,
+    least: tl.tensor,
+    top: tl.tensor,
+    total: tl.tensor,
+    scale: tl.tensor,
+    rest: tl.tensor,
+    size: tl.tensor,
+    ids_ptr: tl.tensor,
+    logs_ptr: tl.tensor,
+    row: tl.tensor,
+) -> None:
+    """Draw within a part, and write."""
+    weights = tl.where((scores >= least) & (at < size), tl.exp2((scores - top) * scale), 0.0)
+    running = tl.cumsum(weights.to(tl.float64), axis=0)
+    first = tl.min(tl.where((running > rest) & (weights > 0.0), at, size), axis=0)
+    last = tl.max(tl.where(weights > 0.0, at, 0), axis=0)
+    drawn = tl.minimum(first, last)
+    own = tl.max(tl.where(at == drawn, scores, float("-inf")), axis=0)
+    tl.store(ids_ptr + row, drawn.to(tl.int64))
+    tl.store(logs_ptr + row, own - top - tl.log2(total) * _LN_2)
+
+
+@triton.jit
+def _search_short(
+    scores: tl.tensor,
+    weights: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    target: tl.tensor,
+    ways: tl.constexpr,
+    block: tl.constexpr,
+) -> tl.tensor:
+    """The highest score at and above which the weights reach the target; they do at and above `low`."""
+    below = tl.full((), float("inf"), tl.float32)
+    scores_BW, weights_BW = _repeated(scores, ways, block), _repeated(weights, ways, block)
+    searching = low < high
+    while searching:
+        thresholds_W = _thresholds(low, high, ways)
+        sums_W = tl.sum(tl.where(scores_BW >= thresholds_W[None, :], weights_BW, 0.0), axis=0)
+        inside = (scores >= low) & (scores < below)
+        least = tl.min(tl.where(inside, scores, float("inf")), axis=0)
+        highest = tl.max(tl.where(inside, scores, float("-inf")), axis=0)
+        low, high, below, searching = _narrowed(thresholds_W, sums_W, least, highest, below, target)
+    return low
+
+
+@triton.jit(do_not_specialize=["uniform_stride"])
+def _draw_short(
+    c_ptr: tl.tensor,
+    u_ptr: tl.tensor,
+    b_ptr: tl.tensor,
+    uniforms_ptr: tl.tensor,
+    ids_ptr: tl.tensor,
+    logs_ptr: tl.tensor,
+    c_stride: tl.tensor,
+    u_stride: tl.tensor,
+    b_stride: tl.tensor,
+    uniform_stride: tl.tensor,
+    guidance: tl.tensor,
+    image_guidance: tl.tensor,
+    scale: tl.tensor,
+    top_k: tl.tensor,
+    top_p: tl.tensor,
+    log2_share: tl.tensor,
+    size: tl.tensor,
+    rows: tl.constexpr,
+    tempered: tl.constexpr,
+    by_count: tl.constexpr,
+    by_mass: tl.constexpr,
+    ways: tl.constexpr,
+    block: tl.constexpr,
+    part: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    c_ptr += row * c_stride
+    u_ptr += row * u_stride
+    b_ptr += row * b_stride
+    scores = _scores(c_ptr, u_ptr, b_ptr, tl.arange(0, block), size, guidance, image_guidance, rows)
+    top = tl.max(scores, axis=0)
+    weights = tl.exp2((scores - top) * _LOG2_E)
+    total = tl.sum(weights, axis=0)
+    mass = total
+    if tempered:
+        weights = tl.exp2((scores - top) * scale)
+        mass = tl.sum(weights, axis=0)
+    least = tl.full((), _LOWEST, tl.float32)
+    if by_count:
+        lowest = tl.min(tl.where(scores > float("-inf"), scores, top), axis=0)
+        ones = tl.full((block,), 1.0, tl.float32)
+        least = _search_short(scores, ones, lowest, top, top_k, ways, block)
+        weights = tl.where(scores >= least, weights, 0.0)
+        mass = tl.sum(weights, axis=0)
+    if by_mass:
+        low = tl.maximum(least, top + (tl.log2(mass) + log2_share) / scale)
+        least = _search_short(scores, weights, low, top, top_p * mass, ways, block)
+    if by_count or by_mass:
+        weights = tl.where(scores >= least, weights, 0.0)
+    sums_P = tl.sum(tl.reshape(weights, (block // part, part)), axis=1).to(tl.float64)
+    target = tl.load(uniforms_ptr + row * uniform_stride) * tl.sum(sums_P, axis=0)
+    chosen, rest = _part_of(sums_P, target, block // part)
+    at = chosen * part + tl.arange(0, part)
+    scores = _scores(c_ptr, u_ptr, b_ptr, at, size, guidance, image_guidance, rows)
+    _finish(scores, at, least, top, total, scale, rest, size, ids_ptr, logs_ptr, row)
+
+
+@triton.jit
+def _search_long(
+    c_ptr: tl.tensor,
+    u_ptr: tl.tensor,
+    b_ptr: tl.tensor,
+    size: tl.tensor,
+    guidance: tl.tensor,
+    image_guidance: tl.tensor,
+    rows: tl.constexpr,
+    counts: tl.constexpr,
+    top: tl.tensor,
+    scale: tl.tensor,
+    low: tl.tensor,
+    target: tl.tensor,
+    ways: tl.constexpr,
+    block: tl.constexpr,
+) -> tl.tensor:
+    """As `_search_short`, with a pass over the row a step; by the number of ids where it `counts`, else by
+    their weights.
+    """
+    high = top
+    below = tl.full((), float("inf"), tl.float32)
+    searching = low < high
+    while searching:
+        thresholds_W = _thresholds(low, high, ways)
+        sums_BW = tl.zeros((block, ways), tl.float32)
+        least_B = tl.full((block,), float("inf"), tl.float32)
+        highest_B = tl.full((block,), float("-inf"), tl.float32)
+        for start in range(0, size, block):
+            at = start + tl.arange(0, block)
+            scores = _scores(c_ptr, u_ptr, b_ptr, at, size, guidance, image_guidance, rows)
+            above_BW = _repeated(scores, ways, block) >= thresholds_W[None, :]
+            if counts:
+                sums_BW += tl.where(above_BW, 1.0, 0.0)
+            else:
+                weights = tl.exp2((scores - top) * scale)
+                sums_BW += tl.where(above_BW, _repeated(weights, ways, block), 0.0)
+            inside = (scores >= low) & (scores < below)
+            least_B = tl.minimum(least_B, tl.where(inside, scores, float("inf")))
+            highest_B = tl.maximum(highest_B, tl.where(inside, scores, float("-inf")))
+        least, highest = tl.min(least_B, axis=0), tl.max(highest_B, axis=0)
+        sums_W = tl.sum(sums_BW, axis=0)
+        low, high, below, searching = _narrowed(thresholds_W, sums_W, least, highest, below, target)
+    return low
+
+
+@triton.jit
+def _sums_by_part(
+    c_ptr: tl.tensor,
+    u_ptr: tl.tensor,
+    b_ptr: tl.tensor,
+    size: tl.tensor,
+    guidance: tl.tensor,
+    image_guidance: tl.tensor,
+    rows: tl.constexpr,
+    least: tl.tensor,
+    top: tl.tensor,
+    scale: tl.tensor,
+    part: tl.tensor,
+    parts: tl.constexpr,
+    width: tl.constexpr,
+) -> tl.tensor:
+    """The weights of the scores from `least` on, summed over the ids of each part, fp64 [P]."""
+    at_PC = tl.arange(0, parts)[:, None] * part + tl.arange(0, width)[None, :]
+    sums_PC = tl.zeros((parts, width), tl.float32)
+    for start in range(0, part, width):
+        scores = _scores(c_ptr, u_ptr, b_ptr, at_PC + start, size, guidance, image_guidance, rows)
+        sums_PC += tl.where(scores >= least, tl.exp2((scores - top) * scale), 0.0)
+    return tl.sum(sums_PC.to(tl.float64), axis=1)
+
+
+@triton.jit(do_not_specialize=["uniform_stride"])
+def _draw_long(
+    c_ptr: tl.tensor,
+    u_ptr: tl.tensor,
+    b_ptr: tl.tensor,
+    uniforms_ptr: tl.tensor,
+    ids_ptr: tl.tensor,
+    logs_ptr: tl.tensor,
+    c_stride: tl.tensor,
+    u_stride: tl.tensor,
+    b_stride: tl.tensor,
+    uniform_stride: tl.tensor,
+    guidance: tl.tensor,
+    image_guidance: tl.tensor,
+    scale: tl.tensor,
+    top_k: tl.tensor,
+    top_p: tl.tensor,
+    log2_share: tl.tensor,
+    size: tl.tensor,
+    part: tl.tensor,
+    rows: tl.constexpr,
+    tempered: tl.constexpr,
+    by_count: tl.constexpr,
+    by_mass: tl.constexpr,
+    ways: tl.constexpr,
+    block: tl.constexpr,
+    parts: tl.constexpr,
+    width: tl.constexpr,
+    part_block: tl.constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64)
+    c_ptr += row * c_stride
+    u_ptr += row * u_stride
+    b_ptr += row * b_stride
+    # The highest and the lowest score, and the sums of the weights of each part, in one pass: each lane has
+    # the highest score that it has met and sums relative to it.
+    at_PC = tl.arange(0, parts)[:, None] * part + tl.arange(0, width)[None, :]
+    top_PC = tl.full((parts, width), _LOWEST, tl.float32)
+    lowest_PC = tl.full((parts, width), float("inf"), tl.float32)
+    total_PC = tl.zeros((parts, width), tl.float32)
+    mass_PC = tl.zeros((parts, width), tl.float32)
+    for start in range(0, part, width):
+        scores = _scores(c_ptr, u_ptr, b_ptr, at_PC + start, size, guidance, image_guidance, rows)
+        highest_PC = tl.maximum(top_PC, scores)
+        shrunk, grown = top_PC - highest_PC, scores - highest_PC
+        total_PC = total_PC * tl.exp2(shrunk * _LOG2_E) + tl.exp2(grown * _LOG2_E)
+        if tempered:
+            mass_PC = mass_PC * tl.exp2(shrunk * scale) + tl.exp2(grown * scale)
+        if by_count:
+            lowest_PC = tl.minimum(lowest_PC, tl.where(scores > float("-inf"), scores, float("inf")))
+        top_PC = highest_PC
+    top = tl.max(tl.max(top_PC, axis=1), axis=0)
+    total_PC *= tl.exp2((top_PC - top) * _LOG2_E)
+    sums_P = tl.sum(total_PC.to(tl.float64), axis=1)
+    total = tl.sum(sums_P, axis=0).to(tl.float32)
+    if tempered:
+        mass_PC *= tl.exp2((top_PC - top) * scale)
+        sums_P = tl.sum(mass_PC.to(tl.float64), axis=1)
+    least = tl.full((), _LOWEST, tl.float32)
+    if by_count:
+        low = tl.min(tl.min(lowest_PC, axis=1), axis=0)
+        least = _search_long(
+            c_ptr, u_ptr, b_ptr, size, guidance, image_guidance, rows, True,
+            top, scale, low, top_k, ways, block,
+        )  # fmt: skip
+        sums_P = _sums_by_part(
+            c_ptr, u_ptr, b_ptr, size, guidance, image_guidance, rows,
+            least, top, scale, part, parts, width,
+        )  # fmt: skip
+    if by_mass:
+        mass = tl.sum(sums_P, axis=0).to(tl.float32)
+        low = tl.maximum(least, top + (tl.log2(mass) + log2_share) / scale)
+        least = _search_long(
+            c_ptr, u_ptr, b_ptr, size, guidance, image_guidance, rows, False,
+            top, scale, low, top_p * mass, ways, block,
+        )  # fmt: skip
+        sums_P = _sums_by_part(
+            c_ptr, u_ptr, b_ptr, size, guidance, image_guidance, rows,
+            least, top, scale, part, parts, width,
+        )  # fmt: skip
+    target = tl.load(uniforms_ptr + row * uniform_stride) * tl.sum(sums_P, axis=0)
+    chosen, rest = _part_of(sums_P, target, parts)
+    within = tl.arange(0, part_block)
+    at = tl.where(within < part, chosen * part + within, size)
+    scores = _scores(c_ptr, u_ptr, b_ptr, at, size, guidance, image_guidance, rows)
+    _finish(scores, at, least, top, total, scale, rest, size, ids_ptr, logs_ptr, row)
