@@ -184,10 +184,11 @@ def split_chunks(ids: Sequence[int], *, eoi: int) -> list[tuple[int, ...]]:
 def image_blocks(ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[int, ...]]:
     """Every BOI ... EOI in the ids, both included. SnapshotError where one is not closed."""
     blocks, start = [], None
-    for i, token in enumerate(ids):
-        if token == vocabulary.boi:
+    ids_N = np.array(ids, dtype=np.int64)
+    for i in np.flatnonzero((ids_N == vocabulary.boi) | (ids_N == vocabulary.eoi)).tolist():
+        if ids[i] == vocabulary.boi:
             start = i
-        elif token == vocabulary.eoi and start is not None:
+        elif start is not None:
             blocks.append(tuple(ids[start : i + 1]))
             start = None
     if start is not None:

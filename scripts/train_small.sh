@@ -42,7 +42,7 @@ TABLE_KINDS="num_frames=0 num_pictures=0 num_tasks=1 num_views=8 num_tables=6 nu
 bucket() { # what, rows on one GPU, in each so many-th step
     printf ',{%s,batch_size:%d,every:%d}' "$1" $(($2 * GPUS)) $(($3 * GPUS))
 }
-BUCKETS="buckets=[{kind:walk,frames:12,batch_size:16}$(bucket kind:picture 132 2)$(bucket kind:x2i,frames:2 96 2)"
+BUCKETS="buckets=[{kind:walk,frames:12,batch_size:16}$(bucket kind:picture 132 2)$(bucket kind:x2i,frames:2 132 2)"
 BUCKETS="$BUCKETS$(bucket kind:table 84 3)$(bucket kind:vla,frames:2 72 3)$(bucket kind:vla,frames:4,at_least:3 30 3)"
 BUCKETS="$BUCKETS$(bucket kind:howto,frames:3 18 3)$(bucket kind:walk,frames:42 3 8)$(bucket kind:story,frames:6 12 4)"
 BUCKETS="$BUCKETS$(bucket kind:x2i,frames:3 16 8)$(bucket kind:vla,frames:7,at_least:5 21 8)"

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from emuworld.model.kernels import num_multiprocessors
+from emuworld.model.kernels import num_multiprocessors, silu_times
 
 MOST_ROWS = 16  # what a matrix unit takes
 _FEWEST_OUTPUTS, _MOST_OUTPUTS = 16, 64  # of one program
@@ -27,7 +27,7 @@ class Plan(NamedTuple):
     """How a product is cut up; what is computed does not depend on it but for rounding of fp32 sums."""
 
     outputs: int
-    """Of one program."""
+    """Of one program; where gates and ups are one matrix, half of them are gates."""
     block: int
     """Inputs that a program reads at a time."""
     split: int
@@ -75,13 +75,23 @@ def pays(weight_NK: torch.Tensor) -> bool:
     return len(weight_NK) >= 2 * num_multiprocessors(weight_NK.device) * _MOST_OUTPUTS
 
 
-def linear(x_MK: torch.Tensor, weight_NK: torch.Tensor, *, plan: Plan | None = None) -> torch.Tensor:
-    """x @ weight.T for at most `MOST_ROWS` rows: the weight is read once, in long runs."""
+def gates(weight_NK: torch.Tensor) -> bool:
+    """Whether gates and ups may be multiplied where they are summed: each program has whole sums."""
+    return plan_for(weight_NK).split == 1
+
+
+def linear(
+    x_MK: torch.Tensor, weight_NK: torch.Tensor, *, plan: Plan | None = None, gated: bool = False
+) -> torch.Tensor:
+    """x @ weight.T for at most `MOST_ROWS` rows: the weight is read once, in long runs. `gated`, with a plan
+    without split: silu(gate) * up of that, [M, N / 2], bit for bit what two kernels give.
+    """
     num_rows, num_inputs = x_MK.shape
-    num_outputs = len(weight_NK)
     plan = plan or plan_for(weight_NK)
+    assert plan.split == 1 or not gated
+    num_outputs, num_tiles = len(weight_NK) // (1 + gated), triton.cdiv(len(weight_NK), plan.outputs)
     out_MN = x_MK.new_empty((num_rows, num_outputs))
-    _linear[(plan.split, triton.cdiv(num_outputs, plan.outputs))](
+    _linear[(plan.split, num_tiles)](
         x_MK.contiguous(),
         weight_NK,
         out_MN,
@@ -93,6 +103,7 @@ def linear(x_MK: torch.Tensor, weight_NK: torch.Tensor, *, plan: Plan | None = N
         outputs=plan.outputs,
         block=plan.block,
         split=plan.split,
+        gated=gated,
         num_warps=plan.warps,
         num_stages=plan.stages,
     )
@@ -142,12 +153,13 @@ def _linear(
     outputs: tl.constexpr,
     block: tl.constexpr,
     split: tl.constexpr,
+    gated: tl.constexpr,
 ) -> None:
     """One program for a few outputs of all rows and a part of their inputs."""
     row = tl.arange(0, rows)
-    output = tl.program_id(1) * outputs + tl.arange(0, outputs)
+    output, is_output = outputs_of(tl.program_id(1), num_outputs, outputs, gated)
     at = tl.arange(0, block)
-    is_row, is_output = row < num_rows, output < num_outputs
+    is_row = row < num_rows
     x_at = row[:, None] * num_inputs + at[None, :]
     weight_at = output.to(tl.int64)[:, None] * num_inputs + at[None, :]
     part = tl.cdiv(tl.cdiv(num_inputs, split), block) * block
@@ -158,7 +170,48 @@ def _linear(
         weight = tl.load(weight_ptr + weight_at + start, mask=is_output[:, None] & inside[None, :], other=0.0)
         x = tl.load(x_ptr + x_at + start, mask=is_row[:, None] & inside[None, :], other=0.0)
         total = tl.dot(weight, tl.trans(x), total, input_precision="ieee")
-    write(total, row, output, out_ptr, sums_ptr, counters_ptr, num_rows, num_outputs, split)
+    if gated:
+        write_gated(total, row, out_ptr, num_rows, num_outputs, outputs, rows)
+    else:
+        write(total, row, output, out_ptr, sums_ptr, counters_ptr, num_rows, num_outputs, split)
+
+
+@triton.jit
+def outputs_of(
+    program: tl.tensor, num_outputs: tl.tensor, outputs: tl.constexpr, gated: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Which of a weight's rows are a program's, and whether there are such; gated, all gates of the weight
+    stand before all ups, in a program only its own.
+    """
+    at = tl.arange(0, outputs)
+    if gated:
+        half: tl.constexpr = outputs // 2
+        output = program * half + at % half
+        return output + at // half * num_outputs, output < num_outputs
+    else:
+        output = program * outputs + at
+        return output, output < num_outputs
+
+
+@triton.jit
+def write_gated(
+    total: tl.tensor,
+    row: tl.tensor,
+    out_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    num_outputs: tl.tensor,
+    outputs: tl.constexpr,
+    rows: tl.constexpr,
+) -> None:
+    """silu(gate) * up of the sums [outputs, rows], rounded before as if they had been stored."""
+    half: tl.constexpr = outputs // 2
+    gate, up = tl.split(tl.permute(tl.reshape(total, (2, half, rows)), (1, 2, 0)))
+    gate = gate.to(out_ptr.dtype.element_ty).to(tl.float32)
+    up = up.to(out_ptr.dtype.element_ty).to(tl.float32)
+    output = tl.program_id(1) * half + tl.arange(0, half)
+    real = (row < num_rows)[None, :] & (output < num_outputs)[:, None]
+    out_at = row[None, :] * num_outputs + output[:, None]
+    tl.store(out_ptr + out_at, silu_times(gate, up).to(out_ptr.dtype.element_ty), mask=real)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from emuworld.model.few_rows import Plan, plan_for, shared_sums, write
+from emuworld.model.few_rows import Plan, outputs_of, plan_for, shared_sums, write, write_gated
 from emuworld.model.kernels import num_multiprocessors
 
 _FEWEST_ROWS = 16  # what a matrix unit takes, with 8 bits on both sides too
@@ -55,17 +55,23 @@ def _outputs_a_program(num_outputs: int, *, device: torch.device) -> int:
 
 
 def linear_in_parts(
-    x_MK: torch.Tensor, values_NK: torch.Tensor, scales_N: torch.Tensor, *, plan: Plan | None = None
+    x_MK: torch.Tensor,
+    values_NK: torch.Tensor,
+    scales_N: torch.Tensor,
+    *,
+    plan: Plan | None = None,
+    gated: bool = False,
 ) -> torch.Tensor:
     """The same for at most `few_rows.MOST_ROWS` rows, with matrix units that take 8 bits: each activation is
     the sum of two 8-bit numbers, which hold the 8 bits of a bfloat16's mantissa. A plan needs 64 outputs or
-    more: for smaller tiles Triton takes older instructions, which widen.
+    more: for smaller tiles Triton takes older instructions, which widen. `gated` as in `few_rows.linear`.
     """
     num_rows, num_inputs = x_MK.shape
-    num_outputs = len(values_NK)
     plan = plan or plan_for(values_NK)
+    assert plan.split == 1 or not gated
+    num_outputs, num_tiles = len(values_NK) // (1 + gated), triton.cdiv(len(values_NK), plan.outputs)
     out_MN = x_MK.new_empty((num_rows, num_outputs))
-    _linear_in_parts[(plan.split, triton.cdiv(num_outputs, plan.outputs))](
+    _linear_in_parts[(plan.split, num_tiles)](
         x_MK.contiguous(),
         values_NK,
         scales_N,
@@ -78,6 +84,7 @@ def linear_in_parts(
         outputs=plan.outputs,
         block=plan.block,
         split=plan.split,
+        gated=gated,
         num_warps=plan.warps,
         num_stages=plan.stages,
     )
@@ -151,14 +158,15 @@ def _linear_in_parts(
     outputs: tl.constexpr,
     block: tl.constexpr,
     split: tl.constexpr,
+    gated: tl.constexpr,
 ) -> None:
     """One program for a few outputs of all rows and a part of their inputs. Matrix units add up 8-bit
     products with some 14 bits, so a sum of theirs covers one block and is added to the others in fp32.
     """
     row = tl.arange(0, rows)
-    output = tl.program_id(1) * outputs + tl.arange(0, outputs)
+    output, is_output = outputs_of(tl.program_id(1), num_outputs, outputs, gated)
     at = tl.arange(0, block)
-    is_row, is_output = row < num_rows, output < num_outputs
+    is_row = row < num_rows
     x_at = row[:, None] * num_inputs + at[None, :]
     values_at = output.to(tl.int64)[:, None] * num_inputs + at[None, :]
     part = tl.cdiv(tl.cdiv(num_inputs, split), block) * block
@@ -174,7 +182,10 @@ def _linear_in_parts(
         total += (high + low * 0.0625) * scale[None, :]
     scales = tl.load(scales_ptr + output, mask=is_output, other=0.0)
     total *= scales[:, None]
-    write(total, row, output, out_ptr, sums_ptr, counters_ptr, num_rows, num_outputs, split)
+    if gated:
+        write_gated(total, row, out_ptr, num_rows, num_outputs, outputs, rows)
+    else:
+        write(total, row, output, out_ptr, sums_ptr, counters_ptr, num_rows, num_outputs, split)
 
 
 @triton.jit

@@ -265,19 +265,28 @@ class FusedTransformer:
             )
             delta_MD = self._summed(self.product(attend(q_MHd, index), layer.out_DX))
             h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.mlp_norm_D, eps=eps)
-            delta_MD = self._summed(
-                self.product(ops.swiglu(self.product(h_MD, layer.gate_up_XD)), layer.down_DI)
-            )
+            delta_MD = self._summed(self.product(self._gated_product(h_MD, layer.gate_up_XD), layer.down_DI))
         return ops.add_rms_norm(x_MD, delta_MD, self.norm_D, eps=eps).unflatten(0, ids_RT.shape)
 
     def product(self, x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
         """x @ weight.T, as a step takes it."""
-        own = self._own_products and self.uses_kernels and len(x_MK) <= few_rows.MOST_ROWS
-        if own and isinstance(weight, Fp8Weight):
-            return fp8_kernels.linear_in_parts(x_MK, weight.values_NK, weight.scales_N)
-        if own and isinstance(weight, torch.Tensor) and few_rows.pays(weight):
-            return few_rows.linear(x_MK, weight)
-        return linear(x_MK, weight)
+        own = self._own_product(x_MK, weight)
+        return linear(x_MK, weight) if own is None else own()
+
+    def _gated_product(self, x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
+        """silu(gate) * up of x @ weight.T, in one launch where our kernel can."""
+        own = self._own_product(x_MK, weight)
+        if own is not None and few_rows.gates(weight.values_NK if isinstance(weight, Fp8Weight) else weight):
+            return own(gated=True)
+        return self.operations.swiglu(self.product(x_MK, weight))
+
+    def _own_product(self, x_MK: torch.Tensor, weight: Weight) -> Callable[..., torch.Tensor] | None:
+        """Our kernel with its arguments, where a step takes it."""
+        if not (self._own_products and self.uses_kernels and len(x_MK) <= few_rows.MOST_ROWS):
+            return None
+        if isinstance(weight, Fp8Weight):
+            return partial(fp8_kernels.linear_in_parts, x_MK, weight.values_NK, weight.scales_N)
+        return partial(few_rows.linear, x_MK, weight) if few_rows.pays(weight) else None
 
     def _summed(self, delta_MD: torch.Tensor) -> torch.Tensor:
         return delta_MD if self._reduce is None else self._reduce(delta_MD)

@@ -20,8 +20,11 @@ import triton.language as tl
 from emuworld.model.operations import Norms, Place, Rotary
 
 _KEYS_A_BLOCK = 64
-_FEWEST_QUERIES, _MOST_QUERIES = 16, 128  # of one program
+# Of one program. Few sizes, of which each that is met takes a second to compile; so with the parts.
+_QUERIES = (16, 64, 128)
 _MOST_PARTS = 64
+_MANY_ROWS = 256  # from which on a program of the small kernels takes several
+_NORMED_AT_ONCE, _ROTATED_AT_ONCE = 4096, 2048  # elements of such a program
 _LOG2_E = 1.4426950408889634
 
 
@@ -36,15 +39,19 @@ def add_rms_norm(
     """See `operations.add_rms_norm`."""
     num_rows, size = x_MD.shape
     out_MD = torch.empty_like(x_MD)
-    _add_rms_norm[(num_rows,)](
+    block = triton.next_power_of_2(size)
+    rows = 1 if num_rows < _MANY_ROWS else max(1, _NORMED_AT_ONCE // block)
+    _add_rms_norm[(triton.cdiv(num_rows, rows),)](
         x_MD,
         x_MD if delta_MD is None else delta_MD,
         weight_D,
         out_MD,
         eps,
+        num_rows,
         size,
         adds=delta_MD is not None,
-        block=triton.next_power_of_2(size),
+        rows=rows,
+        block=block,
         num_warps=8 if size > 1024 else 4,
     )
     return out_MD
@@ -57,7 +64,8 @@ def write_heads(
     num_groups, head_dim = cache_RKCd.shape[1] // 2, cache_RKCd.shape[3]
     num_heads = qkv_MX.shape[1] // head_dim - 2 * num_groups
     q_MHd = qkv_MX.new_empty((len(qkv_MX), num_heads, head_dim))
-    _write_heads[(len(qkv_MX), num_heads + 2 * num_groups)](
+    tokens = 1 if len(qkv_MX) < _MANY_ROWS else max(1, _ROTATED_AT_ONCE // head_dim)
+    _write_heads[(triton.cdiv(len(qkv_MX), tokens), num_heads + 2 * num_groups)](
         qkv_MX,
         q_MHd,
         cache_RKCd,
@@ -68,13 +76,15 @@ def write_heads(
         place.rows_R,
         place.starts_R,
         norms.eps,
+        len(qkv_MX),
         len(qkv_MX) // len(place.rows_R),
         cache_RKCd.stride(0),
         cache_RKCd.stride(1),
         num_heads=num_heads,
         num_groups=num_groups,
         head_dim=head_dim,
-        num_warps=1,
+        tokens=tokens,
+        num_warps=1 if tokens == 1 else 4,
     )
     return q_MHd
 
@@ -86,7 +96,7 @@ def attend(
     num_rows, num_groups = len(place.rows_R), cache_RKCd.shape[1] // 2
     num_heads, head_dim = q_MHd.shape[1:]
     num_tokens, repeats = len(q_MHd) // num_rows, num_heads // num_groups
-    queries = min(max(_FEWEST_QUERIES, triton.next_power_of_2(num_tokens * repeats)), _MOST_QUERIES)
+    queries = next((size for size in _QUERIES if size >= num_tokens * repeats), _QUERIES[-1])
     blocks = triton.cdiv(num_tokens * repeats, queries)
     parts = _num_parts(num_rows * num_groups * blocks, device=q_MHd.device)
     out_MX = torch.empty_like(q_MHd)
@@ -114,7 +124,7 @@ def attend(
         causal=causal,
         block=_KEYS_A_BLOCK,
         num_warps=4 if queries <= 64 else 8,
-        num_stages=3 if queries == _FEWEST_QUERIES else 2,
+        num_stages=3 if queries == _QUERIES[0] else 2,
     )
     if parts == 1:
         return out_MX.flatten(1)
@@ -144,9 +154,11 @@ def swiglu(gate_up_MX: torch.Tensor) -> torch.Tensor:
 
 
 def _num_parts(num_pairs: int, *, device: torch.device) -> int:
-    """A power of two that gives every multiprocessor about two programs."""
-    wanted = 2 * num_multiprocessors(device) // num_pairs
-    return min(_MOST_PARTS, triton.next_power_of_2(max(1, wanted)))
+    """A power of four that gives every multiprocessor two programs or more."""
+    wanted, parts = 2 * num_multiprocessors(device) // num_pairs, 1
+    while parts < min(wanted, _MOST_PARTS):
+        parts *= 4
+    return parts
 
 
 @memoise
@@ -163,23 +175,27 @@ def _add_rms_norm(
     weight_ptr: tl.tensor,
     out_ptr: tl.tensor,
     eps: tl.tensor,
+    num_rows: tl.tensor,
     size: tl.tensor,
     adds: tl.constexpr,
+    rows: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
-    """One program a row."""
+    """One program for a few rows."""
+    row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
     at = tl.arange(0, block)
-    inside = at < size
-    row = tl.program_id(0).to(tl.int64) * size
-    x = tl.load(x_ptr + row + at, mask=inside, other=0.0)
+    inside = (row < num_rows)[:, None] & (at < size)[None, :]
+    places = row[:, None] * size + at[None, :]
+    x = tl.load(x_ptr + places, mask=inside, other=0.0)
     if adds:
-        delta = tl.load(delta_ptr + row + at, mask=inside, other=0.0)
+        delta = tl.load(delta_ptr + places, mask=inside, other=0.0)
         x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptr.dtype.element_ty)
-        tl.store(x_ptr + row + at, x, mask=inside)
+        tl.store(x_ptr + places, x, mask=inside)
     x = x.to(tl.float32)
-    weight = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / size + eps)
-    tl.store(out_ptr + row + at, (x * scale * weight).to(out_ptr.dtype.element_ty), mask=inside)
+    weight = tl.load(weight_ptr + at, mask=at < size, other=0.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / size + eps)
+    result = x * scale[:, None] * weight[None, :]
+    tl.store(out_ptr + places, result.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -194,41 +210,48 @@ def _write_heads(
     rows_ptr: tl.tensor,
     starts_ptr: tl.tensor,
     eps: tl.tensor,
+    num_all: tl.tensor,
     num_tokens: tl.tensor,
     row_stride: tl.tensor,
     head_stride: tl.tensor,
     num_heads: tl.constexpr,
     num_groups: tl.constexpr,
     head_dim: tl.constexpr,
+    tokens: tl.constexpr,
 ) -> None:
-    """One program a token and head: norm and rotation for queries and keys, a copy for values."""
-    token = tl.program_id(0).to(tl.int64)
+    """One program for a few tokens of a head: norm and rotation for queries and keys, a copy for values."""
+    token = tl.program_id(0).to(tl.int64) * tokens + tl.arange(0, tokens)
     head = tl.program_id(1)
+    there = token < num_all
     row = token // num_tokens
-    position = tl.load(starts_ptr + row) + token % num_tokens
-    cache_row = tl.load(rows_ptr + row).to(tl.int64)
+    position = tl.load(starts_ptr + row, mask=there, other=0) + token % num_tokens
+    cache_row = tl.load(rows_ptr + row, mask=there, other=0).to(tl.int64)
     half: tl.constexpr = head_dim // 2
     at = tl.arange(0, head_dim)
     other = (at + half) % head_dim
-    vector_ptr = qkv_ptr + (token * (num_heads + 2 * num_groups) + head) * head_dim
-    x = tl.load(vector_ptr + at)
-    mine, partner = x.to(tl.float32), tl.load(vector_ptr + other).to(tl.float32)
+    vector = (token * (num_heads + 2 * num_groups) + head) * head_dim
+    is_real = there[:, None] & (at >= 0)[None, :]
+    x = tl.load(qkv_ptr + vector[:, None] + at[None, :], mask=is_real, other=0.0)
+    partner = tl.load(qkv_ptr + vector[:, None] + other[None, :], mask=is_real, other=0.0).to(tl.float32)
+    mine = x.to(tl.float32)
     is_query = head < num_heads
     weight = tl.where(is_query, tl.load(q_norm_ptr + at), tl.load(k_norm_ptr + at)).to(tl.float32)
     weight_partner = tl.where(is_query, tl.load(q_norm_ptr + other), tl.load(k_norm_ptr + other))
-    scale = 1.0 / tl.sqrt(tl.sum(mine * mine, axis=0) / head_dim + eps)
-    cos = tl.load(cos_ptr + position * half + at % half)
-    sin = tl.load(sin_ptr + position * half + at % half)
-    signed_sin = tl.where(at < half, -sin, sin)
-    rotated = mine * scale * weight * cos + partner * scale * weight_partner.to(tl.float32) * signed_sin
+    scale = (1.0 / tl.sqrt(tl.sum(mine * mine, axis=1) / head_dim + eps))[:, None]
+    angle = position[:, None] * half + (at % half)[None, :]
+    cos = tl.load(cos_ptr + angle, mask=is_real, other=0.0)
+    sin = tl.load(sin_ptr + angle, mask=is_real, other=0.0)
+    signed_sin = tl.where((at < half)[None, :], -sin, sin)
+    turned = partner * scale * weight_partner.to(tl.float32)[None, :] * signed_sin
+    rotated = mine * scale * weight[None, :] * cos + turned
     is_value = head >= num_heads + num_groups
     result = tl.where(is_value, mine, rotated)
-    q_at = (token * num_heads + head) * head_dim + at
-    tl.store(q_ptr + q_at, result.to(q_ptr.dtype.element_ty), mask=(at >= 0) & is_query)
+    q_at = (token * num_heads + head) * head_dim
+    q_at = q_at[:, None] + at[None, :]
+    tl.store(q_ptr + q_at, result.to(q_ptr.dtype.element_ty), mask=is_real & is_query)
     place = cache_row * row_stride + (head - num_heads).to(tl.int64) * head_stride + position * head_dim
-    tl.store(
-        cache_ptr + place + at, result.to(cache_ptr.dtype.element_ty), mask=(at >= 0) & (head >= num_heads)
-    )
+    place = place[:, None] + at[None, :]
+    tl.store(cache_ptr + place, result.to(cache_ptr.dtype.element_ty), mask=is_real & (head >= num_heads))
 
 
 @triton.jit
@@ -349,6 +372,11 @@ def _swiglu(gate_up_ptr: tl.tensor, out_ptr: tl.tensor, size: tl.tensor, block: 
     up = tl.load(gate_up_ptr + row * 2 * size + size + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(
         out_ptr + row * size + at,
-        (gate / (1.0 + tl.exp(-gate)) * up).to(out_ptr.dtype.element_ty),
+        silu_times(gate, up).to(out_ptr.dtype.element_ty),
         mask=inside,
     )
+
+
+@triton.jit
+def silu_times(gate: tl.tensor, up: tl.tensor) -> tl.tensor:
+    return gate / (1.0 + tl.exp(-gate)) * up

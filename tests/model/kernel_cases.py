@@ -34,6 +34,8 @@ def compare() -> None:
     for num_rows, num_inputs, num_outputs in ((2, 272, 80), (7, 1024, 64), (16, 640, 208)):
         for split in (1, 3, 8):
             compare_plan(num_rows, num_inputs, num_outputs, split=split, generator=generator)
+    for num_rows, num_inputs, num_outputs in ((1, 96, 80), (2, 272, 24), (16, 640, 208)):
+        compare_gated(num_rows, num_inputs, num_outputs, generator=generator)
 
 
 def compare_case(
@@ -129,6 +131,26 @@ def compare_plan(
         rows_agree(found, fp8.by_definition(x_MK, weight), within=1e-5)
 
 
+def compare_gated(num_rows: int, num_inputs: int, num_outputs: int, *, generator: torch.Generator) -> None:
+    """Gates and ups multiplied where they are summed, and by a kernel of their own."""
+    x_MK = torch.randn(num_rows, num_inputs, generator=generator).bfloat16().float()
+    weight_NK = torch.randn(2 * num_outputs, num_inputs, generator=generator)
+    weight = fp8.quantise(weight_NK)
+    for outputs in (16, 64):
+        plan = few_rows.Plan(outputs=outputs, block=64, split=1, warps=4, stages=3)
+        both_MX = few_rows.linear(x_MK, weight_NK, plan=plan)
+        rows_agree(few_rows.linear(x_MK, weight_NK, plan=plan, gated=True), operations.swiglu(both_MX))
+        both_MX = fp8_kernels.linear_in_parts(x_MK, *weight, plan=plan)
+        found = fp8_kernels.linear_in_parts(x_MK, *weight, plan=plan, gated=True)
+        rows_agree(found, operations.swiglu(both_MX))
+        x16_MK, weight16_NK = x_MK.half() / 8, weight_NK.half()
+        both_MX = few_rows.linear(x16_MK, weight16_NK, plan=plan)
+        found = few_rows.linear(x16_MK, weight16_NK, plan=plan, gated=True)
+        # Rounding of gates and ups as in the other form, or one in three of these would differ.
+        assert float((found != kernels.swiglu(both_MX)).float().mean()) < 0.02
+        agrees(found, operations.swiglu(both_MX))
+
+
 def rows_agree(found: torch.Tensor, expected: torch.Tensor, *, within: float = 1e-6) -> None:
     """fp32, row by row: their sizes differ too much to be seen beside each other."""
     errors_M = (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-30)
@@ -144,8 +166,10 @@ def agrees(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 def compile_all() -> None:
     heads = {"num_groups": 8, "head_dim": 128}
-    compiled(kernels._add_rms_norm, {"adds": True, "block": 8192}, num_warps=8)
-    compiled(kernels._write_heads, {"num_heads": 64, **heads}, num_warps=1)
+    for rows, block, warps in ((1, 8192, 8), (8, 512, 4)):
+        compiled(kernels._add_rms_norm, {"adds": True, "rows": rows, "block": block}, num_warps=warps)
+    for tokens, warps in ((1, 1), (16, 4)):
+        compiled(kernels._write_heads, {"num_heads": 64, "tokens": tokens, **heads}, num_warps=warps)
     for queries, warps, stages in ((16, 4, 3), (64, 4, 2), (128, 8, 2)):
         for parts, causal in ((16, True), (1, True), (1, False)):
             sizes = {"repeats": 8, "queries": queries, "parts": parts, "causal": causal, "block": 64, **heads}
@@ -155,9 +179,10 @@ def compile_all() -> None:
         compiled(fp8_kernels._linear, sizes, num_warps=4, num_stages=4)
     for outputs, block, split in ((16, 256, 1), (64, 128, 1), (64, 128, 8)):
         sizes = {"rows": 16, "outputs": outputs, "block": block, "split": split}
-        compiled(few_rows._linear, sizes, num_warps=4, num_stages=4)
-    for rows, split in ((8, 1), (8, 8), (16, 1)):
-        sizes = {"rows": rows, "outputs": 64, "block": 256, "split": split}
+        for gated in (False, True)[: 1 + (split == 1)]:
+            compiled(few_rows._linear, sizes | {"gated": gated}, num_warps=4, num_stages=4)
+    for rows, split, gated in ((8, 1, False), (8, 8, False), (16, 1, False), (8, 1, True), (16, 1, True)):
+        sizes = {"rows": rows, "outputs": 64, "block": 256, "split": split, "gated": gated}
         ptx = compiled(fp8_kernels._linear_in_parts, sizes, num_warps=4, num_stages=4)
         assert "wgmma.mma_async" in ptx and ".e4m3.e4m3" in ptx, "weights are widened"
     rounding = {"largest": 448.0, "tiny": 1e-12, "block": 4096}

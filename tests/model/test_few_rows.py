@@ -9,7 +9,7 @@ from torch.nn import functional as F
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from emuworld.model import few_rows
+from emuworld.model import few_rows, fp8, fp8_kernels, kernels
 from emuworld.model.few_rows import Plan
 
 
@@ -54,3 +54,26 @@ def test_products_on_the_gpu(num_rows: int, split: int) -> None:
     for _ in range(50):
         graph.replay()
         assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("num_rows", [1, 2, 16])
+def test_gates_are_multiplied_as_by_a_kernel_of_their_own(num_rows: int) -> None:
+    """Proves that gates and ups are rounded alike in both forms, for sizes that fill tiles and others."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    generator = torch.Generator("cuda").manual_seed(0)
+    for num_inputs, size in ((5120, 25600), (272, 520)):
+        weight_NK = torch.randn(2 * size, num_inputs, device="cuda", generator=generator).bfloat16()
+        weight_NK *= num_inputs**-0.5
+        x_MK = torch.randn(num_rows, num_inputs, device="cuda", generator=generator).bfloat16()
+        for plan in (Plan(32, 256, 1, warps=4, stages=4), Plan(64, 128, 1, warps=4, stages=3)):
+            both_MX = few_rows.linear(x_MK, weight_NK, plan=plan)
+            found_MI = few_rows.linear(x_MK, weight_NK, plan=plan, gated=True)
+            assert torch.equal(found_MI, kernels.swiglu(both_MX))
+        weight = fp8.quantise(weight_NK)
+        for plan in (Plan(128, 256, 1, warps=8, stages=3), Plan(64, 256, 1, warps=4, stages=3)):
+            both_MX = fp8_kernels.linear_in_parts(x_MK, *weight, plan=plan)
+            found_MI = fp8_kernels.linear_in_parts(x_MK, *weight, plan=plan, gated=True)
+            assert torch.equal(found_MI, kernels.swiglu(both_MX))
