@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from emuworld.model.transformer import Transformer, sized
 from emuworld.tokens.vocabulary import builtin
 from emuworld.training.examples import Batch
 from emuworld.training.ranks import Ranks
-from emuworld.training.trainer import Optimisation, SupervisedTrainer
+from emuworld.training.trainer import Optimisation, SupervisedTrainer, _cross_entropies
 
 VOCABULARY = builtin(num_text_tokens=259, num_visual_tokens=512)
 SETTINGS = Optimisation(loss_tokens=1024, compile=True)
@@ -77,3 +78,14 @@ def test_graphs_need_a_gpu() -> None:
             ranks=Ranks(cpu),
             next_batches=list,
         )
+
+
+def test_ids_that_fill_up_the_head_count_for_nothing() -> None:
+    """Rows of zeros give them scores of zero, above those of most ids here."""
+    logits = torch.randn(5, 71, generator=torch.Generator().manual_seed(0)) - 9.0
+    targets = torch.tensor([0, 1, 2, 69, 70])
+    filled = F.pad(logits, (0, -71 % 64))
+    assert filled.shape == (5, 128)
+    torch.testing.assert_close(
+        _cross_entropies(filled, targets, 71), F.cross_entropy(logits, targets, reduction="none")
+    )
