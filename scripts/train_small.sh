@@ -82,14 +82,15 @@ pretrain)
     $PARALLEL train stage=pretrain shards="$WORK/train" validation_shards="$WORK/validation" \
         vision="$WORK/tokenizer" text="$WORK/text/text.tiktoken" out="$WORK/pretrain" device="$DEVICE" compile="$COMPILE" graphs="$GRAPHS" \
         loss_tokens=65536 workers=6 follow_shards=true loop.max_steps=1000000 loop.max_seconds="$PRETRAIN_S" \
-        first_frames=30000 validate_every_steps=1000 validation_batches=1 mixture.change_weight=3 $BUCKETS "${@:2}"
+        first_frames=30000 validate_every_steps=1000 validation_batches=1 loop.decay_fraction=0.5 mixture.change_weight=8 \
+        $BUCKETS "${@:2}"
     ;;
 decoder)
     # Squared errors count for more than in the tokenizer's stage: nothing can be lost to codes any more.
     $EMUWORLD train stage=tokenizer init_from="$WORK/tokenizer" decoder_only=true shards="$WORK/train" \
         validation_shards="$WORK/validation" out="$WORK/decoder" device="$DEVICE" compile="$COMPILE" \
         frames_in_memory=120000 workers=3 follow_shards=true wait_for_data_s=120 batch_size=64 \
-        compile_mode=reduce-overhead first_frames=800 kernel_learning_rate=1.5e-3 l1_weight=0.4 log_weight=0.05 \
+        compile_mode=reduce-overhead first_frames=800 kernel_learning_rate=1.2e-3 l1_weight=0.2 log_weight=0.1 \
         loop.max_steps=1000000 loop.max_seconds="$DECODER_S" loop.decay_fraction=0.6 "${@:2}"
     [ ! -e "$WORK/pretrain/config.json" ] || cp "$WORK/decoder"/vision.* "$WORK/pretrain"
     ;;

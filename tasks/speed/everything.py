@@ -259,12 +259,15 @@ class _Everything(Run):
         return float(np.interp(context, list(known), list(known.values()))) + draw_ms
 
     def summary(self) -> Figures:
-        """How many times faster than two eager passes, and pictures a minute as steps and draws give them."""
+        """Times faster than two eager passes; a token and pictures a minute, as steps and draws give them."""
         figures = super().summary()
         config, side = self.config, max(self.config.pictures)
         num_tokens = image_length((side, side))
         pixels_s = self.log.figures.get(f"t2i {side}x{side}", {}).get("vision_decode_s", 0.0)
         for weights in ("bf16", "fp8"):
+            tokens_ms = {str(held): round(self._token_ms(weights, 1, held), 3) for held in config.contexts}
+            if any(tokens_ms.values()):
+                figures[f"a guided token with its draw by context, {weights}, ms"] = tokens_ms
             token_ms = self._token_ms(weights, config.num_images, num_tokens / 2)
             if token_ms:
                 drawn_s = 1e-3 * token_ms * num_tokens
