@@ -14,7 +14,6 @@ from torch import Tensor
 
 Learn = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 """Inputs, targets and weights [B, T] and the factor of the loss [] -> figures to keep; adds to gradients."""
-_BESIDE = 1  # how often a shape is computed as it stands on the stream of the recordings, which warms it up
 
 
 class BatchGraphs:
@@ -36,16 +35,17 @@ class BatchGraphs:
         batch = (inputs_BT, targets_BT, weights_BT, factor)
         shape = inputs_BT.shape
         if shape not in self._graphs:
-            seen = self._seen[shape] = self._seen.get(shape, -1) + 1
-            if seen == 0:  # compiles
+            times = self._seen[shape] = self._seen.get(shape, 0) + 1
+            if times == 1:  # compiles
                 return self._learn(*batch)
-            if seen <= _BESIDE:
+            if times == 2:  # warms up what the recording needs
                 return self._beside(batch)
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             self._graphs[shape] = _BatchGraph(self._learn, batch, stream=self._stream, pool=self._pool)
         return self._graphs[shape](batch)
 
     def _beside(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """As it stands, on the stream of the recordings."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
