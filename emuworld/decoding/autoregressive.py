@@ -34,7 +34,7 @@ from emuworld.decoding.drafting import Drafter
 from emuworld.decoding.grammar import Grammar, Span
 from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.request import Progress, Request, Stop, Written
-from emuworld.decoding.sampling import Truncation, guide, pick, pick_guided
+from emuworld.decoding.sampling import Truncation, pick_guided
 from emuworld.model.cache import StaticCache
 from emuworld.tokens.vocabulary import Vocabulary
 
@@ -295,22 +295,18 @@ class _Draw:
         if not self._all:
             hidden_RD = hidden_RD[self._index]
         logits_RV = model.logits(hidden_RD, start=self._span.start, stop=self._span.stop)
-        rows_WV = logits_RV.split(len(self.members))
+        conditional_WV, *unguided_WV = logits_RV.split(len(self.members))
+        if self._banned_V is not None:
+            conditional_WV = conditional_WV.masked_fill(self._banned_V, float("-inf"))
         guidance, image_guidance = (*self._scales, 1.0, 1.0)[:2]
-        if self._banned_V is None:
-            drawn_W = pick_guided(
-                rows_WV,
-                uniforms_W,
-                truncation=self._truncation,
-                guidance=guidance,
-                image_guidance=image_guidance,
-            )
-            return drawn_W + self._span.start
-        scores_WV = rows_WV[0].float()
-        if self._scales:
-            scores_WV = guide(*rows_WV, guidance=guidance, image_guidance=image_guidance)
-        scores_WV = scores_WV.masked_fill(self._banned_V, float("-inf"))
-        return pick(scores_WV, uniforms_W, truncation=self._truncation) + self._span.start
+        drawn_W = pick_guided(
+            [conditional_WV, *unguided_WV],
+            uniforms_W,
+            truncation=self._truncation,
+            guidance=guidance,
+            image_guidance=image_guidance,
+        )
+        return drawn_W + self._span.start
 
 
 def _draws(

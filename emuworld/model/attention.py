@@ -25,8 +25,8 @@ _KEY_STEP = (
     16  # on CUDA the keys are read up to a multiple of this: an unaligned mask would be copied every time
 )
 
-# cuDNN's attention is the fastest, but it makes a plan for every new shape, which takes longer than all the
-# layers of a small model. Operations of all layers from which on it may be chosen:
+# cuDNN's attention is the fastest, but it makes a plan for every new shape, which the layers of a small model
+# should not win back (a guess: not measured apart). Operations of all layers from which on it may be chosen:
 _PLANNED_WORK = 1e13
 _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 

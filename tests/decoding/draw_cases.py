@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton_cases
 from numpy.typing import NDArray
 
 from emuworld.decoding import draw_kernel
@@ -124,27 +125,13 @@ def compile_forms(x_type: str, forms: dict[str, object]) -> None:
 
 
 def compiled(kernel: Any, constants: dict[str, object], *, x_type: str, num_warps: int) -> None:
-    """Makes machine code for compute capability 9.0, for rows of a multiple of 16 ids."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
-    names = kernel.arg_names
-    kinds = {"uniforms_ptr": "*fp64", "ids_ptr": "*i64", "logs_ptr": "*fp32"}
-    kinds |= dict.fromkeys(("c_ptr", "u_ptr", "b_ptr"), x_type)
+    """For rows of a multiple of 16 ids."""
     whole = ("c_stride", "u_stride", "b_stride", "size", "part")
-    kinds |= dict.fromkeys((*whole, "uniform_stride"), "i32")
-    signature = {name: "constexpr" if name in constants else kinds.get(name, "fp32") for name in names}
-    aligned = [n for n, kind in signature.items() if kind.startswith("*") or (kind == "i32" and n in whole)]
-    source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    code = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
-    assert "st.local" not in code.asm["ptx"] and len(code.asm["cubin"]) > 1000
+    kinds = dict.fromkeys(kernel.arg_names, "fp32") | dict.fromkeys((*whole, "uniform_stride"), "i32")
+    kinds |= {"uniforms_ptr": "*fp64", "ids_ptr": "*i64", "logs_ptr": "*fp32"}
+    kinds |= dict.fromkeys(("c_ptr", "u_ptr", "b_ptr"), x_type)
+    code = triton_cases.compiled(kernel, constants, kinds=kinds, whole=whole, num_warps=num_warps)
     assert code.metadata.shared < 4096, "scores are laid out anew through shared memory"
-    print(f"compiled {kernel.__name__}")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,11 @@ CPU.
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from triton_cases import run_cases
 
 from emuworld.decoding import sampling
 from emuworld.decoding.sampling import Truncation, guide, pick, pick_and_rate, pick_guided
@@ -41,24 +39,15 @@ def test_on_the_cpu_it_is_guidance_then_the_pick(num_rows: int, truncation: Trun
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_the_kernel_draws_what_its_definition_says() -> None:
     """In Triton's interpreter, in a process of its own: what `import triton` finds decides."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(CASES_SCRIPT), "compare"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("agrees") == 82
+    printed = run_cases(CASES_SCRIPT, "compare", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    assert printed.count("agrees") == 82
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_the_kernel_compiles_for_the_published_sizes(tmp_path: Path) -> None:
     """To machine code for compute capability 9.0, which needs no GPU."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run(
-        [sys.executable, str(CASES_SCRIPT), "compile"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("compiled") == 4
+    printed = run_cases(CASES_SCRIPT, "compile", TRITON_CACHE_DIR=str(tmp_path))
+    assert printed.count("compiled") == 4
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import torch
+import triton_cases
 
 from emuworld.model import few_rows, fp8, fp8_kernels, kernels, operations
 from emuworld.model.operations import Norms, Place, Rotary
@@ -193,30 +194,14 @@ def compile_all() -> None:
 
 
 def compiled(kernel: Any, constants: dict[str, object], *, x_type: str = "*bf16", **options: int) -> str:
-    """Makes machine code for compute capability 9.0 with bf16 tensors, whose sizes and strides are multiples
-    of 16; returns the assembly that it comes from.
-    """
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else kind_of(name) for name in names}
-    signature |= {name: x_type for name in names if name == "x_ptr"}
-    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in ALIGNED]
-    source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    code = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assert "st.local" not in code.asm["ptx"] and len(code.asm["cubin"]) > 1000
+    """With bf16 tensors, whose sizes and strides are multiples of 16; returns the assembly."""
+    kinds = {name: kind_of(name) for name in kernel.arg_names} | {"x_ptr": x_type}
+    code = triton_cases.compiled(kernel, constants, kinds=kinds, whole=WHOLE, **options)
     assert code.metadata.shared < 100 << 10, "more shared memory than most GPUs have for a block"
-    print(f"compiled {kernel.__name__}")
     return code.asm["ptx"]
 
 
-ALIGNED = ("row_stride", "head_stride", "size", "num_inputs", "num_outputs")
+WHOLE = ("row_stride", "head_stride", "size", "num_inputs", "num_outputs")
 
 
 def kind_of(name: str) -> str:

@@ -2,14 +2,12 @@
 
 import gc
 import importlib.util
-import os
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from triton_cases import run_cases
 
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig, sized
@@ -143,24 +141,15 @@ def test_a_cache_that_grows_lets_go_of_its_old_memory() -> None:
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_kernels_agree_with_plain_pytorch() -> None:
     """In Triton's interpreter, in a process of its own: what `import triton` finds decides."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(KERNELS_SCRIPT), "compare"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("agrees") == 127
+    printed = run_cases(KERNELS_SCRIPT, "compare", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    assert printed.count("agrees") == 127
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_kernels_compile_for_the_published_sizes(tmp_path: Path) -> None:
     """To machine code for compute capability 9.0, which needs no GPU; nothing is spilled to local memory."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run(
-        [sys.executable, str(KERNELS_SCRIPT), "compile"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("compiled") == 29
+    printed = run_cases(KERNELS_SCRIPT, "compile", TRITON_CACHE_DIR=str(tmp_path))
+    assert printed.count("compiled") == 29
 
 
 def cuda_model(**changes: object) -> Transformer:
