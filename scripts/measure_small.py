@@ -10,7 +10,7 @@ limit: on a GPU that is lent for minutes. All run in one process, so that the mo
 A stage that its limit cuts short keeps what it has, and the same command goes on with it. Nothing is scored
 while the clock runs. share=0.1 takes a tenth of all cases; limit=60 gives every stage 60 seconds. passes=8
 draws the pictures of the stages with one number of passes in so many (0: token by token, which they do unless
-told otherwise).
+told otherwise). weights=fp8 computes in 8 bits.
 """
 
 import gc
@@ -66,6 +66,7 @@ def main(words: list[str]) -> int:
         "passes",
         "renderer",
         "size_px",
+        "weights",
     }
     if unknown or "stages" not in given:
         print(__doc__)
@@ -101,7 +102,8 @@ def run(stage: str, out: Path, given: dict[str, str]) -> bool:
         traceback.print_exc()
         end = "failed"
     # The next stage's batches are of another form, and what a limit has cut short is half written.
-    load(given.get("model", "small"), device=given.get("device", "auto")).caches.clear()
+    model, device = given.get("model", "small"), given.get("device", "auto")
+    load(model, device=device, weights=given.get("weights", "bf16")).caches.clear()
     gc.collect()
     line = {"stage": stage, "end": end, "took_s": round(time.monotonic() - start_s, 1)}
     out.mkdir(parents=True, exist_ok=True)
@@ -115,7 +117,7 @@ def settled(suite: Suite, folder: Path, given: dict[str, str]) -> Suite:
     """The suite with what the command says."""
     share = float(given.get("share", 1.0))
     changes: dict[str, Any] = {"out": str(folder), "report": False}
-    changes |= {key: given[key] for key in ("model", "device", "renderer") if key in given}
+    changes |= {key: given[key] for key in ("model", "device", "renderer", "weights") if key in given}
     changes |= {key: int(given[key]) for key in ("workers", "size_px") if key in given}
     if "passes" in given and len(suite.passes) < 2:
         changes["passes"] = (int(given["passes"]),)

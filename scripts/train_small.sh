@@ -8,6 +8,8 @@
 #                                       (DECODER_S seconds, after pretrain, into whose folder it goes)
 #   scripts/train_small.sh dida         drawing pictures at once    (DIDA_S seconds in all, from DIDA_FROM; into dida/)
 #   scripts/train_small.sh detector     the detector of the suites  (DETECTOR_S seconds of training)
+# To go on from weights: `pretrain init_from=FOLDER`; to grow them, `num_layers=16` behind it: the built-in weights were grown
+# from 8 layers.
 # FIRST_SEED is that of the first training world: other worlds for a run that goes on from an earlier one's weights.
 # All six modes are trained together. RENDERER (auto, gl, rays, cuda) draws; cuda leaves the GPU to the trainer.
 # Stages resume after a kill. WORK is the folder for data and runs, EMUWORLD the command, PYTHON the interpreter
@@ -83,6 +85,7 @@ pretrain)
         vision="$WORK/tokenizer" text="$WORK/text/text.tiktoken" out="$WORK/pretrain" device="$DEVICE" compile="$COMPILE" graphs="$GRAPHS" \
         loss_tokens=65536 workers=6 follow_shards=true loop.max_steps=1000000 loop.max_seconds="$PRETRAIN_S" \
         first_frames=30000 validate_every_steps=1000 validation_batches=1 loop.decay_fraction=0.5 mixture.change_weight=8 \
+        mixture.begin_weight=4 \
         $BUCKETS "${@:2}"
     ;;
 decoder)
@@ -95,11 +98,11 @@ decoder)
     [ ! -e "$WORK/pretrain/config.json" ] || cp "$WORK/decoder"/vision.* "$WORK/pretrain"
     ;;
 dida)
-    # Of the pictures' codes those that pretraining has made already; adapter of rank 24: 3.2 MB in bf16.
+    # Of the pictures' codes those that pretraining has made already; adapter of rank 16: 4.3 MB in bf16 for 16 layers.
     CODES=""
     compgen -G "$WORK/pretrain/tokens-train-*" >/dev/null && CODES="codes=$WORK/pretrain"
     $EMUWORLD train stage=dida init_from="$DIDA_FROM" shards="$WORK/train" out="$WORK/dida" device="$DEVICE" \
-        compile="$COMPILE" workers=6 $CODES stories=data prepare_seconds=12 own.batch=256 own.max_seconds=30 rank=24 \
+        compile="$COMPILE" workers=6 $CODES stories=data prepare_seconds=12 own.batch=256 own.max_seconds=30 rank=16 \
         learning_rate=2e-3 packing.tokens=4096 packing.rows=12 packing.rows_at_once=12 validation_batches=1 \
         validate_every_steps=200 loop.max_steps=1000000 loop.stage_seconds="$((DIDA_S - STARTUP_S))" loop.warmup_steps=40 \
         loop.decay_fraction=0.6 $DIDA_BUCKETS "${@:2}"
@@ -109,7 +112,7 @@ detector)
         training.max_seconds="$DETECTOR_S" "${@:2}"
     ;;
 *)
-    sed -n '2,17s/^# //p' "$0"
+    sed -n '2,19s/^# //p' "$0"
     exit 2
     ;;
 esac

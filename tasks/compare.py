@@ -29,7 +29,7 @@ from emuworld.tasks.reward_curves import read_reward_log
 from emuworld.tasks.run_folder import Record, read_records, read_run
 
 # Of two runs' case settings; dreams under other commands (shuffled) are scored by no figure here.
-_MAY_DIFFER = ("model", "passes", "num_shuffled")
+_MAY_DIFFER = ("model", "weights", "passes", "num_shuffled")
 _ASKED = ("seed", "prompt", "instruction", "commands")  # of a record: what its case was
 # What counts 0 and 1 where PSNR is averaged with rates: the likeness reward of configs/train/grpo.yaml.
 _LOW_DB, _HIGH_DB = 10.0, 30.0
@@ -68,6 +68,7 @@ class Run:
             "folder": str(self.folder),
             "model": self.told["settings"]["model"],
             "model_fingerprint": self.told["model_fingerprint"],
+            "weights": self.told["case_settings"].get("weights", "bf16"),
             "passes": self.told["case_settings"]["passes"],
             "detector": self.told["case_settings"].get("detector"),
             "date": self.told["date"],

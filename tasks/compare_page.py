@@ -104,6 +104,11 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
                 f"{name}: pictures were drawn in other numbers of passes, {_passes(before)} before and "
                 f"{_passes(after)} after; the difference is that of the model and of the passes together."
             )
+        if before["weights"] != after["weights"]:
+            told.append(
+                f"{name}: the transformer computed in {before['weights']} before and in {after['weights']} "
+                "after."
+            )
         if before["model_fingerprint"] and before["model_fingerprint"] == after["model_fingerprint"]:
             told.append(f"{name}: both runs are of one model ({before['model_fingerprint']}).")
         if name in _JUDGED and before["detector"] == "" and before["model"] != after["model"]:

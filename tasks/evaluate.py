@@ -83,7 +83,7 @@ def _compare(suite: Suite, folder: Path, on_progress: OnProgress) -> dict[str, A
 def _run_cases(suite: Suite, folder: Path, on_progress: OnProgress) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     needs_model = not isinstance(suite, RobotSuite) or suite.agent in evaluation.NEEDS_MODEL
-    model = load(suite.model, device=suite.device) if needs_model else None
+    model = load(suite.model, device=suite.device, weights=suite.weights) if needs_model else None
     workers = suite.workers or min(16, os.cpu_count() or 1)
     batch = suite.batch or (GPU_BATCH if model is not None and model.device.type == "cuda" else CPU_BATCH)
     start, before_s = time.monotonic(), _open_run(suite, folder, model)

@@ -41,6 +41,7 @@ class RunSettings:
 
     model: str = "small"  # a built-in name or a checkpoint folder
     device: str = "auto"  # auto | cpu | cuda
+    weights: str = "bf16"  # of the transformer on a GPU: bf16 | fp8
     out: str = "outputs/eval"  # folder of the run
     seed: int = 0  # of the cases; the same seed asks the same
     size_px: int = 256  # height and width of a frame, a multiple of 16

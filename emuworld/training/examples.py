@@ -139,14 +139,18 @@ class Mixture:
     # How many times the codes that an edit or a subtask changes count beside those that stay; each picture
     # counts as much as before. Most codes of an edited picture are a copy, and what teaches the edit is few.
     change_weight: float = 1.0
+    begin_weight: float = (
+        1.0  # and of those the first, from which the others follow, so many times more again
+    )
     answers_only: bool = False  # learn no prompts, in no mode (fine-tuning)
 
     def __post_init__(self) -> None:
-        if self.change_weight <= 0:
-            raise ValueError(
-                f"mixture.change_weight must be above 0 (1: changed codes count like the others), got "
-                f"{self.change_weight}"
-            )
+        for name in ("change_weight", "begin_weight"):
+            if getattr(self, name) <= 0:
+                raise ValueError(
+                    f"mixture.{name} must be above 0 (1: changed codes count like the others), got "
+                    f"{getattr(self, name)}"
+                )
 
 
 class ExampleSampler:
@@ -196,10 +200,14 @@ class ExampleSampler:
         vocabulary, mixture = self.tokenizer.vocabulary, self.mixture
         ids = np.array(example.ids)
         weights = np.where(ids < vocabulary.num_text_tokens, mixture.text_weight, mixture.visual_weight)
-        if example.edited_codes and mixture.change_weight != 1.0:
+        if example.edited_size:
             codes = np.flatnonzero((ids >= vocabulary.visual_start) & (ids < vocabulary.visual_stop))
-            gains = change_gains(ids[codes], a_picture=example.edited_codes, weight=mixture.change_weight)
-            weights[codes] *= gains
+            weights[codes] *= change_gains(
+                ids[codes],
+                size=example.edited_size,
+                weight=mixture.change_weight,
+                begin_weight=mixture.begin_weight,
+            )
         weights[: max(1, example.prompt_tokens)] = 0.0
         return weights.astype(np.float32)
 

@@ -23,13 +23,13 @@ TABLE_KINDS = ("pictures-table", "vla")  # what t2i learns table-tops from
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One row: its ids, and how many of them belong to the prompt that is not learnt. `edited_codes`: how
-    many a picture has where each picture is the one before with something changed; else 0.
+    """One row: its ids, and how many of them belong to the prompt that is not learnt. `edited_size`: height
+    and width of the pictures in codes where each is the one before with something changed; else None.
     """
 
     ids: list[int]
     prompt_tokens: int = 0
-    edited_codes: int = 0
+    edited_size: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def edit_example(
     return Example(
         ids=prompt + answer([picture], tokenizer=tokenizer)[0],
         prompt_tokens=len(prompt),
-        edited_codes=story.codes[at].size,
+        edited_size=_size(story),
     )
 
 
@@ -103,8 +103,8 @@ def answer_example(
     for stop in range(min(len(story.codes), first + frames - len(shown)), first, -1):
         ids = prompt + _segments(story, first, stop, worded=not unconditional, tokenizer=tokenizer)
         if len(ids) <= max_tokens:
-            edited_codes = 0 if story.kind == "story" else story.codes[0].size
-            return Example(ids=ids, prompt_tokens=len(prompt), edited_codes=edited_codes)
+            edited_size = None if story.kind == "story" else _size(story)
+            return Example(ids=ids, prompt_tokens=len(prompt), edited_size=edited_size)
     raise ValueError(
         f"no step of a {story.kind} story fits {max_tokens} tokens and {frames} pictures; the question has "
         f"{len(story.question)} characters: use longer rows"
@@ -157,16 +157,28 @@ def table_example(
     return Example(ids=prompt + answer([picture], tokenizer=tokenizer)[0], prompt_tokens=len(prompt))
 
 
-def change_gains(codes: np.ndarray, *, a_picture: int, weight: float) -> np.ndarray:
-    """How much each code [N] of a row counts, `a_picture` of them to a picture: `weight` times as much where
-    the picture before has another one at the same place. The mean over a picture is 1, so that it counts no
-    more than others; 1 in the first picture and in one that is cut off.
+def change_gains(
+    codes: np.ndarray, *, size: tuple[int, int], weight: float, begin_weight: float = 1.0
+) -> np.ndarray:
+    """How much each code [N] of a row of pictures of `size` (height, width) counts: `weight` times as much
+    where the picture before has another one at the same place, and `begin_weight` times as much again where
+    that begins: none of its neighbours that are drawn before it (left, and the three above) is another one.
+    The mean over a picture is 1, so that it counts no more than others; 1 in the first picture and in one
+    that is cut off.
     """
-    pictures = codes[: len(codes) // a_picture * a_picture].reshape(-1, a_picture)
+    a_picture = size[0] * size[1]
+    pictures = codes[: len(codes) // a_picture * a_picture].reshape(-1, *size)
+    changed = pictures[1:] != pictures[:-1]
+    padded = np.pad(changed, ((0, 0), (1, 0), (1, 1)))  # a row above, a column on either side
+    earlier = padded[:, 1:, :-2] | padded[:, :-1, :-2] | padded[:, :-1, 1:-1] | padded[:, :-1, 2:]
+    counts = np.where(changed, weight, 1.0) * np.where(changed & ~earlier, begin_weight, 1.0)
     gains = np.ones(len(codes))
-    changed = np.where(pictures[1:] != pictures[:-1], weight, 1.0)
-    gains[a_picture : pictures.size] = (changed / changed.mean(1, keepdims=True)).ravel()
+    gains[a_picture : pictures.size] = (counts / counts.mean((1, 2), keepdims=True)).ravel()
     return gains
+
+
+def _size(story: TokenStory) -> tuple[int, int]:
+    return story.codes.shape[1], story.codes.shape[2]
 
 
 def of_kinds(stories: Sequence[TokenStory], kinds: Sequence[str]) -> list[int]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.manifest import Manifest
 from emuworld.model import checkpoint
+from emuworld.model.growth import deepened
 from emuworld.model.transformer import Transformer, TransformerConfig, sized
 from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer
@@ -83,6 +84,7 @@ class PretrainTraining(Optimisation):
     parallel: str = "ddp"
     tensor_ranks: int = 0  # with parallel=tp, processes that share a layer; 0: all
     model: str = "small"
+    num_layers: int = 0  # grown from init_from's by layers that add nothing at first; 0: as many as it has
     dropout: float = 0.0  # of embeddings, attention weights and outputs; the paper has 0.1
     # Batch sizes are those of all processes together; size_px (and width_px) of a bucket: another size.
     buckets: tuple[Bucket, ...] = (
@@ -102,13 +104,21 @@ class PretrainTraining(Optimisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.num_layers and not self.init_from:
+            raise ValueError(
+                f"num_layers={self.num_layers} grows a trained model: it needs init_from=FOLDER; a new one "
+                "has as many layers as its size (model=) says"
+            )
         check_buckets(self.buckets, size_px=self.size_px, packed_tokens=self.packing.tokens)
 
 
 def new_model(config: PretrainTraining, *, vocabulary: Vocabulary) -> Transformer:
     """The transformer that the stage begins with, alike in every process: on the CPU, in fp32."""
     if config.init_from:
-        return with_dropout(checkpoint.load(config.init_from, dtype=torch.float32), config.dropout).train()
+        model = checkpoint.load(config.init_from, dtype=torch.float32)
+        if config.num_layers:
+            model = deepened(model, config.num_layers)
+        return with_dropout(model, config.dropout).train()
     shape = transformer_config(config.model, vocab_size=vocabulary.size)
     model = Transformer(dataclasses.replace(shape, attention_dropout=config.dropout))
     model.init_weights(torch.Generator().manual_seed(config.seed))

@@ -247,10 +247,29 @@ def test_what_an_edit_changes_counts_more_and_its_picture_no_more(tokenizer: Tex
     gain = 4 / (1 + 1 + 1 + 4)  # of four codes one is another
     assert of_codes(1) == pytest.approx([0.5 * gain] * 3 + [4 * 0.5 * gain])
     assert of_codes(2) == pytest.approx([0.5] * 4)  # all are others
-    cut = change_gains(codes.reshape(-1)[:11], a_picture=4, weight=4.0)
+    cut = change_gains(codes.reshape(-1)[:11], size=(2, 2), weight=4.0)
     assert cut[:4].tolist() == [1.0] * 4 and cut[8:].tolist() == [1.0] * 3
     with pytest.raises(ValueError, match="change_weight must be above 0"):
         Mixture(change_weight=0.0)
+    with pytest.raises(ValueError, match="begin_weight must be above 0"):
+        Mixture(begin_weight=-1.0)
+
+
+def test_where_a_change_begins_counts_more() -> None:
+    changed = np.array(
+        [
+            [0, 0, 1, 1],  # begins at its first code
+            [0, 1, 1, 0],  # goes on below: the code above to the right is another one
+            [0, 0, 0, 0],
+            [1, 0, 0, 1],  # two things begin
+        ]
+    )
+    codes = np.concatenate([np.zeros(16, int), changed.ravel()])
+    gains = change_gains(codes, size=(4, 4), weight=3.0, begin_weight=5.0)
+    counts = np.where(changed, 3.0, 1.0)
+    counts[0, 2], counts[3, 0], counts[3, 3] = 15.0, 15.0, 15.0
+    assert gains[:16].tolist() == [1.0] * 16
+    assert gains[16:] == pytest.approx((counts / counts.mean()).ravel())
 
 
 def test_long_rows_may_be_kept_for_long_stories(tokenizer: TextTokenizer) -> None:
