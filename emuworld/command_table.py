@@ -190,11 +190,12 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "convert": Command(
-        summary="Write a checkpoint again, in the layout of the Emu3.5 release or for transformers and vLLM.",
+        summary="Write a checkpoint again: in the release's layout, for transformers and vLLM, or in 8 bits.",
         targets={"": Target(module="emuworld.tasks.convert", settings="Convert")},
         examples=(
             "emuworld convert model=/models/Emu3.5 out=/models/Emu3.5-qwen3",
             "emuworld convert model=outputs/tuned text=/models/text to=published out=/models/tuned",
+            "emuworld convert model=outputs/small/pretrain to=int8 out=outputs/small/int8",
         ),
     ),
     "data": Command(

@@ -25,6 +25,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from emuworld import checkpoint_folder, manifest, parallel
 from emuworld.checkpoint_folder import Parts
 from emuworld.model import checkpoint
+from emuworld.model.adapter import FILE_NAME as ADAPTER_FILE
+from emuworld.model.adapter import adapter_base, copy_adapter
 from emuworld.model.config import TransformerConfig
 from emuworld.tokens import vision_published
 from emuworld.tokens.text import TextTokenizer
@@ -188,16 +190,28 @@ def export_own(
     out: str | os.PathLike[str],
     *,
     dtype: torch.dtype | None = None,
+    eight_bits: bool = False,
     on_progress: OnProgress | None = None,
 ) -> None:
     """Write a checkpoint of our own training (`checkpoint_folder.find`) again: a Qwen3ForCausalLM in one
-    file, as it was, its other files beside it. It has no published form: its ids are not the release's."""
+    file, its other files beside it. It has no published form: its ids are not the release's.
+
+    Args:
+        dtype: of the weights; None: as they are, and bf16 where they were stored in 8 bits.
+        eight_bits: the layers' matrices as int8 (`emuworld.model.int8`).
+    """
     out = _new_folder(out)
     model = checkpoint.load(folder)
-    for name in checkpoint_folder.FILES:
-        if name not in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE):
+    if dtype is None:
+        dtype = torch.bfloat16 if checkpoint.has_eight_bits(folder) else model.dtype
+    for name in checkpoint_folder.present_files(folder):
+        if name not in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE, ADAPTER_FILE):
             shutil.copyfile(folder / name, out / name)
-    checkpoint.save(out, model, dtype=dtype, on_bytes=on_progress)
+    checkpoint.save(out, model, dtype=dtype, eight_bits=eight_bits, on_bytes=on_progress)
+    if (folder / ADAPTER_FILE).is_file():  # it says which weights it belongs to
+        fits = adapter_base(folder) == checkpoint_folder.weights_name(folder)
+        base = checkpoint_folder.weights_name(out) if fits else adapter_base(folder)
+        copy_adapter(folder, out, base=base)
 
 
 def _new_folder(out: str | os.PathLike[str]) -> Path:

@@ -1,4 +1,5 @@
-"""Command `convert`: a checkpoint written again, in the layout of the release or as a Qwen3ForCausalLM."""
+"""Command `convert`: a checkpoint written again, in the layout of the release or as a Qwen3ForCausalLM, in 16
+bits or in 8."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,13 @@ from emuworld.tasks.progress import OnProgress, quiet
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Write a checkpoint again: for the release's own code (to=published) or for transformers and vLLM
-    (to=qwen3). `emuworld.load` opens both.
+    """Write a checkpoint again: for the release's own code (to=published), for transformers and vLLM
+    (to=qwen3), or, of one that training wrote, with matrices in 8 bits (to=int8). `emuworld.load` opens all.
     """
 
     model: str = "small"  # a published model's folder or hub id, a folder that training wrote, or small
     out: str = "outputs/convert"  # folder for the new checkpoint; must not hold one
-    to: Literal["published", "qwen3"] = "qwen3"  # published | qwen3
+    to: Literal["published", "qwen3", "int8"] = "qwen3"  # published | qwen3 | int8
     vision: str = ""  # folder or hub id of a published model's vision tokenizer; "" = beside the model
     text: str = ""  # folder of a published model's text tokenizer; "" = beside the model
     dtype: Literal["", "bfloat16", "float16", "float32"] = ""  # of the weights; "" = as they are stored
@@ -44,8 +45,15 @@ def run(config: Convert, *, on_progress: OnProgress = quiet) -> Path:
             raise ValueError(
                 f"{config.model} has ids of its own, the published layout has fixed ones; use to=qwen3"
             )
-        published.export_own(find(config.model), config.out, dtype=dtype, on_progress=report)
+        published.export_own(
+            find(config.model), config.out, dtype=dtype, eight_bits=config.to == "int8", on_progress=report
+        )
     else:
+        if config.to == "int8":
+            raise ValueError(
+                f"to=int8 is for checkpoints of our own training, and {config.model} is a published one; on "
+                "the CPU it computes in 8 bits anyway, on a GPU open it with weights='fp8'"
+            )
         source = published.find(config.model, vision=config.vision or None, text=config.text or None)
         published.export(
             source, config.out, layout=config.to, dtype=dtype, max_shard_bytes=shard_bytes, on_progress=report

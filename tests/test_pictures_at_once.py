@@ -21,6 +21,7 @@ from emuworld.manifest import Manifest
 from emuworld.model import checkpoint
 from emuworld.model.adapter import Adapter, save_adapter
 from emuworld.pictures import contact_sheet
+from emuworld.tasks import convert
 from emuworld.world_model import ImageDraft, ImageRow, Segment, SegmentDone, WorldModel, WorldState, load
 
 FREE = Sampling(text=Truncation(top_p=0.9), image=Truncation(top_k=20), guidance=3.0, passes=3)
@@ -174,6 +175,26 @@ def test_an_adapter_leaves_token_by_token_as_it_was(
         assert same((restored, after[1]), before)
     drawn = [one.imagine(begin(one, 2), "turn left", sampling=FREE)[0].answer_ids for one in (plain, adapted)]
     assert drawn[0] != drawn[1]
+
+
+def test_a_checkpoint_in_8_bits_draws_the_same(tiny_folder: str, tmp_path: Path) -> None:
+    """Its adapter is told the new weights; on the CPU all is computed in 8 bits anyway."""
+    folder = copied(tiny_folder, tmp_path / "adapted", noise=Noise())
+    adapter = Adapter(checkpoint.load(folder), rank=2, generator=torch.Generator().manual_seed(0))
+    save_adapter(folder, adapter, base=weights_name(folder))
+    convert.run(convert.Convert(model=str(folder), out=str(tmp_path / "int8"), to="int8"))
+    convert.run(convert.Convert(model=str(tmp_path / "int8"), out=str(tmp_path / "bf16"), to="qwen3"))
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("adapted", "int8", "bf16")]
+    assert sizes[1] < sizes[0] == sizes[2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        models = [load(tmp_path / name, device="cpu") for name in ("adapted", "int8", "bf16")]
+        for sampling in (FREE, dataclasses.replace(FREE, passes=0)):
+            one, two, three = (
+                model.imagine(begin(model, 2), "turn left", sampling=sampling)[0].answer_ids
+                for model in models
+            )
+            assert one == two == three
 
 
 @pytest.mark.parametrize("cut", ["half", "other rank", "missing"])

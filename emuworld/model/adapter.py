@@ -104,6 +104,13 @@ def save_adapter(folder: str | os.PathLike[str], adapter: Adapter, *, base: str 
         save_file(tensors, beside, metadata={_BASE: base} if base else None)
 
 
+def copy_adapter(source: Path, target: Path, *, base: str) -> None:
+    """The adapter of one folder for another one whose weights are named `base`."""
+    tensors = load_file(source / FILE_NAME)
+    with written(target / FILE_NAME) as beside:
+        save_file(tensors, beside, metadata={_BASE: base} if base else None)
+
+
 def adapter_base(folder: str | os.PathLike[str]) -> str:
     """What `save_adapter` was told of the weights that the adapter belongs to; "" where nothing."""
     try:

@@ -2,7 +2,8 @@
 
 The same tensors under the same names with two configurations: a Hugging Face Qwen3ForCausalLM, which
 transformers, vLLM and PEFT open, and the Emu3.5 release's own (model_type "Emu3"). `load` reads both and
-`save` writes both. Only safetensors are read: opening a folder runs no code of its author.
+`save` writes both. Matrices may be stored in 8 bits (`emuworld.model.int8`). Only safetensors are read:
+opening a folder runs no code of its author.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from emuworld.files import written
+from emuworld.model import int8
 from emuworld.model.transformer import Transformer, TransformerConfig
 
 CONFIG_FILE = "config.json"
@@ -28,6 +30,7 @@ _HEAD_KEY = "lm_head.weight"
 _NAMED = 5  # so many keys are named in an error before it says how many more there are
 _MAX_JSON_BYTES = 16 << 20  # the index of 34 B parameters takes 60 kB
 _TYPES = ("BF16", "F16", "F32", "F64")
+_INT8 = "I8"
 
 OnBytes = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -48,6 +51,7 @@ def save(
     dtype: torch.dtype | None = None,
     published: bool = False,
     max_shard_bytes: int | None = None,
+    eight_bits: bool = False,
     settings: Mapping[str, Any] | None = None,
     on_bytes: OnBytes | None = None,
 ) -> None:
@@ -60,8 +64,11 @@ def save(
         published: the configuration of the Emu3.5 release instead of Qwen3's.
         max_shard_bytes: cut the weights into files of at most so many bytes (a tensor is never cut) and
             write an index; None: one file.
+        eight_bits: the layers' matrices as int8 with scales, the rest in `dtype`; into one file.
         settings: further entries of `config.json`.
     """
+    if eight_bits and (published or max_shard_bytes is not None):
+        raise ValueError("weights in 8 bits go into one file of a Qwen3 folder: leave the other layouts out")
     folder = Path(folder)
     dtype = model.dtype if dtype is None else dtype
     base = model.config.to_published_json() if published else model.config.to_json()
@@ -69,6 +76,7 @@ def save(
     config = {
         **base,
         "torch_dtype" if published else "dtype": str(dtype).removeprefix("torch."),
+        **({int8.CONFIG_KEY: int8.quantization_config()} if eight_bits else {}),
         **(settings or {}),
     }
     tensors = _expected(model)
@@ -82,7 +90,11 @@ def save(
     with contextlib.ExitStack() as stack:  # all are written, then all are renamed, what names the others last
         beside = {name: stack.enter_context(written(folder / name)) for name in reversed((*shards, *texts))}
         for file, names in shards.items():
-            part = {name: tensors[name].detach().to("cpu", dtype).contiguous() for name in names}
+            part = {name: tensors[name].detach().cpu() for name in names}
+            if eight_bits:
+                part = int8.compressed(part, dtype=dtype)
+            else:
+                part = {name: tensor.to(dtype).contiguous() for name, tensor in part.items()}
             save_file(part, beside[file], metadata={"format": "pt"})
             done += sum(tensor.nbytes for tensor in part.values())
             del part
@@ -102,7 +114,7 @@ def load(
     dtype: torch.dtype | None = None,
     on_bytes: OnBytes | None = None,
 ) -> Transformer:
-    """The transformer in `folder`, in evaluation mode, in `dtype` or as stored.
+    """The transformer in `folder`, in evaluation mode, in `dtype` or as stored (8-bit weights: in fp32).
 
     All headers are compared with the configuration before any weight is read. Then tensor by tensor goes
     straight to the device, so that memory never holds more than the model and one file. On the CPU, as
@@ -117,7 +129,10 @@ def load(
         model = Transformer(config)
     expected = _expected(model)
     stored = _headers(folder, tied=config.tie_word_embeddings)
-    _check(folder, stored, expected)
+    scales = _take_scales(stored)
+    _check(folder, stored, expected, scales)
+    if scales and dtype is None:
+        dtype = torch.float32
     total = sum(tensor.numel() for tensor in expected.values())
     done = 0
     tensors: dict[str, torch.Tensor] = {}
@@ -126,7 +141,10 @@ def load(
         try:
             with safe_open(file, framework="pt", device=str(device)) as opened:
                 for name in names:
-                    tensors[name] = opened.get_tensor(name).to(dtype=dtype)
+                    tensor = opened.get_tensor(name)
+                    if name in scales:
+                        tensor = int8.floats(tensor, opened.get_tensor(name + int8.SCALE))
+                    tensors[name] = tensor.to(dtype=dtype)
                     done += tensors[name].numel()
                     if on_bytes:
                         itemsize = tensors[name].itemsize
@@ -141,6 +159,11 @@ def load(
 def load_config(folder: str | os.PathLike[str]) -> TransformerConfig:
     """The configuration alone. Raises ValueError when the file is absent, no JSON, or lacks something."""
     return TransformerConfig.from_json(read_json(Path(folder) / CONFIG_FILE))
+
+
+def has_eight_bits(folder: str | os.PathLike[str]) -> bool:
+    """Whether matrices in the folder are stored in 8 bits (`emuworld.model.int8`)."""
+    return int8.CONFIG_KEY in read_json(Path(folder) / CONFIG_FILE)
 
 
 def num_parameters(config: TransformerConfig) -> int:
@@ -227,25 +250,46 @@ def _headers(folder: Path, *, tied: bool) -> dict[str, _Stored]:
     return stored
 
 
+def _take_scales(stored: dict[str, _Stored]) -> dict[str, _Stored]:
+    """Those of 8-bit matrices, by the matrix's name; they are taken out of `stored`."""
+    names = [name for name, one in stored.items() if one.kind == _INT8 and name + int8.SCALE in stored]
+    return {name: stored.pop(name + int8.SCALE) for name in names}
+
+
 def _damaged(file: Path, error: Exception) -> ValueError:
     return ValueError(
         f"{file}: damaged or cut short ({error}); expected safetensors, copy or download it again"
     )
 
 
-def _check(folder: Path, stored: Mapping[str, _Stored], expected: Mapping[str, torch.Tensor]) -> None:
+def _check(
+    folder: Path,
+    stored: Mapping[str, _Stored],
+    expected: Mapping[str, torch.Tensor],
+    scales: Mapping[str, _Stored],
+) -> None:
     common = [name for name in expected if name in stored]
     shapes = [
         f"{name} is {list(stored[name].shape)}, expected {list(expected[name].shape)}"
         for name in common
         if stored[name].shape != expected[name].shape
     ]
-    kinds = [f"{name} is {stored[name].kind}" for name in common if stored[name].kind not in _TYPES]
+    shapes += [
+        f"{name}{int8.SCALE} is {list(scale.shape)} in {scale.file.name}, expected "
+        f"{[stored[name].shape[0], 1]} in {stored[name].file.name}"
+        for name, scale in scales.items()
+        if scale.shape != (stored[name].shape[0], 1) or scale.file != stored[name].file
+    ]
+    kinds = [
+        f"{name} is {stored[name].kind}"
+        for name in common
+        if stored[name].kind not in _TYPES and name not in scales
+    ]
     faults = [
         _listed("missing tensors: ", sorted(expected.keys() - stored.keys())),
         _listed("unexpected tensors: ", sorted(stored.keys() - expected.keys())),
         _listed("mis-shaped tensors: ", shapes),
-        _listed(f"tensors that are none of {', '.join(_TYPES)}: ", kinds),
+        _listed(f"tensors that are none of {', '.join(_TYPES)}, nor {_INT8} with scales: ", kinds),
     ]
     found = "; ".join(fault for fault in faults if fault)
     if found:

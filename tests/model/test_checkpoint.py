@@ -346,7 +346,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "damaged or cut short",
     ),
     "a tensor twice": (doubled, r"model-00002.*: .* is also in model-00001"),
-    "whole numbers for weights": (quantised, r"tensors that are none of BF16, F16, F32, F64: .* is I8"),
+    "whole numbers for weights": (
+        quantised,
+        r"tensors that are none of BF16, F16, F32, F64, nor I8 with scales: .* is I8",
+    ),
     "an index of another folder's files": (
         lambda f: index(f, {"weight_map": {"a": "../model.safetensors"}}),
         "not a file of this folder",
