@@ -4,15 +4,13 @@ What `sampling.guide` and `sampling.pick` say, but for two things: of exactly eq
 top-k or top-p all stay (the CPU's form cuts them by id), and what is kept is drawn in the order of ids, not
 of likelihood. The distribution is the same; which id a uniform number gives is not.
 
-The least score that stays is found by search: a pass over the row sums what lies above each of a few
-thresholds (ids for top-k, their weights for top-p) and looks up the least and the highest score between the
-two thresholds that enclose the sought one; where they are equal, that is it. Rows of up to 8,192 ids stay in
-registers throughout, longer ones are read again in every pass. The draw sums the weights in parts first and
-goes through the ids of one part only.
+The least score that stays is found by search (`draw_search`). Rows of up to 8,192 ids stay in registers
+throughout, longer ones are read again in every pass. The draw sums the weights in parts first and goes
+through the ids of one part only.
 
 Import it only where Triton is installed. A row's result depends on no other row and on no order of execution.
 
-Shapes: R rows, V ids, W thresholds of a pass, P parts of a row.
+Shapes: R rows, V ids, P parts of a row.
 """
 
 import math
@@ -23,6 +21,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from emuworld.decoding.draw_search import guided_scores, search_long, search_short
 
 if TYPE_CHECKING:  # it imports this module
     from emuworld.decoding.sampling import Truncation
@@ -134,82 +134,6 @@ def draw(
 
 
 @triton.jit
-def _scores(
-    c_ptr: tl.tensor,
-    u_ptr: tl.tensor,
-    b_ptr: tl.tensor,
-    at: tl.tensor,
-    size: tl.tensor,
-    guidance: tl.tensor,
-    image_guidance: tl.tensor,
-    rows: tl.constexpr,
-) -> tl.tensor:
-    """Guided, fp32; -inf beyond the row."""
-    inside = at < size
-    c = tl.load(c_ptr + at, mask=inside, other=float("-inf")).to(tl.float32)
-    if rows == 1:
-        return c
-    u = tl.load(u_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    base = u
-    if rows == 3:
-        b = tl.load(b_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        base = tl.fma(u - b, image_guidance, b)
-    # Products and sums are joined by hand: wherever an id is read again, its score has the same bits.
-    guided = tl.fma(c - u, guidance, base)
-    return tl.where(guided == guided, guided, c)  # infinities that cancel
-
-
-@triton.jit
-def _thresholds(
-    low: tl.tensor,
-    high: tl.tensor,
-    ways: tl.constexpr,
-) -> tl.tensor:  # of a pass: the last is `high`, and none is `low`
-    share_W = (tl.arange(0, ways) + 1).to(tl.float32) / ways
-    # Not low + share (high - low), which may overflow.
-    return tl.minimum(tl.maximum(low * (1.0 - share_W) + high * share_W, low), high)
-
-
-@triton.jit
-def _repeated(
-    x_B: tl.tensor,
-    ways: tl.constexpr,
-    block: tl.constexpr,
-) -> tl.tensor:
-    """[B, W] with equal columns. By joins the copies stay with the thread that has the original; what
-    broadcasting makes is laid out anew, through shared memory.
-    """
-    x = tl.join(x_B, x_B)
-    if ways >= 4:
-        x = tl.join(x, x)
-    if ways >= 8:
-        x = tl.join(x, x)
-    if ways >= 16:
-        x = tl.join(x, x)
-    return tl.reshape(x, (block, ways))
-
-
-@triton.jit
-def _narrowed(
-    thresholds_W: tl.tensor,
-    sums_W: tl.tensor,
-    least: tl.tensor,
-    highest: tl.tensor,
-    below: tl.tensor,
-    target: tl.tensor,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """From a pass over scores in [low, below), the next `low`, `high` and `below`, and whether to go on.
-
-    `low` is the highest known with enough at and above it, `below` the least known without.
-    """
-    enough_W = sums_W >= target
-    low = tl.maximum(least, tl.max(tl.where(enough_W, thresholds_W, least), axis=0))
-    below = tl.minimum(below, tl.min(tl.where(enough_W, below, thresholds_W), axis=0))
-    fewest = tl.min(tl.where(enough_W, sums_W, float("inf")), axis=0)
-    return low, tl.minimum(below, highest), below, (least < highest) & (fewest > target)
-
-
-@triton.jit
 def _part_of(
     sums_P: tl.tensor,
     target: tl.tensor,
@@ -251,30 +175,6 @@ def _finish(
     tl.store(logs_ptr + row, own - top - tl.log2(total) * _LN_2)
 
 
-@triton.jit
-def _search_short(
-    scores: tl.tensor,
-    weights: tl.tensor,
-    low: tl.tensor,
-    high: tl.tensor,
-    target: tl.tensor,
-    ways: tl.constexpr,
-    block: tl.constexpr,
-) -> tl.tensor:
-    """The highest score at and above which the weights reach the target; they do at and above `low`."""
-    below = tl.full((), float("inf"), tl.float32)
-    scores_BW, weights_BW = _repeated(scores, ways, block), _repeated(weights, ways, block)
-    searching = low < high
-    while searching:
-        thresholds_W = _thresholds(low, high, ways)
-        sums_W = tl.sum(tl.where(scores_BW >= thresholds_W[None, :], weights_BW, 0.0), axis=0)
-        inside = (scores >= low) & (scores < below)
-        least = tl.min(tl.where(inside, scores, float("inf")), axis=0)
-        highest = tl.max(tl.where(inside, scores, float("-inf")), axis=0)
-        low, high, below, searching = _narrowed(thresholds_W, sums_W, least, highest, below, target)
-    return low
-
-
 @triton.jit(do_not_specialize=["uniform_stride"])
 def _draw_short(
     c_ptr: tl.tensor,
@@ -306,7 +206,7 @@ def _draw_short(
     c_ptr += row * c_stride
     u_ptr += row * u_stride
     b_ptr += row * b_stride
-    scores = _scores(c_ptr, u_ptr, b_ptr, tl.arange(0, block), size, guidance, image_guidance, rows)
+    scores = guided_scores(c_ptr, u_ptr, b_ptr, tl.arange(0, block), size, guidance, image_guidance, rows)
     top = tl.max(scores, axis=0)
     weights = tl.exp2((scores - top) * _LOG2_E)
     total = tl.sum(weights, axis=0)
@@ -318,66 +218,20 @@ def _draw_short(
     if by_count:
         lowest = tl.min(tl.where(scores > float("-inf"), scores, top), axis=0)
         ones = tl.full((block,), 1.0, tl.float32)
-        least = _search_short(scores, ones, lowest, top, top_k, ways, block)
+        least = search_short(scores, ones, lowest, top, top_k, ways, block)
         weights = tl.where(scores >= least, weights, 0.0)
         mass = tl.sum(weights, axis=0)
     if by_mass:
         low = tl.maximum(least, top + (tl.log2(mass) + log2_share) / scale)
-        least = _search_short(scores, weights, low, top, top_p * mass, ways, block)
+        least = search_short(scores, weights, low, top, top_p * mass, ways, block)
     if by_count or by_mass:
         weights = tl.where(scores >= least, weights, 0.0)
     sums_P = tl.sum(tl.reshape(weights, (block // part, part)), axis=1).to(tl.float64)
     target = tl.load(uniforms_ptr + row * uniform_stride) * tl.sum(sums_P, axis=0)
     chosen, rest = _part_of(sums_P, target, block // part)
     at = chosen * part + tl.arange(0, part)
-    scores = _scores(c_ptr, u_ptr, b_ptr, at, size, guidance, image_guidance, rows)
+    scores = guided_scores(c_ptr, u_ptr, b_ptr, at, size, guidance, image_guidance, rows)
     _finish(scores, at, least, top, total, scale, rest, size, ids_ptr, logs_ptr, row)
-
-
-@triton.jit
-def _search_long(
-    c_ptr: tl.tensor,
-    u_ptr: tl.tensor,
-    b_ptr: tl.tensor,
-    size: tl.tensor,
-    guidance: tl.tensor,
-    image_guidance: tl.tensor,
-    rows: tl.constexpr,
-    counts: tl.constexpr,
-    top: tl.tensor,
-    scale: tl.tensor,
-    low: tl.tensor,
-    target: tl.tensor,
-    ways: tl.constexpr,
-    block: tl.constexpr,
-) -> tl.tensor:
-    """As `_search_short`, with a pass over the row a step; by the number of ids where it `counts`, else by
-    their weights.
-    """
-    high = top
-    below = tl.full((), float("inf"), tl.float32)
-    searching = low < high
-    while searching:
-        thresholds_W = _thresholds(low, high, ways)
-        sums_BW = tl.zeros((block, ways), tl.float32)
-        least_B = tl.full((block,), float("inf"), tl.float32)
-        highest_B = tl.full((block,), float("-inf"), tl.float32)
-        for start in range(0, size, block):
-            at = start + tl.arange(0, block)
-            scores = _scores(c_ptr, u_ptr, b_ptr, at, size, guidance, image_guidance, rows)
-            above_BW = _repeated(scores, ways, block) >= thresholds_W[None, :]
-            if counts:
-                sums_BW += tl.where(above_BW, 1.0, 0.0)
-            else:
-                weights = tl.exp2((scores - top) * scale)
-                sums_BW += tl.where(above_BW, _repeated(weights, ways, block), 0.0)
-            inside = (scores >= low) & (scores < below)
-            least_B = tl.minimum(least_B, tl.where(inside, scores, float("inf")))
-            highest_B = tl.maximum(highest_B, tl.where(inside, scores, float("-inf")))
-        least, highest = tl.min(least_B, axis=0), tl.max(highest_B, axis=0)
-        sums_W = tl.sum(sums_BW, axis=0)
-        low, high, below, searching = _narrowed(thresholds_W, sums_W, least, highest, below, target)
-    return low
 
 
 @triton.jit
@@ -400,7 +254,7 @@ def _sums_by_part(
     at_PC = tl.arange(0, parts)[:, None] * part + tl.arange(0, width)[None, :]
     sums_PC = tl.zeros((parts, width), tl.float32)
     for start in range(0, part, width):
-        scores = _scores(c_ptr, u_ptr, b_ptr, at_PC + start, size, guidance, image_guidance, rows)
+        scores = guided_scores(c_ptr, u_ptr, b_ptr, at_PC + start, size, guidance, image_guidance, rows)
         sums_PC += tl.where(scores >= least, tl.exp2((scores - top) * scale), 0.0)
     return tl.sum(sums_PC.to(tl.float64), axis=1)
 
@@ -447,7 +301,7 @@ def _draw_long(
     total_PC = tl.zeros((parts, width), tl.float32)
     mass_PC = tl.zeros((parts, width), tl.float32)
     for start in range(0, part, width):
-        scores = _scores(c_ptr, u_ptr, b_ptr, at_PC + start, size, guidance, image_guidance, rows)
+        scores = guided_scores(c_ptr, u_ptr, b_ptr, at_PC + start, size, guidance, image_guidance, rows)
         highest_PC = tl.maximum(top_PC, scores)
         shrunk, grown = top_PC - highest_PC, scores - highest_PC
         total_PC = total_PC * tl.exp2(shrunk * _LOG2_E) + tl.exp2(grown * _LOG2_E)
@@ -466,7 +320,7 @@ def _draw_long(
     least = tl.full((), _LOWEST, tl.float32)
     if by_count:
         low = tl.min(tl.min(lowest_PC, axis=1), axis=0)
-        least = _search_long(
+        least = search_long(
             c_ptr, u_ptr, b_ptr, size, guidance, image_guidance, rows, True,
             top, scale, low, top_k, ways, block,
         )  # fmt: skip
@@ -477,7 +331,7 @@ def _draw_long(
     if by_mass:
         mass = tl.sum(sums_P, axis=0).to(tl.float32)
         low = tl.maximum(least, top + (tl.log2(mass) + log2_share) / scale)
-        least = _search_long(
+        least = search_long(
             c_ptr, u_ptr, b_ptr, size, guidance, image_guidance, rows, False,
             top, scale, low, top_p * mass, ways, block,
         )  # fmt: skip
@@ -489,5 +343,5 @@ def _draw_long(
     chosen, rest = _part_of(sums_P, target, parts)
     within = tl.arange(0, part_block)
     at = tl.where(within < part, chosen * part + within, size)
-    scores = _scores(c_ptr, u_ptr, b_ptr, at, size, guidance, image_guidance, rows)
+    scores = guided_scores(c_ptr, u_ptr, b_ptr, at, size, guidance, image_guidance, rows)
     _finish(scores, at, least, top, total, scale, rest, size, ids_ptr, logs_ptr, row)
