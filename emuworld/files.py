@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all. Everything may use it; it uses nothing of ours."""
+"""Files that are there whole or not at all, and where they lie. Uses nothing of ours, so all may use it."""
 
 from __future__ import annotations
 
@@ -36,3 +36,13 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Bytes as a file."""
     with written(path) as beside:
         beside.write_bytes(data)
+
+
+def files_below(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Every file in a folder and in those below it, in no order; links to folders are followed, each once."""
+    entered = {Path(folder).resolve()}  # a link may lead back
+    for where, below, names in os.walk(folder, followlinks=True):
+        ahead = {name: real for name in below if (real := Path(where, name).resolve()) not in entered}
+        below[:] = ahead
+        entered.update(ahead.values())
+        yield from (Path(where, name) for name in names)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from emuworld.files import write_text
+from emuworld.files import files_below, write_text
 from emuworld.tasks.cells import change, words
 from emuworld.tasks.compare_page import write_compare_page
 from emuworld.tasks.comparison import (
@@ -141,7 +141,7 @@ def find_runs(folder: str, *, setting: str) -> dict[str, Run]:
     if (place / "run.json").exists():
         paths = [place]
     else:
-        paths = sorted(path.parent for path in place.rglob("run.json"))
+        paths = sorted(path.parent for path in files_below(place) if path.name == "run.json")
     if not paths:
         raise ValueError(
             f"{setting}={folder} holds no run (no run.json in it or below it); "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emuworld.files import write_bytes, write_text, written
+from emuworld.files import files_below, write_bytes, write_text, written
 
 
 def test_a_file_comes_whole_with_its_folders(tmp_path: Path) -> None:
@@ -33,3 +33,13 @@ def test_what_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
         beside.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs" / "one" / "a").touch()
+    (tmp_path / "elsewhere" / "b").touch()
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "runs")
+    assert sorted(path.name for path in files_below(tmp_path / "runs")) == ["a", "b"]

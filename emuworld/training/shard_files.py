@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
+
+from emuworld.files import files_below
 
 _SUFFIX = ".stories"
 
@@ -14,15 +15,12 @@ def find_shards(folder: str | Path) -> list[Path]:
     folders are followed. ValueError where two have one name: it is what they are told apart by.
     """
     found: dict[str, Path] = {}
-    entered = {Path(folder).resolve()}  # a link may lead back
-    for where, below, names in os.walk(folder, followlinks=True):
-        ahead = {name: real for name in below if (real := Path(where, name).resolve()) not in entered}
-        below[:] = ahead
-        entered.update(ahead.values())
-        for path in (Path(where, name) for name in names if name.endswith(_SUFFIX)):
-            other = found.setdefault(path.stem, path)
-            if other is not path and other.resolve() != path.resolve():
-                raise ValueError(f"two shards have one name, {other} and {path}; rename one, or leave it out")
+    for path in files_below(folder):
+        if path.suffix != _SUFFIX:
+            continue
+        other = found.setdefault(path.stem, path)
+        if other is not path and other.resolve() != path.resolve():
+            raise ValueError(f"two shards have one name, {other} and {path}; rename one, or leave it out")
     return [found[name] for name in sorted(found)]
 
 
