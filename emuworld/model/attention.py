@@ -11,6 +11,7 @@ Shapes: B batch or R cache rows, H query heads, G key-value heads, T new tokens,
 n = T H / G queries of a key-value head.
 """
 
+import contextlib
 import importlib.util
 from typing import Protocol
 
@@ -25,10 +26,9 @@ _KEY_STEP = (
 )
 
 # cuDNN's attention is the fastest, but it makes a plan for every new shape, which the layers of a small model
-# should not win back (a guess: not measured apart). Operations of all layers from which on it comes first:
+# should not win back (a guess: not measured apart). Operations of all layers from which on it may be chosen:
 _PLANNED_WORK = 1e13
 _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-_WITH_PLANS = [SDPBackend.CUDNN_ATTENTION, *_WITHOUT_PLANS]
 
 if torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None:
     from flash_attn import flash_attn_func, flash_attn_with_kvcache
@@ -76,7 +76,7 @@ def cached_attention(
     if q_RHTd.device.type == "cpu" or (step.num_tokens > 1 and not step.uniform):
         return _row_by_row(q_RHTd, cache, layer=layer, step=step)
     work = 4 * q_RHTd.numel() * step.longest * cache.config.num_layers
-    with sdpa_kernel(_WITHOUT_PLANS if work < _PLANNED_WORK else _WITH_PLANS, set_priority=True):
+    with sdpa_kernel(_WITHOUT_PLANS) if work < _PLANNED_WORK else contextlib.nullcontext():
         return _all_rows(q_RHTd, cache, layer=layer, step=step)
 
 
