@@ -102,7 +102,7 @@ class ExactTransformer:
             self._rotary_2Pd = _signed_rotary_tables(cache.capacity, self.config)
         x_MD = F.embedding(ids_BT.flatten(), self.embedding_VD).float()  # kept in the checkpoint's type
         hidden_MD = self._run(x_MD, cache=cache, step=step)
-        cache.finish(step, advance_B=advance_B)
+        cache.finish(step, advance_B=advance_B, ids_RT=ids_BT.numpy() if causal else None)
         return hidden_MD.view(num_rows, num_tokens, -1)
 
     @torch.inference_mode()
