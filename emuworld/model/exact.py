@@ -26,6 +26,7 @@ from emuworld.model.transformer import Transformer, rotary_angles
 _WEIGHT_MAX = 127.0
 _QUANTISED_AT_ONCE = 16 << 20  # elements: 64 MiB of fp32
 _WORTH_SHARING = 1 << 26  # products in a layer from which on threads gain by sharing its parts
+_WORTH_A_THREAD = 1 << 23  # products of one matrix
 _CACHED_BYTES = 8 << 20  # of a layer's weights, up to which each thread may as well read them all
 
 
@@ -124,7 +125,7 @@ class ExactTransformer:
         model = self._addresses_and_sizes(cache)
 
         def run(start: int, stop: int, parts: tuple[int, int], share: tuple[int, int] = (0, 1)) -> None:
-            kernel.run_parts(*(array[start:stop] for array in arrays), *model, parts, share)
+            kernel.run_parts(tuple(array[start:stop] for array in arrays), *model, parts, share)
 
         def run_rows(share: int) -> None:
             run(row_cuts[share], row_cuts[share + 1], (0, num_parts))
@@ -157,11 +158,12 @@ class ExactTransformer:
 
     def _addresses_and_sizes(self, cache: StaticCache) -> tuple[object, ...]:
         """What `exact_kernel.run_parts` has to know beside the tokens."""
-        config, kv_LRKCd = self.config, cache.memory.kv_RKCd
+        assert cache.dtype == torch.float32 and cache.device.type == "cpu"
+        config, num_rows = self.config, len(cache.memory.kv_RKCd[0])
         layers_LF = self._layers_LF.copy()
-        layers_LF[:-1, -1] = [_address(kv_RKCd) for kv_RKCd in kv_LRKCd]
+        layers_LF[:-1, -1] = cache.memory.addresses_L
         heads = (config.num_heads, config.num_kv_heads, config.head_dim)
-        sizes = (config.hidden_size, *heads, config.intermediate_size, len(kv_LRKCd[0]), cache.capacity)
+        sizes = (config.hidden_size, *heads, config.intermediate_size, num_rows, cache.capacity)
         eps = (config.hidden_size * config.rms_norm_eps, config.head_dim * config.rms_norm_eps)
         return self._rotary_2Pd.numpy(), layers_LF, sizes, eps
 
@@ -234,7 +236,9 @@ class ExactLinear:
         out_MN = torch.empty(len(x_MK), (last - first) * self._lanes)
         weights, scale_N = self.weights[first:last].numpy(), self.scale_N[first * self._lanes :].numpy()
         arrays = (x_MK.contiguous().numpy(), weights, scale_N, out_MN.numpy())
-        cuts, multiply = _cuts(last - first, torch.get_num_threads()), _kernel().multiply
+        is_worth_it = len(x_MK) * weights.size >= _WORTH_A_THREAD
+        cuts = _cuts(last - first, torch.get_num_threads() if is_worth_it else 1)
+        multiply = _kernel().multiply
         in_shares(len(cuts) - 1, lambda share: multiply(*arrays, (cuts[share], cuts[share + 1])))
         return out_MN[:, start - first * self._lanes : stop - first * self._lanes].contiguous()
 

@@ -2,8 +2,7 @@
 
 What a token gets is a function of the token, of its place and of the keys before it in its row, and of
 nothing else: every loop here runs over the numbers of one token, in an order that depends on their count
-alone. So the result is the same in any company, on any number of threads, and however tokens are cut into
-calls.
+alone. So the result is the same in any company, on any number of threads, and however tokens are cut up.
 
 Products are of integers: int8 weights, 16-bit activations with one scale a token, 32-bit sums that cannot
 overflow, joined in 64 bits. Sums of floats are reordered for vectors, always in the same way.
@@ -34,19 +33,23 @@ LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 """32-bit numbers of a vector, and rows that are multiplied at once. numba's cache heeds the features."""
 _STEPS_AT_ONCE = 1024 // (2 * LANES)
 
-_PLAIN: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-_FUSED = {**_PLAIN, "fastmath": {"contract"}}  # a product and a sum in one rounding
-_SUMS = {**_PLAIN, "fastmath": {"contract", "reassoc"}}  # and sums in the order that vectors want
+PLAIN: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # no lock, and 1 / 0 as in IEEE
+FUSED = {**PLAIN, "fastmath": {"contract"}}  # a product and a sum in one rounding
+SUMS = {**PLAIN, "fastmath": {"contract", "reassoc"}}  # and sums in the order that vectors want
 
 
-def _compiled(signature: types.Type) -> Callable[[Callable[..., Any]], Any]:
-    """Compile now, or load what an earlier process compiled; without any folder to keep it in, only now."""
+def compiled(signature: types.Type) -> Callable[[Callable[..., Any]], Any]:
+    """Compile now, or load what an earlier process compiled; without any folder to keep it in, only now.
+
+    numba knows again what it has compiled by the file of the function alone: touch that file where only what
+    it calls in another one has changed.
+    """
 
     def compile_function(function: Callable[..., Any]) -> Any:
         try:
-            return njit(signature, cache=True, **_FUSED)(function)
+            return njit(signature, cache=True, **FUSED)(function)
         except RuntimeError:  # numba found no folder that may be written
-            return njit(signature, **_FUSED)(function)
+            return njit(signature, **FUSED)(function)
 
     return compile_function
 
@@ -125,7 +128,7 @@ _integer_dots, _float_dots = _dots(integers=True), _dots(integers=False)
 # ---- numbers of one token ------------------------------------------------------------------------
 
 
-@njit(**_FUSED)
+@njit(**FUSED)
 def exp(x: Any) -> Any:
     """e ** x, for -87 <= x <= 88; beyond, as at these.
 
@@ -143,13 +146,13 @@ def exp(x: Any) -> Any:
     return ((p * r) * r + r + np.float32(1.0)) * power
 
 
-@njit(**_PLAIN)  # no liberties: sum and difference must not cancel
+@njit(**PLAIN)  # no liberties: sum and difference must not cancel
 def _nearest(x: Any) -> Any:
     """The nearest integer, for |x| < 2 ** 22."""
     return (x + _ROUNDS) - _ROUNDS
 
 
-@njit(**_SUMS)
+@njit(**SUMS)
 def _norm(x_D: Any, weight_D: Any, eps: Any, out_D: Any) -> None:
     """RMS norm; weight and eps have taken the mean into them, see `exact.ExactNorm`."""
     total = np.float32(0.0)
@@ -160,7 +163,7 @@ def _norm(x_D: Any, weight_D: Any, eps: Any, out_D: Any) -> None:
         out_D[i] = x_D[i] * factor * weight_D[i]
 
 
-@njit(**_PLAIN)
+@njit(**PLAIN)
 def _quantise(x_K: Any, out_K: Any) -> Any:
     """16-bit integers; returns what one of them is worth."""
     most = np.int32(0)
@@ -174,14 +177,12 @@ def _quantise(x_K: Any, out_K: Any) -> Any:
     return largest / _ACTIVATION_MAX
 
 
-@njit(**_PLAIN)
-def _multiply(
-    x_MX: Any, unit_M: Any, weight_bslw: Any, scale_N: Any, out_MX: Any, start: int, stop: int
-) -> None:
-    """Blocks start to stop of the outputs of x @ W.T; each block of weights is read once for all tokens."""
+@njit(**PLAIN)
+def _multiply(x_MX: Any, unit_M: Any, weight_bslw: Any, scale_N: Any, out_MX: Any, span: Any) -> None:
+    """A span of the blocks of outputs of x @ W.T; each block of weights is read once for all tokens."""
     num_steps = weight_bslw.shape[1]
     parts_L, sums_L = np.empty(LANES, np.int32), np.empty(LANES, np.int64)
-    for block in range(start, stop):
+    for block in range(span[0], span[1]):
         for m in range(x_MX.shape[0]):
             sums_L[:] = 0
             for step in range(0, num_steps, _STEPS_AT_ONCE):
@@ -196,7 +197,7 @@ def _multiply(
                 out_MX[m, n] = np.float32(sums_L[r]) * (scale_N[n] * unit_M[m])
 
 
-@njit(**_FUSED)
+@njit(**FUSED)
 def _turn(x_d: Any, cos_d: Any, sin_d: Any, out_d: Any) -> None:
     """Rotary position: x cos + swap_halves(x) sin, the sign in the table of sin."""
     half = x_d.size // 2
@@ -205,7 +206,7 @@ def _turn(x_d: Any, cos_d: Any, sin_d: Any, out_d: Any) -> None:
         out_d[half + i] = x_d[half + i] * cos_d[half + i] + x_d[i] * sin_d[half + i]
 
 
-@njit(**_SUMS)
+@njit(**SUMS)
 def _softmax(scores_S: Any, scale: Any) -> Any:
     """e ** (scale (score - the highest)), in place; returns their sum."""
     most = scores_S[0]
@@ -218,10 +219,8 @@ def _softmax(scores_S: Any, scale: Any) -> Any:
     return total
 
 
-@njit(**_FUSED)
-def _attend(
-    q_nd: Any, k_Cd: Any, v_Cd: Any, num_keys: int, scores_nX: Any, total_n: Any, out_nd: Any
-) -> None:
+@njit(**FUSED)
+def _attend(q_nd: Any, k_Cd: Any, v_Cd: Any, num_keys: int, scores_nX: Any, sum_n: Any, out_nd: Any) -> None:
     """The queries that share a key-value head attend to its first keys.
 
     Scores come LANES at once: some are of places behind the last key (the capacity is a multiple of LANES),
@@ -240,7 +239,7 @@ def _attend(
                 for r in range(LANES):
                     scores_nX[h, first + r] += q_nd[h, i] * near_Ld[r, i]
     for h in range(num_queries):
-        total_n[h] = _softmax(scores_nX[h, :num_keys], np.float32(1.0) / np.sqrt(np.float32(head_dim)))
+        sum_n[h] = _softmax(scores_nX[h, :num_keys], np.float32(1.0) / np.sqrt(np.float32(head_dim)))
         for i in range(head_dim):
             out_nd[h, i] = np.float32(0.0)
     whole = num_keys - num_keys % 4
@@ -255,16 +254,7 @@ def _attend(
             for i in range(head_dim):
                 out_nd[h, i] += scores_nX[h, s] * v_Cd[s, i]
         for i in range(head_dim):
-            out_nd[h, i] /= total_n[h]
-
-
-@njit(**_FUSED)
-def _swiglu(gate_up_X: Any, out_I: Any) -> None:
-    """silu(gate) * up."""
-    size = out_I.size
-    for i in range(size):
-        gate = gate_up_X[i]
-        out_I[i] = gate / (np.float32(1.0) + exp(-gate)) * gate_up_X[size + i]
+            out_nd[h, i] /= sum_n[h]
 
 
 # ---- layers --------------------------------------------------------------------------------------
@@ -276,10 +266,9 @@ PRODUCTS = (1, 4, 6, 8)
 FIELDS = 12
 """Addresses of a layer: norm, qkv and its scale, norm of heads, out and its scale, norm, gate-up and its
 scale, down and its scale, the layer's part of the cache. Behind the layers comes the last norm in field 0."""
-_MATRIX, _INTEGERS = types.float32[:, ::1], types.int64[:, ::1]
 
 
-@njit(**_FUSED)
+@njit(**FUSED)
 def _add_and_norm(x_MD: Any, y_MX: Any, norm: int, eps: Any, integers_MX: Any, unit_M: Any) -> None:
     """Add the last product to the residual stream, and norm the sum: in y, and in integers."""
     norm_D = carray(_pointer(norm), x_MD.shape[1], np.float32)
@@ -291,26 +280,18 @@ def _add_and_norm(x_MD: Any, y_MX: Any, norm: int, eps: Any, integers_MX: Any, u
         unit_M[m] = _quantise(y_D, integers_MX[m])
 
 
-@njit(**_FUSED)
-def _product(
-    x_MX: Any,
-    unit_M: Any,
-    layer_F: Any,
-    field: int,
-    num_inputs: int,
-    num_outputs: int,
-    out_MX: Any,
-    share: Any,
-) -> None:
-    """x @ W.T, or a share of its outputs; weights and scale of the layer are in `field` and behind it."""
+@njit(**FUSED)
+def _product(x_MX: Any, unit_M: Any, weights: Any, num_inputs: int, out_MX: Any, share: Any) -> None:
+    """x @ W.T, or a share of its outputs; `weights` are two addresses and the number of outputs."""
+    num_outputs = weights[2]
     num_blocks, num_steps = -(-num_outputs // LANES), -(-num_inputs // (2 * LANES))
-    weight_bslw = carray(_pointer(layer_F[field]), (num_blocks, num_steps, LANES, 2 * LANES), np.int8)
-    scale_N = carray(_pointer(layer_F[field + 1]), num_blocks * LANES, np.float32)
-    start, stop = num_blocks * share[0] // share[1], num_blocks * (share[0] + 1) // share[1]
-    _multiply(x_MX, unit_M, weight_bslw, scale_N, out_MX, start, stop)
+    weight_bslw = carray(_pointer(weights[0]), (num_blocks, num_steps, LANES, 2 * LANES), np.int8)
+    scale_N = carray(_pointer(weights[1]), num_blocks * LANES, np.float32)
+    span = (num_blocks * share[0] // share[1], num_blocks * (share[0] + 1) // share[1])
+    _multiply(x_MX, unit_M, weight_bslw, scale_N, out_MX, span)
 
 
-@njit(**_FUSED)
+@njit(**FUSED)
 def _turn_and_keep(qkv_MX: Any, places_M3: Any, rotary_2Pd: Any, layer_F: Any, sizes: Any, eps: Any) -> None:
     """Norm and position of queries and keys; keys and values go into the cache."""
     _, num_heads, num_groups, head_dim, _, num_rows, capacity = sizes
@@ -330,12 +311,12 @@ def _turn_and_keep(qkv_MX: Any, places_M3: Any, rotary_2Pd: Any, layer_F: Any, s
                     kv_RKCd[row, h - num_heads, place, i] = head_d[i]
 
 
-@njit(**_FUSED)
+@njit(**FUSED)
 def _attention(qkv_MX: Any, places_M3: Any, layer_F: Any, sizes: Any, integers_MX: Any, unit_M: Any) -> None:
     _, num_heads, num_groups, head_dim, _, num_rows, capacity = sizes
     shared, width = num_heads // num_groups, num_heads * head_dim
     kv_RKCd = carray(_pointer(layer_F[11]), (num_rows, 2 * num_groups, capacity, head_dim), np.float32)
-    scores_nX, total_n = np.empty((shared, capacity), np.float32), np.empty(shared, np.float32)
+    scores_nX, sum_n = np.empty((shared, capacity), np.float32), np.empty(shared, np.float32)
     out_Hd = np.empty((num_heads, head_dim), np.float32)
     for m in range(qkv_MX.shape[0]):
         row, num_keys = places_M3[m, 0], places_M3[m, 2]
@@ -343,81 +324,72 @@ def _attention(qkv_MX: Any, places_M3: Any, layer_F: Any, sizes: Any, integers_M
         for g in range(num_groups):
             first, stop = g * shared, (g + 1) * shared
             k_Cd, v_Cd = kv_RKCd[row, g], kv_RKCd[row, num_groups + g]
-            _attend(q_Hd[first:stop], k_Cd, v_Cd, num_keys, scores_nX, total_n, out_Hd[first:stop])
+            _attend(q_Hd[first:stop], k_Cd, v_Cd, num_keys, scores_nX, sum_n, out_Hd[first:stop])
         unit_M[m] = _quantise(out_Hd.reshape(width), integers_MX[m])
 
 
-@njit(**_FUSED)
+@njit(**FUSED)
 def _gate(gate_up_MX: Any, inner_size: int, integers_MX: Any, unit_M: Any) -> None:
+    """silu(gate) * up, in integers."""
     inner_I = np.empty(inner_size, np.float32)
     for m in range(gate_up_MX.shape[0]):
-        _swiglu(gate_up_MX[m], inner_I)
+        for i in range(inner_size):
+            gate = gate_up_MX[m, i]
+            inner_I[i] = gate / (np.float32(1.0) + exp(-gate)) * gate_up_MX[m, inner_size + i]
         unit_M[m] = _quantise(inner_I, integers_MX[m])
 
 
-@_compiled(
-    types.void(
-        *(_MATRIX, _MATRIX, _MATRIX, types.int16[:, ::1], types.float32[::1]),
-        *(_INTEGERS, types.float32[:, :, ::1], _INTEGERS),
-        *(types.UniTuple(types.int64, 7), types.UniTuple(types.float32, 2)),
-        *(types.UniTuple(types.int64, 2), types.UniTuple(types.int64, 2)),
-    )
-)
+_MATRIX, _INTEGERS, _PAIR = types.float32[:, ::1], types.int64[:, ::1], types.UniTuple(types.int64, 2)
+_ARRAYS = types.Tuple((_MATRIX, _MATRIX, _MATRIX, types.int16[:, ::1], types.float32[::1], _INTEGERS))
+_SIZES, _EPS = types.UniTuple(types.int64, 7), types.UniTuple(types.float32, 2)
+
+
+@compiled(types.void(_ARRAYS, types.float32[:, :, ::1], _INTEGERS, _SIZES, _EPS, _PAIR, _PAIR))
 def run_parts(
-    x_MD: Any,
-    y_MX: Any,
-    wide_MX: Any,
-    integers_MX: Any,
-    unit_M: Any,
-    places_M3: Any,
-    rotary_2Pd: Any,
-    layers_LF: Any,
-    sizes: Any,
-    eps: Any,
-    span: Any,
-    share: Any,
+    arrays: Any, rotary_2Pd: Any, layers_LF: Any, sizes: Any, eps: Any, parts: Any, share: Any
 ) -> None:
     """Parts of the layers one after another, NUM_PARTS a layer and one at the end, on some tokens.
 
     Args:
-        x_MD: the residual stream.
-        y_MX: zeros; in the end the first D of each row are the hidden states.
-        wide_MX, integers_MX, unit_M: what one part leaves for the next, whatever is in them at first.
-        places_M3: of each token its row of the cache, its position, and how many keys it sees.
+        arrays: a row for each token. x_MD, the residual stream. y_MX, zeros; in the end the first D of each
+            row are the hidden states. wide_MX, integers_MX and unit_M, what one part leaves for the next.
+            places_M3, its row of the cache, its position, and how many keys it sees.
         rotary_2Pd: cos, and sin with its sign.
         layers_LF: see FIELDS.
         sizes: D, H, G, d, I, R, C.
         eps: of norms over D and over d.
-        span: first part, and the one behind the last.
+        parts: the first, and the one behind the last.
         share: which of how many shares of the outputs in products.
     """
+    x_MD, y_MX, wide_MX, integers_MX, unit_M, places_M3 = arrays
     hidden_size, num_heads, num_groups, head_dim, inner_size = sizes[:5]
-    width = (num_heads + 2 * num_groups) * head_dim
-    for part in range(span[0], span[1]):
+    for part in range(parts[0], parts[1]):
         layer_F, kind = layers_LF[part // NUM_PARTS], part % NUM_PARTS
         if kind == 0:
             _add_and_norm(x_MD, y_MX, layer_F[0], eps[0], integers_MX, unit_M)
         elif kind == 1:
-            _product(integers_MX, unit_M, layer_F, 1, hidden_size, width, wide_MX, share)
+            qkv = (layer_F[1], layer_F[2], (num_heads + 2 * num_groups) * head_dim)
+            _product(integers_MX, unit_M, qkv, hidden_size, wide_MX, share)
         elif kind == 2:
             _turn_and_keep(wide_MX, places_M3, rotary_2Pd, layer_F, sizes, eps[1])
         elif kind == 3:
             _attention(wide_MX, places_M3, layer_F, sizes, integers_MX, unit_M)
         elif kind == 4:
-            _product(integers_MX, unit_M, layer_F, 4, num_heads * head_dim, hidden_size, y_MX, share)
+            out = (layer_F[4], layer_F[5], hidden_size)
+            _product(integers_MX, unit_M, out, num_heads * head_dim, y_MX, share)
         elif kind == 5:
             _add_and_norm(x_MD, y_MX, layer_F[6], eps[0], integers_MX, unit_M)
         elif kind == 6:
-            _product(integers_MX, unit_M, layer_F, 7, hidden_size, 2 * inner_size, wide_MX, share)
+            gate_up = (layer_F[7], layer_F[8], 2 * inner_size)
+            _product(integers_MX, unit_M, gate_up, hidden_size, wide_MX, share)
         elif kind == 7:
             _gate(wide_MX, inner_size, integers_MX, unit_M)
         else:
-            _product(integers_MX, unit_M, layer_F, 9, inner_size, hidden_size, y_MX, share)
+            down = (layer_F[9], layer_F[10], hidden_size)
+            _product(integers_MX, unit_M, down, inner_size, y_MX, share)
 
 
-@_compiled(
-    types.void(_MATRIX, types.int8[:, :, :, ::1], types.float32[::1], _MATRIX, types.UniTuple(types.int64, 2))
-)
+@compiled(types.void(_MATRIX, types.int8[:, :, :, ::1], types.float32[::1], _MATRIX, _PAIR))
 def multiply(x_MK: Any, weight_bslw: Any, scale_N: Any, out_MX: Any, span: Any) -> None:
     """x @ W.T for a span of the blocks of outputs; see `exact.ExactLinear` for the weights' order."""
     num_tokens = x_MK.shape[0]
@@ -425,4 +397,4 @@ def multiply(x_MK: Any, weight_bslw: Any, scale_N: Any, out_MX: Any, span: Any) 
     integers_MX = np.zeros((num_tokens, weight_bslw.shape[1] * 2 * LANES), np.int16)
     for m in range(num_tokens):
         unit_M[m] = _quantise(x_MK[m], integers_MX[m])
-    _multiply(integers_MX, unit_M, weight_bslw, scale_N, out_MX, span[0], span[1])
+    _multiply(integers_MX, unit_M, weight_bslw, scale_N, out_MX, span)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 
 _threads: ThreadPoolExecutor | None = None
 
@@ -14,9 +14,10 @@ def in_shares(num_shares: int, work: Callable[..., None], *arguments: object) ->
     try:
         work(0, *arguments)
     finally:
-        wait(others)
-    for other in others:
-        other.result()
+        errors = [other.exception() for other in others]  # waits for each
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 def _pool() -> ThreadPoolExecutor:

@@ -196,7 +196,7 @@ def test_without_a_folder_for_compiled_code_it_is_compiled(monkeypatch: pytest.M
 
     monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", refuse)
 
-    @exact_kernel._compiled(types.int64(types.int64))
+    @exact_kernel.compiled(types.int64(types.int64))
     def next_number(number: int) -> int:
         return number + 1
 
