@@ -2,9 +2,10 @@
 else.
 
 A world's ids fall into chunks (the prompt, then one chunk up to each EOI). A finished chunk's keys and values
-come from one forward pass over that chunk alone, in a row by itself, whoever drew it and however: the
+are those of one forward pass over that chunk alone, in a row by itself, whoever drew it and however: the
 canonical form. So a world that ran on, one that was restored and one that was forked hold equal bits, and
-draw equal frames.
+draw equal frames. Where a model's keys and values do not depend on how tokens are cut into calls (the CPU
+form), what was just drawn is in canonical form already; else the pass is made.
 
 Two stores, both only a matter of speed: `_Chunks`, a bounded LRU of chunks, each found by the hash of all ids
 up to its end, so that branches share what they have in common; and one working cache whose rows keep what
@@ -324,26 +325,36 @@ class CachePool:
             unfinished = [row for row in unfinished if len(held[row].keys) < len(paths[row])]
 
     def _fill(self, row: StaticCache, held: _Held, path: Sequence[bytes], chunks: Sequence[Ids]) -> Tensor:
-        """Make a row hold these chunks; the hidden state [D] behind the last."""
+        """Make a row hold these chunks; the hidden state [D] behind the last.
+
+        What was written behind the last common chunk is kept as far as it is the next one: see
+        `StaticCache.ids`.
+        """
         common = held.common(path)
-        row.truncate(0, held.cut(common))
+        start = held.cut(common)
+        num_kept = 0
+        if common < len(chunks) and self._chunks.get(path[common]) is None:
+            num_kept = _num_common(row.ids(0, start), chunks[common][:-1])
+        row.truncate(0, start + num_kept)
         for key, ids in zip(path[common:], chunks[common:], strict=True):
             chunk = self._chunks.get(key)
             if chunk is None:
-                (chunk,) = self._prefill(row, [ids])
+                (chunk,) = self._prefill(row, [ids], num_held=num_kept)
                 self._chunks.put(key, chunk)
             else:
                 _append(row, chunk)
+            num_kept = 0
             held.extend(key, len(ids), chunk.hidden_D)
         self._chunks.touch(path)
         return held.hiddens_D[-1]
 
-    def _prefill(self, rows: StaticCache, ids_R: Sequence[Ids]) -> list[Chunk]:
-        """One forward pass over a chunk of each row, all equally long, behind what the rows hold."""
+    def _prefill(self, rows: StaticCache, ids_R: Sequence[Ids], *, num_held: int = 0) -> list[Chunk]:
+        """One forward pass over a chunk of each row, all equally long, behind what the rows hold, which may
+        be the first tokens of the chunk."""
         device = self._model.device
-        places_RT = torch.from_numpy(rows.lengths[:, None] + np.arange(len(ids_R[0]))).to(device)
+        places_RT = torch.from_numpy(rows.lengths[:, None] - num_held + np.arange(len(ids_R[0]))).to(device)
         rows_R1 = torch.from_numpy(rows.indices[:, None]).to(device)
-        hidden_RTD = self._model(torch.tensor(ids_R, device=device), cache=rows)
+        hidden_RTD = self._model(torch.tensor(ids_R, device=device)[:, num_held:], cache=rows)
         self.num_prefills += len(ids_R)
         kv_LRTKd = torch.stack([kv_RKCd[rows_R1, :, places_RT] for kv_RKCd in rows.memory.kv_RKCd])
         # Each chunk in memory of its own, which goes when it goes.
@@ -351,6 +362,12 @@ class CachePool:
             Chunk(kv_LTKd.transpose(1, 2).clone(memory_format=torch.contiguous_format), hidden_D.clone())
             for kv_LTKd, hidden_D in zip(kv_LRTKd.unbind(1), hidden_RTD[:, -1].unbind(), strict=True)
         ]
+
+
+def _num_common(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many ids two sequences begin with in common."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(ids), len(others)))
 
 
 def _append(row: StaticCache, chunk: Chunk) -> None:

@@ -111,6 +111,37 @@ def test_what_was_computed_is_not_computed_again(transformer: ExactTransformer) 
         assert pool.num_prefills == 10
 
 
+def test_what_was_drawn_is_not_read_again(
+    transformer: ExactTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token by token, in pieces, with tokens taken back and others in their place: only what is missing of
+    the chunk that came of it goes through the model, and the rows are as if all of it had."""
+    forward, read = transformer.forward, []
+    monkeypatch.setattr(
+        transformer, "forward", lambda ids, **more: read.append(ids.shape[1]) or forward(ids, **more)
+    )
+    drawn, other = chunk(1, 20), chunk(2, 20)
+    pool = CachePool(transformer, max_bytes=1 << 30)
+    with torch.inference_mode():
+        for num_written in (0, 1, 12, 19, 20):
+            pool.clear()
+            cache, *_ = pool.prepare([[chunk(0)], [chunk(0)]], room=40)
+            for row, ids in ((0, drawn), (1, other)):
+                for at in range(0, num_written, 5):
+                    piece = torch.tensor([ids[at : min(at + 5, num_written)]])
+                    transformer(piece, cache=cache.rows([row]))
+            if num_written == 12:
+                cache.truncate(0, 7 + 9)
+                transformer(torch.tensor([other[9:12]]), cache=cache.rows([0]))
+            read.clear()
+            again = pool.prepare([[chunk(0), drawn], [chunk(0), drawn]], room=1)
+            assert read == [20 - {0: 0, 1: 1, 12: 9, 19: 19, 20: 19}[num_written]], "once for both rows"
+            for row in range(2):
+                expected, hidden = fresh(transformer, [chunk(0), drawn])
+                assert torch.equal(held(again.cache, row), expected)
+                assert torch.equal(again.hiddens_D[row], hidden)
+
+
 def test_a_running_row_needs_no_stored_chunks(transformer: ExactTransformer) -> None:
     """A bound too small for anything: the working rows themselves still spare a walk its past."""
     pool = CachePool(transformer, max_bytes=1)

@@ -5,8 +5,9 @@ softmax, cumsum, sort and topk along the last dimension reduce each row alone; t
 holds them to it). There is no generator here: the caller hands in one uniform number a row and the draw
 inverts the distribution function, so equal seeds give equal tokens whatever the batch.
 
-On CUDA a drawn token is one Triton kernel (`draw_kernel`): the same distribution, but a uniform number gives
-another id than on the CPU.
+Without top-k a drawn token is one compiled function on a CPU (`compiled_draw`), which draws what is written
+here but for rounding, and one Triton kernel on CUDA (`draw_kernel`): the same distribution, but a uniform
+number gives another id than on the CPU.
 
 Shapes: R rows, V ids of the span that the grammar allows (not the whole vocabulary: the softmax over a part
 differs from the one over all by a constant a row, which cancels in every step below).
@@ -17,16 +18,23 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache as memoise
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from emuworld.model.threads import in_shares
+
 if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     from emuworld.decoding import draw_kernel
 else:
     draw_kernel = None  # type: ignore[assignment]
+
+_HAS_NUMBA = importlib.util.find_spec("numba") is not None
+_WORTH_A_THREAD = 1 << 17  # scores from which on rows are shared out among threads
 
 RESAMPLINGS = ("confidence", "jump")
 MOST_PASSES = 1024  # a picture of 256 px takes no more than 256 token by token
@@ -145,10 +153,6 @@ class Sampling:
             ) from error
 
 
-_LIKELIEST = 256  # ids of a row that are sorted first on a CPU
-_MANY_ROWS = 16  # from which on that pays
-
-
 def guide(
     conditional_RV: Tensor,
     unguided_RV: Tensor,
@@ -184,9 +188,8 @@ def pick(scores_RV: Tensor, uniforms_R: Tensor, *, truncation: Truncation) -> Te
         return scores_RV.argmax(dim=-1)
     if _has_kernel([scores_RV], truncation):
         return draw_kernel.draw([scores_RV], uniforms_R, truncation=truncation)[0]
-    by_mass = truncation.top_p < 1.0 and not truncation.top_k
-    if by_mass and len(scores_RV) >= _MANY_ROWS and scores_RV.device.type == "cpu":
-        return _pick_of_likeliest(scores_RV.float() / truncation.temperature, uniforms_R, truncation.top_p)
+    if _is_compiled([scores_RV], truncation):
+        return _draw_compiled([scores_RV], uniforms_R, truncation=truncation)[0]
     p_RK, order_RK = _truncated(scores_RV, truncation)
     index_R = _invert(p_RK, uniforms_R)
     return index_R if order_RK is None else order_RK.gather(1, index_R.unsqueeze(1)).squeeze(1)
@@ -205,6 +208,10 @@ def pick_guided(
     """
     if _has_kernel(rows, truncation):
         return draw_kernel.draw(
+            rows, uniforms_R, truncation=truncation, guidance=guidance, image_guidance=image_guidance
+        )[0]
+    if _is_compiled(rows, truncation):
+        return _draw_compiled(
             rows, uniforms_R, truncation=truncation, guidance=guidance, image_guidance=image_guidance
         )[0]
     scores_RV = _guided(rows, guidance=guidance, image_guidance=image_guidance)
@@ -226,6 +233,10 @@ def pick_and_rate(
         return draw_kernel.draw(
             rows, uniforms_R, truncation=truncation, guidance=guidance, image_guidance=image_guidance
         )
+    if _is_compiled(rows, truncation):
+        return _draw_compiled(
+            rows, uniforms_R, truncation=truncation, guidance=guidance, image_guidance=image_guidance
+        )
     scores_RV = _guided(rows, guidance=guidance, image_guidance=image_guidance)
     index_R = pick(scores_RV, uniforms_R, truncation=truncation)
     own_R = scores_RV.gather(1, index_R[:, None])[:, 0]
@@ -244,6 +255,46 @@ def _has_kernel(rows: Sequence[Tensor], truncation: Truncation) -> bool:
         and truncation.temperature > 0.0
         and draw_kernel.supports(rows)
     )
+
+
+def _is_compiled(rows: Sequence[Tensor], truncation: Truncation) -> bool:
+    limited = 0 < truncation.top_k < rows[0].shape[-1]
+    return _HAS_NUMBA and rows[0].device.type == "cpu" and truncation.temperature > 0.0 and not limited
+
+
+def _draw_compiled(
+    rows: Sequence[Tensor],
+    uniforms_R: Tensor,
+    *,
+    truncation: Truncation,
+    guidance: float = 1.0,
+    image_guidance: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """What `pick_and_rate` gives."""
+    kinds = [row_RV.detach().float().contiguous().numpy() for row_RV in rows]
+    uniforms, num_rows = uniforms_R.contiguous().numpy(), len(uniforms_R)
+    ids_R, rates_R = np.empty(num_rows, np.int64), np.empty(num_rows, np.float32)
+    settings = (truncation.temperature, guidance, image_guidance)
+    is_worth_it = kinds[0].size >= _WORTH_A_THREAD
+    num_shares = min(num_rows, torch.get_num_threads()) if is_worth_it else 1
+    draw = _compiled().draw
+
+    def draw_share(share: int) -> None:
+        part = slice(num_rows * share // num_shares, num_rows * (share + 1) // num_shares)
+        mine = [kind[part] for kind in kinds]
+        scores = (*mine, mine[0], mine[0])[:3]  # those that are not there are not read
+        draw(scores, len(mine), uniforms[part], settings, truncation.top_p, ids_R[part], rates_R[part])
+
+    in_shares(num_shares, draw_share)
+    return torch.from_numpy(ids_R), torch.from_numpy(rates_R)
+
+
+@memoise
+def _compiled() -> ModuleType:
+    """Imported when it is first needed, as `model.exact` does with its kernel."""
+    from emuworld.decoding import compiled_draw
+
+    return compiled_draw
 
 
 def race(scores_RV: Tensor, exponentials_RV: Tensor, *, truncation: Truncation) -> Tensor:
@@ -289,35 +340,6 @@ def _beyond(p_RK: Tensor, top_p: float) -> Tensor:
     return p_RK.cumsum(dim=-1, dtype=torch.float64) - p_RK >= top_p
 
 
-def _pick_of_likeliest(scaled_RV: Tensor, uniforms_R: Tensor, top_p: float) -> Tensor:
-    """`pick` with top-p alone, on a CPU, where sorting all ids of a row takes longer than computing their
-    scores. The likeliest few are sorted first, and all only in rows where more may belong to them: what is
-    drawn does not depend on which of the two was enough.
-    """
-    p_RV = torch.softmax(scaled_RV, dim=-1)
-    picked_R = torch.empty(len(scaled_RV), dtype=torch.int64)
-    rows = torch.arange(len(scaled_RV))
-    for width in (min(_LIKELIEST, scaled_RV.shape[-1]), scaled_RV.shape[-1]):
-        order_RK = _descending(scaled_RV[rows], width)
-        sorted_RK, p_RK = scaled_RV[rows].gather(1, order_RK), p_RV[rows].gather(1, order_RK)
-        dropped_RK = _beyond(p_RK, top_p)
-        index_R = _invert(p_RK.masked_fill(dropped_RK, 0.0), uniforms_R[rows])
-        picked_R[rows] = order_RK.gather(1, index_R.unsqueeze(1)).squeeze(1)
-        # Where all that is kept is likelier than the last one here, none of it can be outside.
-        rows = rows[~(dropped_RK | (sorted_RK > sorted_RK[:, -1:])).all(dim=-1)]
-        if not len(rows):
-            break
-    return picked_R
-
-
-def _descending(scores_RV: Tensor, width: int) -> Tensor:
-    """The ids of the `width` highest scores of each row, int64; of equal scores the lower id is first."""
-    if width == scores_RV.shape[-1]:
-        return scores_RV.sort(dim=-1, descending=True, stable=True).indices
-    ids_RK = scores_RV.topk(width, dim=-1, sorted=False).indices.sort(dim=-1).values
-    return ids_RK.gather(1, scores_RV.gather(1, ids_RK).sort(dim=-1, descending=True, stable=True).indices)
-
-
 def _truncated(scores_RV: Tensor, truncation: Truncation) -> tuple[Tensor, Tensor | None]:
     """Unnormalised probabilities [R, K] and the ids they belong to, [R, K]; None: each its own index."""
     scaled_RV = scores_RV.float() / truncation.temperature
@@ -327,9 +349,9 @@ def _truncated(scores_RV: Tensor, truncation: Truncation) -> tuple[Tensor, Tenso
     if limited:
         sorted_RK, order_RK = scaled_RV.topk(truncation.top_k, dim=-1)
         p_RK = torch.softmax(sorted_RK, dim=-1)
-    else:  # the sum over all ids in their own order, as in `_pick_of_likeliest`
-        order_RK = _descending(scaled_RV, scaled_RV.shape[-1])
-        p_RK = torch.softmax(scaled_RV, dim=-1).gather(1, order_RK)
+    else:
+        sorted_RK, order_RK = scaled_RV.sort(dim=-1, descending=True, stable=True)
+        p_RK = torch.softmax(sorted_RK, dim=-1)
     if truncation.top_p < 1.0:
         p_RK = p_RK.masked_fill(_beyond(p_RK, truncation.top_p), 0.0)
     return p_RK, order_RK

@@ -27,12 +27,20 @@ class Memory:
         self.kv_RKCd = kv_RKCd
         """One tensor a layer: the keys of all heads, then their values."""
 
+    @cached_property
+    def addresses_L(self) -> np.ndarray:
+        """int64: where each of them begins."""
+        assert all(kv_RKCd.is_contiguous() for kv_RKCd in self.kv_RKCd)
+        return np.array([kv_RKCd.data_ptr() for kv_RKCd in self.kv_RKCd])
+
 
 @dataclass(kw_only=True)
 class _Store:
     memory: Memory
     lengths: np.ndarray
     """[R] int64: how many tokens each row holds."""
+    ids_RC: np.ndarray | None = None
+    """int64: the ids of the tokens that it holds, -1 where nobody told them; see `StaticCache.ids`."""
 
     @property
     def kv_RKCd(self) -> list[torch.Tensor]:
@@ -142,6 +150,16 @@ class StaticCache:
     def dtype(self) -> torch.dtype:
         return self._store.kv_RKCd[0].dtype
 
+    def ids(self, row: int, start: int) -> list[int]:
+        """The ids that a row holds from `start` on; -1 where they are not known.
+
+        Only a model tells them whose keys and values are the same however tokens are cut into calls.
+        """
+        index = int(self._index[row])
+        stop = int(self._store.lengths[index])
+        known_RC = self._store.ids_RC
+        return [-1] * (stop - start) if known_RC is None else known_RC[index, start:stop].tolist()
+
     def rows(self, indices: slice | Sequence[int] | np.ndarray) -> "StaticCache":
         """A cache over these rows that shares memory and lengths with this one."""
         chosen = self._index[indices] if isinstance(indices, slice) else self._index[np.asarray(indices)]
@@ -167,12 +185,16 @@ class StaticCache:
         for mine, theirs in zip(self._store.kv_RKCd, origin._store.kv_RKCd, strict=True):
             mine[target_row, :, :length].copy_(theirs[source_row, :, :length])
         self._store.lengths[target_row] = length
+        self._note(np.array([target_row]), np.arange(length)[None], np.array([origin.ids(source, 0)]))
 
     def reserve(self, capacity: int) -> None:
         """Grow to at least this capacity; what the rows hold stays. Views made by `rows` grow along."""
         if capacity <= self.capacity:
             return
         used = int(self._store.lengths.max())
+        if self._store.ids_RC is not None:
+            added = ((0, 0), (0, _round_up(capacity) - self.capacity))
+            self._store.ids_RC = np.pad(self._store.ids_RC, added, constant_values=-1)
         layers: list[torch.Tensor] = []
         old_layers = self._store.kv_RKCd
         self._store.memory = Memory(layers)
@@ -206,8 +228,14 @@ class StaticCache:
             rows_R1 = torch.from_numpy(self._index)[:, None].to(self.device)
             whole_RKCd[rows_R1, :, step.positions_RT] = kv_RKTd.transpose(1, 2).to(whole_RKCd.dtype)
 
-    def finish(self, step: CacheStep, *, advance_B: Sequence[bool] | np.ndarray | None = None) -> None:
-        """Keep what was written in every row, or only where `advance_B` is True."""
+    def finish(
+        self,
+        step: CacheStep,
+        *,
+        advance_B: Sequence[bool] | np.ndarray | None = None,
+        ids_RT: np.ndarray | None = None,
+    ) -> None:
+        """Keep what was written in every row, or only where `advance_B` is True; `ids_RT` is for `ids`."""
         advance = (
             np.ones(self.num_rows, dtype=bool) if advance_B is None else np.asarray(advance_B, dtype=bool)
         )
@@ -216,6 +244,14 @@ class StaticCache:
                 f"advance_B needs one truth value for each of {self.num_rows} rows, got {advance.shape}"
             )
         self._store.lengths[self._index] = step.starts + step.num_tokens * advance
+        self._note(self._index, step.starts[:, None] + np.arange(step.num_tokens), ids_RT)
+
+    def _note(self, rows_N: np.ndarray, places_NT: np.ndarray, ids_NT: np.ndarray | None) -> None:
+        store = self._store
+        if store.ids_RC is None and ids_NT is not None:
+            store.ids_RC = np.full((len(store.lengths), self.capacity), -1)
+        if store.ids_RC is not None:
+            store.ids_RC[rows_N[:, None], places_NT] = -1 if ids_NT is None else ids_NT
 
     def row_kv(self, layer: int, row: int, num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views [1, G, S, d] of the first S keys and values of one row."""

@@ -1,35 +1,33 @@
-"""The transformer's CPU form, whose results for a row do not depend on the rows computed beside it.
+"""The transformer's CPU form: what it gives for a token depends on the token and those before it alone.
 
 A float product rounds differently for one row and for eight. Here every product is one of integers, whose
-sums are exact in any order: weights are int8 with a scale for each output channel, activations are two 8-bit
-halves with a scale for each row (x = s * (128 * high + low), 15 bits), and both halves are rows of one
-`torch._int_mm`, which reads a quarter of the bytes of fp32 weights. Everything else is done row by row:
-attention over exactly the row's own keys, norms as reductions of one row, elementwise operations that round
-alike wherever an element lies.
+sums are exact in any order: weights are int8 with a scale for each output, activations are 15 bits and a sign
+with a scale for each token. Everything else is computed token by token, attention over exactly the keys that
+the token sees. So neither the rows beside a row nor the way in which its tokens are cut into calls changes a
+bit. The layers are machine code (`exact_kernel`); this module lays out the weights and shares out the work.
 
-Shapes: M = B * T rows, K inputs, N outputs, D hidden_size, H query heads, G key-value heads, d head_dim.
+Shapes: B rows of the cache, T new tokens of each, M = B * T, D hidden size, K inputs, N outputs, P positions,
+d head_dim, L layers, F fields of a layer, X whatever is needed most; weights in the order of `ExactLinear`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache as memoise
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from emuworld.model.attention import cached_attention
 from emuworld.model.cache import CacheStep, StaticCache
 from emuworld.model.config import TransformerConfig
+from emuworld.model.threads import in_shares
 from emuworld.model.transformer import Transformer, rotary_angles
 
-_LOW_RANGE = 128  # a power of two, so that multiplying by it never rounds
-_INVERSE_LOW_RANGE = torch.tensor(1 / _LOW_RANGE)
-_ACTIVATION_MAX = torch.tensor(127.0 * _LOW_RANGE)
-_TINY = torch.tensor(1e-30)  # keeps the scale of a row of zeros finite
 _WEIGHT_MAX = 127.0
 _QUANTISED_AT_ONCE = 16 << 20  # elements: 64 MiB of fp32
-_ROWS_AT_ONCE = 64
-_SERIAL_ELEMENTS = 32_768  # PyTorch's grain: elementwise operations on fewer elements run on one thread
+_WORTH_SHARING = 1 << 26  # products in a layer from which on threads gain by sharing its parts
+_WORTH_A_THREAD = 1 << 23  # products of one matrix
+_CACHED_BYTES = 8 << 20  # of a layer's weights, up to which each thread may as well read them all
 
 
 def exact(
@@ -54,14 +52,17 @@ class ExactTransformer:
             weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
             self.config = model.config
             self.embedding_VD = model.model.embed_tokens.weight.detach().to("cpu", copy=True)
-            self.norm = ExactNorm(weights["model.norm.weight"], eps=model.config.rms_norm_eps)
             self.layers: list[ExactLayer] = []
             for index in range(model.config.num_layers):
                 self.layers.append(ExactLayer(weights, f"model.layers.{index}.", model.config))
                 if on_layer:
                     on_layer(index + 1, model.config.num_layers)
+            self.norm = _norm_weight(weights["model.norm.weight"])
             self.head = ExactLinear(weights["lm_head.weight"])
-            self._cos_Pd, self._sin_Pd = _signed_rotary_tables(0, model.config)
+            self._rotary_2Pd = _signed_rotary_tables(0, model.config)
+        self._layers_LF = np.zeros((len(self.layers) + 1, _kernel().FIELDS), np.int64)
+        self._layers_LF[:-1, :-1] = [layer.addresses for layer in self.layers]
+        self._layers_LF[-1, 0] = _address(self.norm)
 
     @property
     def device(self) -> torch.device:
@@ -98,14 +99,12 @@ class ExactTransformer:
         if num_rows != cache.num_rows:
             raise ValueError(f"ids has {num_rows} rows, the cache {cache.num_rows}; expected one for each")
         step = cache.begin(num_tokens, causal=causal)
-        self._reserve_positions(cache.capacity)
-        positions_M = step.positions_RT.flatten()
-        rotary = (self._cos_Pd[positions_M][:, None], self._sin_Pd[positions_M][:, None])
+        if cache.capacity > self._rotary_2Pd.shape[1]:
+            self._rotary_2Pd = _signed_rotary_tables(cache.capacity, self.config)
         x_MD = F.embedding(ids_BT.flatten(), self.embedding_VD).float()  # kept in the checkpoint's type
-        for index, layer in enumerate(self.layers):
-            layer(x_MD, rotary, cache=cache, step=step, index=index)
-        cache.finish(step, advance_B=advance_B)
-        return self.norm(x_MD).view(num_rows, num_tokens, -1)
+        hidden_MD = self._run(x_MD, cache=cache, step=step)
+        cache.finish(step, advance_B=advance_B, ids_RT=ids_BT.numpy() if causal else None)
+        return hidden_MD.view(num_rows, num_tokens, -1)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor, *, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -113,161 +112,172 @@ class ExactTransformer:
         scores_MN = self.head.part(hidden.reshape(-1, hidden.shape[-1]), start=start, stop=stop)
         return scores_MN.view(*hidden.shape[:-1], -1)
 
-    def _reserve_positions(self, num_positions: int) -> None:
-        if num_positions > len(self._cos_Pd):
-            self._cos_Pd, self._sin_Pd = _signed_rotary_tables(num_positions, self.config)
+    def _run(self, x_MD: torch.Tensor, *, cache: StaticCache, step: CacheStep) -> torch.Tensor:
+        """All layers over the embedded tokens; keys and values go into the cache. Hidden states [M, D].
+
+        Each thread takes some rows through all layers. Where a layer is much work, and the rows too few or
+        the weights too many for that, the threads share each of its parts and wait for each other behind it.
+        The results are the same.
+        """
+        kernel, num_threads = _kernel(), torch.get_num_threads()
+        num_rows, num_parts = len(step.starts), len(self.layers) * kernel.NUM_PARTS + 1
+        hidden_MD, arrays = self._arrays(x_MD, _places(cache, step))
+        model = self._addresses_and_sizes(cache)
+
+        def run(start: int, stop: int, parts: tuple[int, int], share: tuple[int, int] = (0, 1)) -> None:
+            kernel.run_parts(tuple(array[start:stop] for array in arrays), *model, parts, share)
+
+        def run_rows(share: int) -> None:
+            run(row_cuts[share], row_cuts[share + 1], (0, num_parts))
+
+        def run_part(share: int, part: int) -> None:
+            if part % kernel.NUM_PARTS in kernel.PRODUCTS:
+                run(0, len(x_MD), (part, part + 1), (share, num_threads))
+            else:
+                run(cuts[share], cuts[share + 1], (part, part + 1))
+
+        row_cuts = _cuts(num_rows, min(num_rows, num_threads), unit=step.num_tokens)
+        cuts, num_weights = _cuts(len(x_MD), num_threads), self.layers[0].num_weights
+        rows_apart = num_rows >= num_threads and num_weights <= _CACHED_BYTES
+        if rows_apart or len(x_MD) * num_weights < _WORTH_SHARING:
+            in_shares(len(row_cuts) - 1, run_rows)
+        else:
+            for part in range(num_parts):
+                in_shares(num_threads, run_part, part)
+        return hidden_MD
+
+    def _arrays(self, x_MD: torch.Tensor, places_M3: np.ndarray) -> tuple[torch.Tensor, list[np.ndarray]]:
+        """Where the hidden states will be, and what the kernel works on, a row for each token."""
+        layer, num_tokens = self.layers[0], len(x_MD)
+        num_inputs = max(linear.num_inputs for linear in (layer.qkv, layer.out, layer.down))
+        y_MX = torch.zeros(num_tokens, layer.down.num_outputs)
+        wide_MX = torch.empty(num_tokens, max(layer.qkv.num_outputs, layer.gate_up.num_outputs))
+        integers_MX = torch.zeros(num_tokens, num_inputs, dtype=torch.int16)
+        arrays = (x_MD, y_MX, wide_MX, integers_MX, torch.empty(num_tokens))
+        return y_MX[:, : self.config.hidden_size], [*(array.numpy() for array in arrays), places_M3]
+
+    def _addresses_and_sizes(self, cache: StaticCache) -> tuple[object, ...]:
+        """What `exact_kernel.run_parts` has to know beside the tokens."""
+        assert cache.dtype == torch.float32 and cache.device.type == "cpu"
+        config, num_rows = self.config, len(cache.memory.kv_RKCd[0])
+        layers_LF = self._layers_LF.copy()
+        layers_LF[:-1, -1] = cache.memory.addresses_L
+        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
+        sizes = (config.hidden_size, *heads, config.intermediate_size, num_rows, cache.capacity)
+        eps = (config.hidden_size * config.rms_norm_eps, config.head_dim * config.rms_norm_eps)
+        return self._rotary_2Pd.numpy(), layers_LF, sizes, eps
 
 
 class ExactLayer:
-    """One layer with fused query-key-value and gate-up products; adds to the residual stream in place."""
+    """The weights of one layer, those of query, key and value side by side, and those of gate and up."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor], prefix: str, config: TransformerConfig) -> None:
         def named(*names: str) -> list[torch.Tensor]:
             return [weights[f"{prefix}{name}.weight"] for name in names]
 
-        self.config = config
-        self.attention_norm = ExactNorm(*named("input_layernorm"), eps=config.rms_norm_eps)
-        self.mlp_norm = ExactNorm(*named("post_attention_layernorm"), eps=config.rms_norm_eps)
-        self.qkv = ExactLinear(*named("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
-        self.out = ExactLinear(*named("self_attn.o_proj"))
-        self.gate_up = ExactLinear(*named("mlp.gate_proj", "mlp.up_proj"))
-        self.down = ExactLinear(*named("mlp.down_proj"))
         query_norm_d, key_norm_d = named("self_attn.q_norm", "self_attn.k_norm")
         heads = [query_norm_d] * config.num_heads + [key_norm_d] * config.num_kv_heads
-        self.query_key_norm = ExactNorm(torch.stack(heads), eps=config.rms_norm_eps)
+        self.attention_norm = _norm_weight(*named("input_layernorm"))
+        self.qkv = ExactLinear(*named("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
+        self.head_norm = _norm_weight(torch.stack(heads))
+        self.out = ExactLinear(*named("self_attn.o_proj"))
+        self.mlp_norm = _norm_weight(*named("post_attention_layernorm"))
+        self.gate_up = ExactLinear(*named("mlp.gate_proj", "mlp.up_proj"))
+        self.down = ExactLinear(*named("mlp.down_proj"))
 
-    def __call__(
-        self,
-        x_MD: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        *,
-        cache: StaticCache,
-        step: CacheStep,
-        index: int,
-    ) -> None:
-        qkv_MX = self.qkv(self.attention_norm(x_MD))
-        x_MD.add_(self.out(self._attend(qkv_MX, rotary, cache=cache, step=step, index=index)))
-        x_MD.add_(self.down(_swiglu(self.gate_up(self.mlp_norm(x_MD)))))
+    @property
+    def addresses(self) -> list[int]:
+        """The first of `exact_kernel.FIELDS`."""
+        attention = (self.attention_norm, *self.qkv.tensors, self.head_norm, *self.out.tensors)
+        mlp = (self.mlp_norm, *self.gate_up.tensors, *self.down.tensors)
+        return [_address(tensor) for tensor in (*attention, *mlp)]
 
-    def _attend(
-        self,
-        qkv_MX: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        *,
-        cache: StaticCache,
-        step: CacheStep,
-        index: int,
-    ) -> torch.Tensor:
-        """[M, (H + 2 G) d] -> [M, H d]."""
-        num_heads, num_groups = self.config.num_heads, self.config.num_kv_heads
-        head_dim = self.config.head_dim
-        heads_MHd = qkv_MX.view(-1, num_heads + 2 * num_groups, head_dim)
-        cos_M1d, sin_M1d = rotary
-        turned = heads_MHd[:, : num_heads + num_groups]  # queries and keys
-        normed_Mhd = self.query_key_norm(turned)
-        swapped_Mhd = normed_Mhd.roll(head_dim // 2, -1)
-        torch.add(normed_Mhd.mul_(cos_M1d), swapped_Mhd.mul_(sin_M1d), out=turned)
-        rows_RTHd = heads_MHd.view(cache.num_rows, step.num_tokens, -1, head_dim)
-        rows_RHTd = rows_RTHd.transpose(1, 2)
-        cache.write(index, rows_RHTd[:, num_heads:], step=step)
-        attended_RHTd = cached_attention(rows_RHTd[:, :num_heads], cache, layer=index, step=step)
-        return attended_RHTd.transpose(1, 2).reshape(len(qkv_MX), -1)
-
-
-class ExactNorm:
-    """RMS norm over the last dimension in fewer operations than `F.rms_norm` has inside."""
-
-    def __init__(self, weight: torch.Tensor, *, eps: float) -> None:
-        size = weight.shape[-1]
-        self.weight = weight.float() * size**0.5  # x / sqrt(sum / D + eps) = sqrt(D) x / sqrt(sum + D eps)
-        self.eps = torch.tensor(size * eps)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return norm.square_().add_(self.eps).rsqrt_().mul(x).mul_(self.weight)
+    @property
+    def num_weights(self) -> int:
+        return sum(linear.tensors[0].numel() for linear in (self.qkv, self.out, self.gate_up, self.down))
 
 
 class ExactLinear:
-    """x @ W.T for int8 weights with one scale for each output; several weights are laid side by side."""
+    """x @ W.T for int8 weights with one scale for each output; several weights are laid side by side.
+
+    Weights lie in the order in which the kernel reads them: blocks of outputs (as many as a vector has
+    lanes), in a block steps of inputs (twice as many), in a step the outputs, of an output its inputs. The
+    last block and the last step are filled up with zeros.
+    """
 
     def __init__(self, *weights_NK: torch.Tensor) -> None:
-        num_inputs, num_outputs = weights_NK[0].shape[1], sum(map(len, weights_NK))
-        self.weight_KN = torch.empty(num_inputs, num_outputs, dtype=torch.int8)
-        self.scale_N = torch.empty(num_outputs)
+        self._lanes: int = _kernel().LANES
+        num_inputs, width = weights_NK[0].shape[1], 2 * self._lanes
+        self._num_rows = sum(map(len, weights_NK))
+        self.num_outputs = _round_up(self._num_rows, self._lanes)
+        self.num_inputs = _round_up(num_inputs, width)
+        self.scale_N = torch.zeros(self.num_outputs)
+        weight_NK = torch.zeros(self.num_outputs, self.num_inputs, dtype=torch.int8)
         start = 0
         for rows_NK in (rows for weight in weights_NK for rows in weight.split(_rows_at_once(num_inputs))):
             stop = start + len(rows_NK)
-            quantised_NK, self.scale_N[start:stop] = _quantise_weight(rows_NK.float())
-            self.weight_KN[:, start:stop] = quantised_NK.t()
+            weight_NK[start:stop, :num_inputs], self.scale_N[start:stop] = _quantise_weight(rows_NK.float())
             start = stop
+        blocks = weight_NK.view(-1, self._lanes, self.num_inputs // width, width)
+        self.weights = blocks.transpose(1, 2).contiguous()
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.weights, self.scale_N
 
     def __call__(self, x_MK: torch.Tensor) -> torch.Tensor:
         """[M, K] fp32 -> [M, N] fp32."""
-        return _product(x_MK, self.weight_KN, self.scale_N)
+        return self.part(x_MK, start=0, stop=None)
 
     def part(self, x_MK: torch.Tensor, *, start: int, stop: int | None) -> torch.Tensor:
         """The outputs start to stop only."""
-        return _product(x_MK, self.weight_KN[:, start:stop], self.scale_N[start:stop])
-
-
-def _product(x_MK: torch.Tensor, weight_KN: torch.Tensor, scale_N: torch.Tensor) -> torch.Tensor:
-    """Many rows go a few at a time: every row is computed by itself, and what lies between the integers and
-    the result is as large as the result, fresh memory that costs more than the product."""
-    if len(x_MK) <= _ROWS_AT_ONCE:
-        halves, inverse_M1 = _halves(x_MK)
-        return _scaled(integer_product(halves, weight_KN), scale_N, inverse_M1)
-    out_MN = torch.empty(len(x_MK), weight_KN.shape[1])
-    for rows_MK, out in zip(x_MK.split(_ROWS_AT_ONCE), out_MN.split(_ROWS_AT_ONCE), strict=True):
-        out.copy_(_product(rows_MK, weight_KN, scale_N))
-    return out_MN
-
-
-def _halves(x_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 [2 M, K], the high halves above the low ones, and the inverse scale [M, 1] of every row.
-
-    Constants are tensors here: a Python number costs another microsecond an operation, four times a layer.
-    """
-    inverse_M1 = _ACTIVATION_MAX / x_MK.abs().amax(-1, keepdim=True).add_(_TINY)
-    scaled_MK = x_MK * inverse_M1
-    high_MK = (scaled_MK * _INVERSE_LOW_RANGE).round_()
-    low_MK = scaled_MK.sub_(high_MK, alpha=_LOW_RANGE).round_()
-    return torch.cat((high_MK, low_MK)).to(torch.int8), inverse_M1
-
-
-def _scaled(sums: torch.Tensor, scale_N: torch.Tensor, inverse_M1: torch.Tensor) -> torch.Tensor:
-    """[2 M, N] integer sums of both halves -> [M, N] fp32."""
-    high_MN, low_MN = sums.float().chunk(2)
-    return low_MN.add_(high_MN, alpha=_LOW_RANGE).mul_(scale_N).div_(inverse_M1)
-
-
-def integer_product(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
-    """int8 @ int8 -> exact sums, int32 or float64."""
-    if _int_mm_is_exact():
-        return torch._int_mm(a_MK, b_KN)
-    return a_MK.double() @ b_KN.double()  # exact as well, as every sum is below 2 ** 53
+        start, stop, _ = slice(start, stop).indices(self._num_rows)
+        first, last = start // self._lanes, -(-stop // self._lanes)
+        out_MN = torch.empty(len(x_MK), (last - first) * self._lanes)
+        weights, scale_N = self.weights[first:last].numpy(), self.scale_N[first * self._lanes :].numpy()
+        arrays = (x_MK.contiguous().numpy(), weights, scale_N, out_MN.numpy())
+        is_worth_it = len(x_MK) * weights.size >= _WORTH_A_THREAD
+        cuts = _cuts(last - first, torch.get_num_threads() if is_worth_it else 1)
+        multiply = _kernel().multiply
+        in_shares(len(cuts) - 1, lambda share: multiply(*arrays, (cuts[share], cuts[share + 1])))
+        return out_MN[:, start - first * self._lanes : stop - first * self._lanes].contiguous()
 
 
 @memoise
-def _int_mm_is_exact() -> bool:
-    """Whether `torch._int_mm` sums in 32 bits here: kernels for x86 without VNNI may saturate at 16."""
-    a_MK = torch.full((2, 512), 127, dtype=torch.int8)
-    a_MK[1] = -128
-    b_KN = torch.full((512, 32), 127, dtype=torch.int8)
-    b_KN[:, ::2] = -127
-    return torch.equal(torch._int_mm(a_MK, b_KN).double(), a_MK.double() @ b_KN.double())
+def _kernel() -> ModuleType:
+    """Imported when it is first needed: it takes a second, and some more where nothing is compiled yet."""
+    from emuworld.model import exact_kernel
+
+    return exact_kernel
 
 
-def _swiglu(gate_up_MX: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up.
+def _places(cache: StaticCache, step: CacheStep) -> np.ndarray:
+    """Of each new token its row of the memory, its position and how many keys it sees, int64 [M, 3]."""
+    places_BT3 = np.empty((len(step.starts), step.num_tokens, 3), np.int64)
+    places_BT3[..., 0] = cache.indices[:, None]
+    places_BT3[..., 1] = step.starts[:, None] + np.arange(step.num_tokens)
+    places_BT3[..., 2] = places_BT3[..., 1] + 1 if step.causal else step.starts[:, None] + step.num_tokens
+    return places_BT3.reshape(-1, 3)
 
-    `silu` rounds differently in a vector lane and in the remainder of a loop. Over a strided view every row
-    is a loop of its own, as long as one thread does it: so in blocks of rows below PyTorch's grain.
-    """
-    gate_MI, up_MI = gate_up_MX.chunk(2, dim=-1)
-    block = max(1, (_SERIAL_ELEMENTS - 1) // gate_MI.shape[1])
-    if len(gate_MI) <= block:
-        return F.silu(gate_MI).mul_(up_MI)
-    return torch.cat([F.silu(rows) for rows in gate_MI.split(block)]).mul_(up_MI)
+
+def _address(tensor: torch.Tensor) -> int:
+    assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    assert tensor.dtype in (torch.float32, torch.int8)
+    return tensor.data_ptr()
+
+
+def _cuts(count: int, num_shares: int, *, unit: int = 1) -> list[int]:
+    """Where to cut `count` things of `unit` into shares, both ends included."""
+    return [unit * (count * share // num_shares) for share in range(num_shares + 1)]
+
+
+def _round_up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
+
+
+def _norm_weight(weight: torch.Tensor) -> torch.Tensor:
+    """With the mean in it: x / sqrt(sum / D + eps) = sqrt(D) x / sqrt(sum + D eps)."""
+    return (weight.float() * weight.shape[-1] ** 0.5).contiguous()
 
 
 def _rows_at_once(num_inputs: int) -> int:
@@ -280,12 +290,12 @@ def _quantise_weight(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return (weight_NK / scale_N1).round_().to(torch.int8), scale_N1[:, 0]
 
 
-def _signed_rotary_tables(num_positions: int, config: TransformerConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos [P, d] and sin [P, d], the first half of sin negated: x cos + swap_halves(x) sin is the rotation.
+def _signed_rotary_tables(num_positions: int, config: TransformerConfig) -> torch.Tensor:
+    """cos and sin, [2, P, d], the first half of sin negated: x cos + swap_halves(x) sin is the rotation.
 
-    Rounded from fp64, so that an entry does not depend on the size of the table (see `_swiglu`).
+    Rounded from fp64, so that an entry does not depend on the size of the table.
     """
     angles_Pd = rotary_angles(torch.arange(num_positions), config).double()
     cos_Pd, sin_Pd = angles_Pd.cos().float(), angles_Pd.sin().float()
     sin_Pd[:, : config.head_dim // 2].neg_()
-    return cos_Pd, sin_Pd
+    return torch.stack((cos_Pd, sin_Pd))

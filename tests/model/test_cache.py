@@ -96,3 +96,22 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
     with pytest.raises(ValueError, match="at least one row"):
         StaticCache(CONFIG, num_rows=0, capacity=4)
     assert cache.lengths.tolist() == [64, 3]
+
+
+def test_ids_are_known_where_they_were_told() -> None:
+    config = sized("tiny", vocab_size=50)
+    cache = StaticCache(config, num_rows=3, capacity=64)
+    assert cache.ids(0, 0) == []
+    cache.finish(cache.begin(2))
+    cache.rows([2, 0]).finish(cache.rows([2, 0]).begin(3), ids_RT=np.array([[1, 2, 3], [4, 5, 6]]))
+    assert [cache.ids(row, 0) for row in range(3)] == [[-1, -1, 4, 5, 6], [-1, -1], [-1, -1, 1, 2, 3]]
+    cache.finish(cache.begin(1), advance_B=[True, False, True], ids_RT=np.array([[7], [8], [9]]))
+    cache.truncate(2, 4)
+    cache.reserve(100)
+    assert cache.ids(0, 1) == [-1, 4, 5, 6, 7] and cache.ids(1, 0) == [-1, -1] and cache.ids(2, 3) == [2]
+    other = StaticCache(config, num_rows=1, capacity=64)
+    other.copy_row(0, 0, origin=cache)
+    cache.copy_row(2, 1)
+    assert other.ids(0, 3) == [5, 6, 7] and cache.ids(1, 0) == [-1, -1, 1, 2]
+    cache.rows([1]).finish(cache.rows([1]).begin(1))
+    assert cache.ids(1, 3) == [2, -1]

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from emuworld.model import exact as exact_module
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig, sized
 from emuworld.model.exact import ExactLinear, ExactTransformer, exact
@@ -139,14 +138,6 @@ def test_integer_weights_are_exact() -> None:
     torch.testing.assert_close(linear(x_MK), wanted, rtol=1e-6, atol=1.0)
     torch.testing.assert_close(linear.part(x_MK, start=5, stop=12), wanted[:, 5:12], rtol=1e-6, atol=1.0)
     assert not linear(torch.zeros(2, 64)).any()
-
-
-def test_without_a_32_bit_kernel_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = exact(built(ODD))
-    ids_BT = torch.randint(0, 101, (2, 20), generator=torch.Generator().manual_seed(7))
-    usual = model(ids_BT)
-    monkeypatch.setattr(exact_module, "_int_mm_is_exact", lambda: False)
-    assert torch.equal(model(ids_BT), usual)
 
 
 def test_exact_of_an_exact_form_is_itself() -> None:

@@ -1,0 +1,203 @@
+"""The compiled layers: right to the last integer, close to fp64, and the same however the work is cut."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from numba import types
+from numba.core import caching
+
+from emuworld.model import exact as exact_module
+from emuworld.model import exact_kernel, threads
+from emuworld.model.cache import StaticCache
+from emuworld.model.config import TransformerConfig, sized
+from emuworld.model.exact import ExactLinear, ExactTransformer, exact
+from emuworld.model.transformer import Transformer
+
+SMALL = sized("small", vocab_size=400, num_layers=2)
+ODD = sized("tiny", vocab_size=101, hidden_size=72, intermediate_size=150, num_heads=6, head_dim=18)
+"""Sizes that no vector width divides, of heads too."""
+BOTH = pytest.mark.parametrize("config", [SMALL, ODD], ids=["small", "odd"])
+
+
+def built(config: TransformerConfig) -> ExactTransformer:
+    model = Transformer(config).eval()
+    model.init_weights(torch.Generator().manual_seed(0))
+    return exact(model)
+
+
+def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(0, 101, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=[1, 2, 3])
+def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("num_inputs", [1, 31, 64, 150, 1024, 1152, 2500])
+@pytest.mark.parametrize("num_outputs", [1, 16, 37])
+def test_sums_are_exact(num_inputs: int, num_outputs: int, num_threads: int) -> None:
+    """The largest numbers that there are, of one sign and of both, and any: fp32 of the true sum."""
+    rng = np.random.default_rng(0)
+    weight_NK = rng.choice([-127, 127], (num_outputs, num_inputs))
+    weight_NK[::3] = 127
+    weight_NK[1::3, 1:] = rng.integers(-127, 128, weight_NK[1::3, 1:].shape)
+    x_MK = rng.choice([-16256, 16256], (3, num_inputs))
+    x_MK[0] = 16256
+    x_MK[1, 1:] = rng.integers(-16256, 16257, num_inputs - 1)
+    linear = ExactLinear(torch.from_numpy(weight_NK).float())
+    got_MN = linear(torch.from_numpy(x_MK).float())
+    assert np.array_equal(got_MN.numpy(), (x_MK @ weight_NK.T).astype(np.float32))
+    part_MN = linear.part(torch.from_numpy(x_MK).float(), start=num_outputs // 3, stop=num_outputs - 1)
+    assert torch.equal(part_MN, got_MN[:, num_outputs // 3 : num_outputs - 1])
+
+
+def test_exponential_function() -> None:
+    x_N = np.linspace(-87, 88, 30_001, dtype=np.float32)
+    wanted_N = np.exp(x_N.astype(np.float64))
+    error_N = np.abs(np.array([exact_kernel.exp(x) for x in x_N]) - wanted_N)
+    assert (error_N / np.spacing(wanted_N.astype(np.float32))).max() < 1.5
+    assert exact_kernel.exp(np.float32(0)) == 1
+    assert exact_kernel.exp(np.float32(-1e30)) < 1e-37 and exact_kernel.exp(np.float32(1e30)) > 1e38
+
+
+@BOTH
+def test_close_to_double_precision(config: TransformerConfig) -> None:
+    """The same 8-bit weights, everything else in fp64: what is left is the rounding of activations."""
+    model = Transformer(config).eval()
+    model.init_weights(torch.Generator().manual_seed(0))
+    ids_BT = tokens(2, 40)
+    got = exact(model)(ids_BT)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and module is not model.lm_head:
+                scale_N1 = module.weight.abs().amax(1, keepdim=True) / 127
+                module.weight.copy_((module.weight / scale_N1).round() * scale_N1)
+        wanted = model.double()(ids_BT)
+    assert (got - wanted).norm() / wanted.norm() < 3e-4
+
+
+@BOTH
+@pytest.mark.parametrize("pieces", [[1] * 50, [16, 1, 2, 31], [49, 1]])
+def test_how_tokens_are_cut_into_calls_changes_nothing(
+    config: TransformerConfig, pieces: list[int], num_threads: int
+) -> None:
+    model, ids_BT = built(config), tokens(3, 50)
+    whole, cut = (StaticCache(config, num_rows=3, capacity=capacity) for capacity in (50, 300))
+    wanted = model(ids_BT, cache=whole)
+    got = torch.cat([model(piece, cache=cut) for piece in ids_BT.split(pieces, dim=1)], dim=1)
+    assert torch.equal(got, wanted)
+    for a, b in zip(whole.memory.kv_RKCd, cut.memory.kv_RKCd, strict=True):
+        assert torch.equal(a[:, :, :50], b[:, :, :50])
+
+
+@BOTH
+def test_how_work_is_shared_changes_nothing(
+    config: TransformerConfig, num_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows for each thread, or a part of every product."""
+    model, results = built(config), []
+    for worth, cached in ((1 << 60, 1 << 60), (0, 0)):
+        monkeypatch.setattr(exact_module, "_WORTH_SHARING", worth)
+        monkeypatch.setattr(exact_module, "_CACHED_BYTES", cached)
+        cache = StaticCache(config, num_rows=4, capacity=40)
+        states = [model(tokens(4, 30), cache=cache), model(tokens(4, 1), cache=cache)]
+        results.append([*states, model(tokens(2, 3), cache=cache.rows([3, 1]), causal=False)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_rows_anywhere_in_a_cache_that_grows() -> None:
+    model, ids_BT = built(ODD), tokens(1, 70)
+    wanted = model(ids_BT)[0]
+    cache = StaticCache(ODD, num_rows=7, capacity=10)
+    model(tokens(7, 10, seed=2), cache=cache)
+    cache.truncate(5, 0)
+    got = [model(ids_BT[:, :9], cache=cache.rows([5]))[0]]
+    cache.reserve(200)
+    for at in range(9, 70):
+        rows = [5, 2, 6] if at % 2 else [0, 5]
+        company = ids_BT[:, at : at + 1].repeat(len(rows), 1)
+        hidden = model(company, cache=cache.rows(rows), advance_B=[row == 5 for row in rows])
+        got.append(hidden[rows.index(5)])
+    assert torch.equal(torch.cat(got), wanted)
+    assert cache.lengths.tolist() == [10, 10, 10, 10, 10, 70, 10]
+
+
+CHILD = """
+import torch
+from tests.model.test_exact_kernel import SMALL, built, tokens
+print(built(SMALL)(tokens(2, 9)).numpy().tobytes().hex())
+"""
+
+
+def test_another_process_gives_equal_bits() -> None:
+    wanted = built(SMALL)(tokens(2, 9)).numpy().tobytes().hex()
+    child = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=300)
+    assert child.stdout.strip() == wanted, child.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = built(ODD)
+        wanted = model(tokens(2, 1)).numpy().tobytes()  # the parent's threads have started
+        reader, writer = os.pipe()
+        if (child := os.fork()) == 0:
+            os.write(writer, model(tokens(2, 1)).numpy().tobytes())
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(reader, 1 << 16) == wanted
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_models_in_several_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        models = [built(ODD), built(SMALL)]
+        ids = [tokens(2, 20, seed=seed) for seed in range(8)]
+        wanted = [models[i % 2](one) for i, one in enumerate(ids)]
+        with ThreadPoolExecutor(4) as pool:
+            got = list(pool.map(lambda i: models[i % 2](ids[i]), range(8)))
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_an_error_in_a_thread_reaches_the_caller(broken: int) -> None:
+    done = []
+
+    def work(share: int, number: int) -> None:
+        if share == broken:
+            raise KeyError(number)
+        done.append(share)
+
+    with pytest.raises(KeyError, match="7"):
+        threads.in_shares(3, work, 7)
+    assert sorted(done) == [share for share in range(3) if share != broken]
+
+
+def test_without_a_folder_for_compiled_code_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(locator: object) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", refuse)
+
+    @exact_kernel.compiled(types.int64(types.int64))
+    def next_number(number: int) -> int:
+        return number + 1
+
+    assert next_number(1) == 2
