@@ -63,7 +63,7 @@ def test_the_form_for_the_cpu_loses_nothing(folder: Path) -> None:
     """Its own 8 bits are those that are stored."""
     form = exact(checkpoint.load(folder))
     down = form.layers[1].down
-    values_NK = torch.stack([down(row[None])[0] for row in torch.eye(down.weight_KN.shape[0])], dim=1)
+    values_NK = torch.stack([down(row[None])[0] for row in torch.eye(down.num_inputs)], dim=1)
     stored = load_file(folder / checkpoint.WEIGHTS_FILE)
     torch.testing.assert_close(
         values_NK, int8.floats(stored[MATRIX], stored[MATRIX + int8.SCALE]), rtol=1e-5, atol=0
