@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emuworld.cache_pool import Ids
 from emuworld.decoding.request import END_TOKENS
@@ -74,6 +75,13 @@ class Context:
         references = [block_codes(block, vocabulary) for block in blocks]
         prompt = unconditional_ids(references, tokenizer=self.tokenizer)
         return [tuple(prompt), *image_blocks(state.answer_ids, vocabulary)]
+
+    def last_picture(self, state: WorldState) -> NDArray[np.int64] | None:
+        """Codes [h, w] of the last picture in the prompt and the answer; None: there is none."""
+        for ids in (state.answer_ids, state.prompt_ids):
+            if blocks := image_blocks(ids, self.manifest.vocabulary):
+                return block_codes(blocks[-1], self.manifest.vocabulary)
+        return None
 
     def text_tokens(self, text: str | None) -> int:
         """Tokens of a text; of one that the model is still to write (None), at least one."""

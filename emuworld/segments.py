@@ -217,6 +217,7 @@ class SegmentWriter:
             uniforms=TokenUniforms(seed=state.seed, step=state.step),
             sampling=plan.sampling,
             num_rows=plan.num_rows,
+            before=self._context.last_picture(state) if plan.sampling.stay else None,
             forced=plan.forced,
             max_text_tokens=self._context.manifest.max_text_tokens,
             max_tokens=plan.max_tokens,

@@ -1,7 +1,7 @@
 """How a checkpoint should draw unless told otherwise: a suite on the validation split with several settings.
 
     python scripts/choose_sampling.py model=FOLDER suite=t2i temperature=1.0,0.7 guidance=5,3 num=128
-    python scripts/choose_sampling.py model=FOLDER suite=x2i temperature=0.5,0.3 image_guidance=1,2
+    python scripts/choose_sampling.py model=FOLDER suite=x2i temperature=0.5,0.3 image_guidance=1,2 stay=0,2
     python scripts/choose_sampling.py model=FOLDER suite=explore guidance=1,2,3    # greedy, as its suite is
 
 All combinations are run on the same cases; OUT/SUITE.jsonl has a line for each, and no combination begins
@@ -29,7 +29,7 @@ SUITES: dict[str, RoomSuite] = {
     ),
 }
 COUNTS = {"t2i": "num_prompts", "x2i": "num_edits", "explore": "num_starts"}
-AXES = ("temperature", "top_p", "guidance", "image_guidance")
+AXES = ("temperature", "top_p", "guidance", "image_guidance", "stay")
 
 
 def main(words: list[str]) -> int:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from emuworld.decoding.request import Progress
-from emuworld.decoding.sampling import Truncation, guide, race
+from emuworld.decoding.sampling import Truncation, favour, guide, race
 from emuworld.tokens.vocabulary import Vocabulary
 
 # SplitMix64 (Steele et al. 2014): its increment and the multipliers of its output function.
@@ -100,7 +100,8 @@ class Drafter:
             num_tokens = min(num_tokens, _num_places(world))
         num_tokens = max(num_tokens, len(world.pending))  # a token and the EOL behind it are read together
         scales = (sampling.guidance, sampling.image_guidance)[: request.num_rows - 1]
-        return _Kind(num_tokens, sampling.image, scales)
+        stay = sampling.stay if request.before is not None else 0.0
+        return _Kind(num_tokens, sampling.image, scales, stay)
 
     def _pass(self, kind: _Kind, worlds: Mapping[int, Progress], members: Sequence[int]) -> None:
         num_tokens = kind.num_tokens
@@ -110,6 +111,9 @@ class Drafter:
         ids_RT = torch.tensor(fed_WT, device=self._device).repeat(1 + len(kind.scales), 1)
         noise_NV = torch.cat([picture.noise(num_tokens) for picture in pictures])  # queued before the pass
         scores_NV = self._scores(self._rows.read(rows, ids_RT), kind)
+        if kind.stay:
+            stays = [code for picture in pictures for code in picture.stays(num_tokens)]
+            scores_NV = favour(scores_NV, torch.tensor(stays, device=self._device), amount=kind.stay)
         drawn_N = race(scores_NV, noise_NV, truncation=kind.truncation) + self._vocabulary.visual_start
         drawn_WT = drawn_N.view(len(members), num_tokens).tolist()
         for i, picture, fed_T, drawn_T in zip(members, pictures, fed_WT, drawn_WT, strict=True):
@@ -133,11 +137,12 @@ class Drafter:
 
 class _Kind(NamedTuple):
     """What worlds must have in common to go through the model together: tokens of the pass, how they are
-    drawn, guidance and image guidance where there are rows for them."""
+    drawn, guidance and image guidance where there are rows for them, and what codes that stay get."""
 
     num_tokens: int
     truncation: Truncation
     scales: tuple[float, ...]
+    stay: float
 
 
 def _first_place(world: Progress) -> int:
@@ -186,6 +191,11 @@ class _Picture:
         self._numbers |= zip(missing, rows, strict=True)
         self._numbers = {place: self._numbers[place] for place in places}
         return torch.stack(list(self._numbers.values()))
+
+    def stays(self, num_tokens: int) -> list[int]:
+        """What `Sampling.stay` favours at the places behind what the next pass reads, codes or -1."""
+        first = _first_place(self._world)
+        return self._world.stays(range(first, first + num_tokens))
 
     def take(self, fed_T: Sequence[int], drawn_T: Sequence[int]) -> int:
         """Write what came true; how many of the tokens read stay in the cache."""

@@ -8,7 +8,7 @@ stays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -58,6 +58,7 @@ class Request:
         uniforms: its random numbers.
         sampling: its settings.
         num_rows: cache rows, 1 to 3: conditional, unguided, blind; see `Sampling.num_rows`.
+        before: codes [h, w] of the picture before, for `Sampling.stay`; None: there is none.
         forced: ids to write first, as the grammar allows them.
         max_text_tokens: words and control tokens (forced ones apart) after which the answer is closed.
         max_tokens: tokens that may be written in all, the two closing ones included.
@@ -69,6 +70,7 @@ class Request:
     uniforms: TokenUniforms
     sampling: Sampling = field(default_factory=Sampling)
     num_rows: int = 1
+    before: NDArray[np.int64] | None = None
     forced: Sequence[int] = ()
     max_text_tokens: int = 512
     max_tokens: int = _NO_LIMIT
@@ -138,6 +140,18 @@ class Progress:
             return uniforms.image_run(state.num_images, state.position, count)
         assert count == 1, "only visual tokens are drawn ahead"
         return [uniforms.text(len(self.ids))]
+
+    def stays(self, places: Iterable[int]) -> list[int]:
+        """The codes that the picture before has at these places of this one, counted from IMG and with those
+        of EOL; -1 where there is none."""
+        state, before = self.state, self.request.before
+        if before is None or before.shape != (state.height, state.width):
+            return [-1 for _ in places]
+        found = (divmod(place, state.width + 1) for place in places)
+        return [
+            int(before[row, column]) if column < state.width and row < state.height else -1
+            for row, column in found
+        ]
 
     def write(self, tokens: Sequence[int]) -> None:
         """Take drawn tokens and what the last one forces; all but the last are in the cache already."""
