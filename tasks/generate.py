@@ -53,6 +53,7 @@ class Generate:
     temperature: float | None = None  # 0 = always the likeliest token; null = the model's own
     guidance: float | None = None  # how strongly the words pull; null = the model's own
     image_guidance: float | None = None  # how strongly reference pictures pull; null = the model's own
+    stay: float | None = None  # more of it: an edit changes less of its picture; null = the model's own
     passes: int | None = None  # that draw a picture at once; 0 = token by token; null = the model's own
     draft_window: int | None = None  # places that go through the model together; null = the model's own
     batch: int = 8  # answers imagined together
@@ -159,6 +160,8 @@ def _sampling(model: WorldModel, mode: str, config: Generate) -> Sampling:
         sampling = replace(sampling, guidance=config.guidance)
     if config.image_guidance is not None:
         sampling = replace(sampling, image_guidance=config.image_guidance)
+    if config.stay is not None:
+        sampling = replace(sampling, stay=config.stay)
     if config.passes is not None:
         sampling = replace(sampling, passes=config.passes)
     if config.draft_window is not None:
