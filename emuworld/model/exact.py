@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from emuworld.model import int8
 from emuworld.model.cache import CacheStep, StaticCache
 from emuworld.model.config import TransformerConfig
 from emuworld.model.threads import in_shares
 from emuworld.model.transformer import Transformer, rotary_angles
 
-_WEIGHT_MAX = 127.0
 _QUANTISED_AT_ONCE = 16 << 20  # elements: 64 MiB of fp32
 _WORTH_SHARING = 1 << 26  # products in a layer from which on threads gain by sharing its parts
 _WORTH_A_THREAD = 1 << 23  # products of one matrix
@@ -216,7 +216,8 @@ class ExactLinear:
         start = 0
         for rows_NK in (rows for weight in weights_NK for rows in weight.split(_rows_at_once(num_inputs))):
             stop = start + len(rows_NK)
-            weight_NK[start:stop, :num_inputs], self.scale_N[start:stop] = _quantise_weight(rows_NK.float())
+            weight_NK[start:stop, :num_inputs], scale_N1 = int8.quantised(rows_NK)
+            self.scale_N[start:stop] = scale_N1[:, 0]
             start = stop
         blocks = weight_NK.view(-1, self._lanes, self.num_inputs // width, width)
         self.weights = blocks.transpose(1, 2).contiguous()
@@ -282,12 +283,6 @@ def _norm_weight(weight: torch.Tensor) -> torch.Tensor:
 
 def _rows_at_once(num_inputs: int) -> int:
     return max(1, _QUANTISED_AT_ONCE // num_inputs)
-
-
-def _quantise_weight(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 [N, K], scale [N]: symmetric, nearest."""
-    scale_N1 = weight_NK.abs().amax(dim=1, keepdim=True).clamp_min(1e-30) / _WEIGHT_MAX
-    return (weight_NK / scale_N1).round_().to(torch.int8), scale_N1[:, 0]
 
 
 def _signed_rotary_tables(num_positions: int, config: TransformerConfig) -> torch.Tensor:
