@@ -56,7 +56,7 @@ SAMPLING = {  # what the environments draw with unless told otherwise; lower tem
         text=Truncation(temperature=0.7, top_p=0.9), image=Truncation(top_p=0.9), guidance=2.0
     ),
     "t2i": Sampling(image=Truncation(temperature=0.8, top_p=0.9), guidance=4.0),
-    # Cooler, drawn to the picture that is edited, and without the tilt of change_weight=8, more of it is kept.
+    # Cooler, drawn to the edited picture, and without the tilt of change_weight=8, more of it is kept.
     "x2i": Sampling(
         image=Truncation(temperature=0.15, top_p=0.9), guidance=2.0, image_guidance=1.5, stay=2.0
     ),
