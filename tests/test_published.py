@@ -285,7 +285,7 @@ def test_the_small_models_path_waits_for_none_of_this(tiny_folder: str) -> None:
         "import sys, emuworld\n"
         "model = emuworld.load(sys.argv[1], device='cpu')\n"
         "model.imagine(model.begin(mode='t2i', prompt='a ball'), '')\n"
-        "slow = {'transformers', 'sympy', 'torch._dynamo', 'huggingface_hub', 'yaml', 'rich.progress'}\n"
+        "slow = {'transformers', 'sympy', 'torch._dynamo', 'huggingface_hub', 'rich.progress'}\n"
         "print(*slow & set(sys.modules))\n"
     )
     done = subprocess.run(
