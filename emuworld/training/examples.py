@@ -139,9 +139,8 @@ class Mixture:
     # How many times the codes that an edit or a subtask changes count beside those that stay; each picture
     # counts as much as before. Most codes of an edited picture are a copy, and what teaches the edit is few.
     change_weight: float = 1.0
-    begin_weight: float = (
-        1.0  # and of those the first, from which the others follow, so many times more again
-    )
+    # How many times more again where a change begins: the codes around it follow from that.
+    begin_weight: float = 1.0
     answers_only: bool = False  # learn no prompts, in no mode (fine-tuning)
 
     def __post_init__(self) -> None:
