@@ -26,7 +26,7 @@ from emuworld import checkpoint_folder, manifest, parallel
 from emuworld.checkpoint_folder import Parts
 from emuworld.model import checkpoint
 from emuworld.model.adapter import FILE_NAME as ADAPTER_FILE
-from emuworld.model.adapter import adapter_base, copy_adapter
+from emuworld.model.adapter import adapter_base, load_adapter, write_adapter
 from emuworld.model.config import TransformerConfig
 from emuworld.tokens import vision_published
 from emuworld.tokens.text import TextTokenizer
@@ -211,7 +211,7 @@ def export_own(
     if (folder / ADAPTER_FILE).is_file():  # it says which weights it belongs to
         fits = adapter_base(folder) == checkpoint_folder.weights_name(folder)
         base = checkpoint_folder.weights_name(out) if fits else adapter_base(folder)
-        copy_adapter(folder, out, base=base)
+        write_adapter(out, load_adapter(folder, model), base=base)
 
 
 def _new_folder(out: str | os.PathLike[str]) -> Path:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache as memoise
 from types import ModuleType
@@ -201,10 +201,8 @@ def pick(scores_RV: Tensor, uniforms_R: Tensor, *, truncation: Truncation) -> Te
     """
     if truncation.temperature == 0.0:
         return scores_RV.argmax(dim=-1)
-    if _has_kernel([scores_RV], truncation):
-        return draw_kernel.draw([scores_RV], uniforms_R, truncation=truncation)[0]
-    if _is_compiled([scores_RV], truncation):
-        return _draw_compiled([scores_RV], uniforms_R, truncation=truncation)[0]
+    if draw := _drawer([scores_RV], truncation):
+        return draw([scores_RV], uniforms_R, truncation=truncation)[0]
     p_RK, order_RK = _truncated(scores_RV, truncation)
     index_R = _invert(p_RK, uniforms_R)
     return index_R if order_RK is None else order_RK.gather(1, index_R.unsqueeze(1)).squeeze(1)
@@ -221,12 +219,8 @@ def pick_guided(
     """`pick` from what `guide` makes of the rows: one to three logits [R, V] of any floating type, the
     conditional first. One row is not guided. int64 [R].
     """
-    if _has_kernel(rows, truncation):
-        return draw_kernel.draw(
-            rows, uniforms_R, truncation=truncation, guidance=guidance, image_guidance=image_guidance
-        )[0]
-    if _is_compiled(rows, truncation):
-        return _draw_compiled(
+    if draw := _drawer(rows, truncation):
+        return draw(
             rows, uniforms_R, truncation=truncation, guidance=guidance, image_guidance=image_guidance
         )[0]
     scores_RV = _guided(rows, guidance=guidance, image_guidance=image_guidance)
@@ -244,14 +238,8 @@ def pick_and_rate(
     """`pick_guided`, and how likely each drawn index was: the logarithm, fp32 [R], of its probability under
     the guided scores at temperature 1, before anything is cut.
     """
-    if _has_kernel(rows, truncation):
-        return draw_kernel.draw(
-            rows, uniforms_R, truncation=truncation, guidance=guidance, image_guidance=image_guidance
-        )
-    if _is_compiled(rows, truncation):
-        return _draw_compiled(
-            rows, uniforms_R, truncation=truncation, guidance=guidance, image_guidance=image_guidance
-        )
+    if draw := _drawer(rows, truncation):
+        return draw(rows, uniforms_R, truncation=truncation, guidance=guidance, image_guidance=image_guidance)
     scores_RV = _guided(rows, guidance=guidance, image_guidance=image_guidance)
     index_R = pick(scores_RV, uniforms_R, truncation=truncation)
     own_R = scores_RV.gather(1, index_R[:, None])[:, 0]
@@ -261,6 +249,14 @@ def pick_and_rate(
 def _guided(rows: Sequence[Tensor], *, guidance: float, image_guidance: float) -> Tensor:
     logits = [row_RV.float() for row_RV in rows]
     return logits[0] if len(logits) == 1 else guide(*logits, guidance=guidance, image_guidance=image_guidance)
+
+
+def _drawer(rows: Sequence[Tensor], truncation: Truncation) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """What draws such rows in one piece and rates the draw, where there is something: a kernel on CUDA, a
+    compiled function on a CPU."""
+    if _has_kernel(rows, truncation):
+        return draw_kernel.draw
+    return _draw_compiled if _is_compiled(rows, truncation) else None
 
 
 def _has_kernel(rows: Sequence[Tensor], truncation: Truncation) -> bool:

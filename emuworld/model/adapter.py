@@ -100,15 +100,13 @@ def save_adapter(folder: str | os.PathLike[str], adapter: Adapter, *, base: str 
     tensors = {
         name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in adapter.named().items()
     }
+    write_adapter(folder, tensors, base=base)
+
+
+def write_adapter(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, base: str) -> None:
+    """`save_adapter` of tensors as `load_adapter` gives them."""
     with written(Path(folder) / FILE_NAME) as beside:
-        save_file(tensors, beside, metadata={_BASE: base} if base else None)
-
-
-def copy_adapter(source: Path, target: Path, *, base: str) -> None:
-    """The adapter of one folder for another one whose weights are named `base`."""
-    tensors = load_file(source / FILE_NAME)
-    with written(target / FILE_NAME) as beside:
-        save_file(tensors, beside, metadata={_BASE: base} if base else None)
+        save_file(dict(tensors), beside, metadata={_BASE: base} if base else None)
 
 
 def adapter_base(folder: str | os.PathLike[str]) -> str:

@@ -154,7 +154,7 @@ def _nearest(x: Any) -> Any:
 
 @njit(**SUMS)
 def _norm(x_D: Any, weight_D: Any, eps: Any, out_D: Any) -> None:
-    """RMS norm; weight and eps have taken the mean into them, see `exact.ExactNorm`."""
+    """RMS norm; weight and eps have taken the mean into them, see `exact._norm_weight`."""
     total = np.float32(0.0)
     for i in range(x_D.size):
         total += x_D[i] * x_D[i]
