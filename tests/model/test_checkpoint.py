@@ -12,17 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_transformer import built
 
 from emuworld.model import checkpoint
 from emuworld.model.config import TransformerConfig, sized
 from emuworld.model.transformer import Transformer
 from emuworld.tokens.vocabulary import EMU35
-
-
-def built(**changes: object) -> Transformer:
-    model = Transformer(sized("tiny", vocab_size=120, **changes)).eval()
-    model.init_weights(torch.Generator().manual_seed(0))
-    return model
 
 
 @pytest.fixture

@@ -6,19 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_transformer import built
 
 from emuworld.model import checkpoint, int8
-from emuworld.model.config import sized
 from emuworld.model.exact import exact
-from emuworld.model.transformer import Transformer
 
 MATRIX = "model.layers.1.mlp.down_proj.weight"
-
-
-def built(**changes: object) -> Transformer:
-    model = Transformer(sized("tiny", vocab_size=120, **changes)).eval()
-    model.init_weights(torch.Generator().manual_seed(0))
-    return model
 
 
 @pytest.fixture
