@@ -112,6 +112,8 @@ class Batch:
     codes replaced; `weights` [B, T] float32 of the targets ids[:, 1:], 0 = not trained; `kind`: the bucket's,
     or whatever its validation loss is to be called.
     `documents` [B, T] int64: the number of the document that each input belongs to; None: a row is one.
+    `draws` [R, T] float32: of the first R rows, the numbers in 0..1 with which the model draws the codes that
+    it reads in place of the given ones; below 0 where it reads what is given. None: of no row.
     """
 
     kind: str
@@ -119,6 +121,7 @@ class Batch:
     inputs: np.ndarray
     weights: np.ndarray
     documents: np.ndarray | None = None
+    draws: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,6 +137,9 @@ class Mixture:
     code_noise: float = (
         0.1  # a row reads up to this share of wrong codes: its own, later, will not be perfect
     )
+    # Half of the rows read up to this share of codes as the model itself draws them after the given ones
+    # (scheduled sampling, Bengio et al. 2015): of what it is to answer with, but the row's first picture.
+    own_codes: float = 0.0
     text_weight: float = 1.0
     visual_weight: float = 0.5
     # How many times the codes that an edit or a subtask changes count beside those that stay; each picture
@@ -144,6 +150,8 @@ class Mixture:
     answers_only: bool = False  # learn no prompts, in no mode (fine-tuning)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.own_codes <= 1:
+            raise ValueError(f"mixture.own_codes is a share of all codes, 0 to 1, got {self.own_codes}")
         for name in ("change_weight", "begin_weight"):
             if getattr(self, name) <= 0:
                 raise ValueError(
@@ -190,7 +198,21 @@ class ExampleSampler:
             row[kept] = example.ids[kept]
             row_weights[kept] = self.weights(example)[kept]
         inputs = self.noisy(ids[:, :-1], rng)
-        return Batch(kind=bucket.kind, ids=ids, inputs=inputs, weights=weights[:, 1:])
+        draws = None
+        if self.mixture.own_codes and bucket.frames > 1:
+            draws = self._draws(ids, weights, rng)
+            inputs[: len(draws)] = ids[: len(draws), :-1]  # noise of one kind a row
+        return Batch(kind=bucket.kind, ids=ids, inputs=inputs, weights=weights[:, 1:], draws=draws)
+
+    def _draws(self, ids: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Of the first half of the rows; see `Batch`."""
+        vocabulary = self.tokenizer.vocabulary
+        ids, weights = ids[: len(ids) // 2, :-1], weights[: len(ids) // 2, :-1]
+        begun = (ids == vocabulary.boi).cumsum(axis=1)  # pictures; the first is mostly a given one
+        codes = (ids >= vocabulary.visual_start) & (ids < vocabulary.visual_stop)
+        shares = rng.uniform(0.0, self.mixture.own_codes, size=(len(ids), 1))
+        own = codes & (weights > 0) & (begun > 1) & (rng.random(ids.shape) < shares)
+        return np.where(own, rng.random(ids.shape), -1.0).astype(np.float32)
 
     def weights(self, example: Example) -> np.ndarray:
         """float32, of each id of an example as a target: text, visual and control tokens; none for the prompt

@@ -2,8 +2,6 @@
 
 A small model's layers are over before Python has asked for the next ones: eight compiled layers and autograd
 cost some 27 ms of a processor for each batch, whatever its size (docs/log.md). A replay is one launch.
-
-Shapes: B rows, T tokens.
 """
 
 from collections.abc import Callable
@@ -12,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Learn = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
-"""Inputs, targets and weights [B, T] and the factor of the loss [] -> figures to keep; adds to gradients."""
+Learn = Callable[..., tuple[Tensor, ...]]
+"""A batch's tensors -> figures to keep; adds to gradients."""
 
 
 class BatchGraphs:
@@ -25,26 +23,23 @@ class BatchGraphs:
         self._learn = learn
         self._stream = torch.cuda.Stream(device)
         self._pool: Any = None  # PyTorch's handle, of a type that changes with its version
-        self._seen: dict[torch.Size, int] = {}
-        self._graphs: dict[torch.Size, _BatchGraph] = {}
+        self._seen: dict[tuple[torch.Size, ...], int] = {}
+        self._graphs: dict[tuple[torch.Size, ...], _BatchGraph] = {}
 
-    def __call__(
-        self, inputs_BT: Tensor, targets_BT: Tensor, weights_BT: Tensor, factor: Tensor
-    ) -> tuple[Tensor, ...]:
-        """What a shape brings for the third time is recorded. Results last until the next call."""
-        batch = (inputs_BT, targets_BT, weights_BT, factor)
-        shape = inputs_BT.shape
-        if shape not in self._graphs:
-            times = self._seen[shape] = self._seen.get(shape, 0) + 1
+    def __call__(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        """What comes in the same shapes for the third time is recorded. Results last until the next call."""
+        shapes = tuple(tensor.shape for tensor in batch)
+        if shapes not in self._graphs:
+            times = self._seen[shapes] = self._seen.get(shapes, 0) + 1
             if times == 1:  # compiles
                 return self._learn(*batch)
             if times == 2:  # warms up what the recording needs
                 return self._beside(batch)
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            self._graphs[shape] = _BatchGraph(self._learn, batch, stream=self._stream, pool=self._pool)
-        return self._graphs[shape](batch)
+            self._graphs[shapes] = _BatchGraph(self._learn, batch, stream=self._stream, pool=self._pool)
+        return self._graphs[shapes](batch)
 
-    def _beside(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+    def _beside(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """As it stands, on the stream of the recordings."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
@@ -60,7 +55,7 @@ class _BatchGraph:
     def __init__(
         self,
         learn: Learn,
-        batch: tuple[Tensor, Tensor, Tensor, Tensor],
+        batch: tuple[Tensor, ...],
         *,
         stream: torch.cuda.Stream,
         pool: Any,
@@ -72,7 +67,7 @@ class _BatchGraph:
         with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._figures = learn(*self._batch)
 
-    def __call__(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+    def __call__(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         for mine, theirs in zip(self._batch, batch, strict=True):
             mine.copy_(theirs, non_blocking=True)
         self._graph.replay()

@@ -111,6 +111,12 @@ class PretrainTraining(Optimisation):
                 f"num_layers={self.num_layers} grows a trained model: it needs init_from=FOLDER; a new one "
                 "has as many layers as its size (model=) says"
             )
+        if self.mixture.own_codes and (self.packing.tokens or self.parallel == "tp"):
+            raise ValueError(
+                f"mixture.own_codes={self.mixture.own_codes} cannot be had with packed rows or parallel=tp: "
+                "the model draws its own codes row by row, from scores that are whole; set it to 0, or leave "
+                "out packing.tokens and parallel=tp"
+            )
         check_buckets(self.buckets, size_px=self.size_px, packed_tokens=self.packing.tokens)
 
 

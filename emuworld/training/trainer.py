@@ -92,6 +92,7 @@ class Objective(nn.Module):
         self._mesh = tensor_mesh
         self._loss_tokens = loss_tokens
         self._cross_entropies: Callable[[Tensor, Tensor, int], Tensor] = _cross_entropies
+        self._draw: Callable[[Tensor, Tensor], Tensor] = _drawn
 
     def compile_parts(self) -> None:
         """Compile one layer for all of them, for the first shape of batch and once more for any other, and
@@ -100,16 +101,42 @@ class Objective(nn.Module):
         """
         compile_layers(self.model)
         self._cross_entropies = torch.compile(_cross_entropies, dynamic=True)
+        self._draw = torch.compile(_drawn, dynamic=True)
 
     def forward(
-        self, inputs_BT: Tensor, targets_BT: Tensor, weights_BT: Tensor, documents: Documents | None = None
+        self,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        weights_BT: Tensor,
+        draws_RT: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum of weighted losses, and the plain losses of text and of visual targets as sums (nats)."""
+        """Sum of weighted losses, and the plain losses of text and of visual targets as sums (nats). The
+        first R rows read some codes as the model draws them (`examples.Batch.draws`).
+        """
+        if draws_RT is not None and len(draws_RT):
+            own_RT = self.own_codes(inputs_BT[: len(draws_RT)], draws_RT)
+            inputs_BT = torch.cat([own_RT, inputs_BT[len(draws_RT) :]])
         losses_BT = self.losses(inputs_BT, targets_BT, documents)
         visual = (targets_BT >= self._vocabulary.visual_start) & (weights_BT > 0)
         text = (targets_BT < self._vocabulary.num_text_tokens) & (weights_BT > 0)
         plain = losses_BT.detach()
         return (losses_BT * weights_BT).sum(), (plain * text).sum(), (plain * visual).sum()
+
+    @torch.no_grad()
+    def own_codes(self, inputs_BT: Tensor, draws_BT: Tensor) -> Tensor:
+        """Inputs [B, T] with codes that the model draws after reading the inputs before them, wherever there
+        is a number of `draws_BT` to draw with (0..1; none where it is below 0). The first column stays.
+        """
+        with torch.autocast(inputs_BT.device.type, self._autocast, enabled=self._autocast is not None):
+            hidden_ND = self.model(inputs_BT)[:, :-1].flatten(0, 1)
+            start, stop = self._vocabulary.visual_start, self._vocabulary.visual_stop
+            weight_KD = self.model.lm_head.weight[start:stop]
+            numbers_N = draws_BT[:, 1:].flatten()
+            pieces = zip(hidden_ND.split(self._loss_tokens), numbers_N.split(self._loss_tokens), strict=True)
+            codes_N = torch.cat([self._draw(F.linear(piece, weight_KD), n) for piece, n in pieces])
+        drawn_BT = torch.where(numbers_N >= 0, codes_N + start, inputs_BT[:, 1:].flatten())
+        return torch.cat([inputs_BT[:, :1], drawn_BT.view(len(inputs_BT), -1)], dim=1)
 
     def losses(self, inputs_BT: Tensor, targets_BT: Tensor, documents: Documents | None = None) -> Tensor:
         """Cross-entropy of every target in nats, fp32 [B, T]."""
@@ -152,6 +179,12 @@ def compile_layers(model: Transformer, *, dynamic: bool | None = None) -> None:
 def _cross_entropies(logits_NV: Tensor, targets_N: Tensor, num_ids: int) -> Tensor:
     """Of the first `num_ids` logits."""
     return F.cross_entropy(logits_NV[:, :num_ids].float(), targets_N, reduction="none")
+
+
+def _drawn(logits_NK: Tensor, numbers_N: Tensor) -> Tensor:
+    """Ids [N] of 0..K-1, each drawn with its number in 0..1 from the softmax of its logits."""
+    sums_NK = logits_NK.float().softmax(dim=-1).cumsum(dim=-1)
+    return (sums_NK < numbers_N[:, None]).sum(dim=-1).clamp(max=logits_NK.shape[-1] - 1)
 
 
 class SupervisedTrainer:
@@ -235,11 +268,12 @@ class SupervisedTrainer:
         with self._random(step):
             for number, batch in enumerate(batches, start=1):
                 self._reduce_gradients(number == len(batches))
-                inputs, targets, weights, packed = self._to_device(batch)
+                inputs, targets, weights, draws, packed = self._to_device(batch)
+                rows = (inputs, targets, weights, draws, share)
                 if self._graphs is not None and packed is None:
-                    text_sum, visual_sum = self._graphs(inputs, targets, weights, share)
+                    text_sum, visual_sum = self._graphs(*rows)
                 else:
-                    text_sum, visual_sum = self._learn(inputs, targets, weights, share, packed)
+                    text_sum, visual_sum = self._learn(*rows, packed)
                 text, visual = text + text_sum, visual + visual_sum
         trained = self.adapter or self.model
         self.ranks.average_gradients(trained.parameters())
@@ -260,12 +294,13 @@ class SupervisedTrainer:
         inputs_BT: Tensor,
         targets_BT: Tensor,
         weights_BT: Tensor,
+        draws_RT: Tensor,
         share: Tensor,
         packed: Documents | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Add a batch's gradients, times `share`; sums of the losses of text and of visual targets (nats)."""
         with self._adapted(inputs_BT):
-            loss, text_sum, visual_sum = self.objective(inputs_BT, targets_BT, weights_BT, packed)
+            loss, text_sum, visual_sum = self.objective(inputs_BT, targets_BT, weights_BT, draws_RT, packed)
             (loss * share).backward()
         return text_sum, visual_sum
 
@@ -318,20 +353,22 @@ class SupervisedTrainer:
         """Sum of text losses and number of text targets, the same of visual ones."""
         text, num_text, visual, num_visual = 0.0, 0, 0.0, 0
         for batch in batches:
-            rows = self._to_device(batch)
+            inputs, targets, weights, _, packed = self._to_device(batch)
             # What was compiled for training would be compiled again to measure.
-            with self._adapted(rows[0]), torch.compiler.set_stance("force_eager"):
-                _, text_sum, visual_sum = self.objective(*rows)
+            with self._adapted(inputs), torch.compiler.set_stance("force_eager"):
+                _, text_sum, visual_sum = self.objective(inputs, targets, weights, documents=packed)
             counts = self._counts(batch)
             text, num_text = text + float(text_sum), num_text + counts[0]
             visual, num_visual = visual + float(visual_sum), num_visual + counts[1]
         return text, num_text, visual, num_visual
 
-    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Documents | None]:
-        """Inputs, targets and weights, [B, T] each, and what packed documents see."""
-        inputs, ids, weights = (self._moved(a) for a in (batch.inputs, batch.ids, batch.weights))
+    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, Documents | None]:
+        """Inputs, targets and weights, [B, T] each, draws [R, T], and what packed documents see."""
+        draws = np.empty((0, batch.inputs.shape[1]), np.float32) if batch.draws is None else batch.draws
+        arrays = (batch.inputs, batch.ids, batch.weights, draws)
+        inputs, ids, weights, drawn = (self._moved(array) for array in arrays)
         packed = None if batch.documents is None else documents(self._moved(batch.documents))
-        return inputs, ids[:, 1:], weights, packed
+        return inputs, ids[:, 1:], weights, drawn, packed
 
     def _moved(self, array: np.ndarray) -> Tensor:
         """On the device; from pinned memory, because a plain copy waits until the GPU has nothing to do."""

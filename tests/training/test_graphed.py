@@ -21,7 +21,9 @@ SETTINGS = Optimisation(loss_tokens=1024, compile=True)
 
 
 def _batches() -> Iterator[list[Batch]]:
-    """Of three shapes, the second in every other step; one is larger than `loss_tokens`."""
+    """Of three shapes, the second in every other step; one is larger than `loss_tokens`, and half of its rows
+    read codes as the model draws them.
+    """
     step = 0
     while True:
         shapes = [(4, 300), (2, 100), (1, 64)][: 3 if step % 2 == 0 else 1]
@@ -31,7 +33,8 @@ def _batches() -> Iterator[list[Batch]]:
             first = VOCABULARY.visual_start  # few ids, which is soon learnt
             ids = rng.integers(first, first + 16, (rows, length + 1))
             weights = rng.choice([0.0, 0.5, 1.0], (rows, length)).astype(np.float32)
-            out.append(Batch(kind="walk", ids=ids, inputs=ids[:, :-1].copy(), weights=weights))
+            draws = rng.uniform(-1.0, 1.0, (rows // 2, length)).astype(np.float32) if rows == 4 else None
+            out.append(Batch(kind="walk", ids=ids, inputs=ids[:, :-1].copy(), weights=weights, draws=draws))
         yield out
         step += 1
 
