@@ -3,6 +3,7 @@
     python scripts/choose_sampling.py model=FOLDER suite=t2i temperature=1.0,0.7 guidance=5,3 num=128
     python scripts/choose_sampling.py model=FOLDER suite=x2i temperature=0.5,0.3 image_guidance=1,2 stay=0,2
     python scripts/choose_sampling.py model=FOLDER suite=explore guidance=1,2,3    # greedy, as its suite is
+    python scripts/choose_sampling.py model=FOLDER suite=t2i passes=8 guided_until=0.9,0.75    # drawn at once
 
 All combinations are run on the same cases; OUT/SUITE.jsonl has a line for each, and no combination begins
 after `seconds`. What is chosen goes into `SAMPLING` of emuworld/training/supervised.py or into the folder's
@@ -29,12 +30,12 @@ SUITES: dict[str, RoomSuite] = {
     ),
 }
 COUNTS = {"t2i": "num_prompts", "x2i": "num_edits", "explore": "num_starts"}
-AXES = ("temperature", "top_p", "guidance", "image_guidance", "stay")
+AXES = ("temperature", "top_p", "guidance", "image_guidance", "stay", "guided_until")
 
 
 def main(words: list[str]) -> int:
     given = dict(word.split("=", 1) for word in words)
-    known = {"model", "suite", "num", "out", "device", "renderer", "workers", "seconds", *AXES}
+    known = {"model", "suite", "num", "passes", "out", "device", "renderer", "workers", "seconds", *AXES}
     if given.keys() - known or given.get("suite") not in SUITES or "model" not in given:
         print(__doc__)
         return 2
@@ -42,6 +43,8 @@ def main(words: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     changes: dict[str, Any] = {key: given[key] for key in ("device", "renderer") if key in given}
     changes |= {COUNTS[name]: int(given.get("num", "96")), "workers": int(given.get("workers", "0"))}
+    if "passes" in given:
+        changes["passes"] = (int(given["passes"]),)
     suite = replace(SUITES[name], **changes)
     axes = {axis: [float(value) for value in given[axis].split(",")] for axis in AXES if axis in given}
     end = time.monotonic() + float(given.get("seconds", "inf"))

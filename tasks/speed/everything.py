@@ -46,6 +46,7 @@ class EverythingSpeed(PublishedSize):
     rows: tuple[int, ...] = (2, 16, 64)  # cache rows of a step in 8 bits
     sides: tuple[int, ...] = (32, 64)  # of the pictures that are drawn at once
     passes: int = 8  # in which they are
+    guided_until: float = 0.75  # of one of them; of another every pass is guided
     fp8: bool = True
     fp8_s: float = 40.0  # kept for 8 bits when it is decided whether many pictures are drawn to their end
 
@@ -187,19 +188,22 @@ class _Everything(Run):
             work = partial(refinement.passes, rig.fused, side=side, times=2)
             figures = self.log.run(f"{name}, a pass without its draw", work, expected_s=4 * pass_s)
             pass_s = pass_s if figures is None else 1e-3 * figures["ms"]
+            painted = partial(
+                refinement.painted,
+                rig.fused,
+                vocabulary=rig.vocabulary,
+                side=side,
+                num_passes=config.passes,
+                guidance=config.guidance,
+                top_k=config.top_k,
+                seed=config.seed,
+            )
+            whole_s = _MARGIN * config.passes * pass_s + 1.0
+            self.log.run(f"{name}, in {config.passes} passes", painted, expected_s=whole_s)
             self.log.run(
-                f"{name}, in {config.passes} passes",
-                partial(
-                    refinement.painted,
-                    rig.fused,
-                    vocabulary=rig.vocabulary,
-                    side=side,
-                    num_passes=config.passes,
-                    guidance=config.guidance,
-                    top_k=config.top_k,
-                    seed=config.seed,
-                ),
-                expected_s=_MARGIN * config.passes * pass_s + 1.0,
+                f"{name}, in {config.passes} passes, guided until {config.guided_until:g}",
+                partial(painted, guided_until=config.guided_until),
+                expected_s=whole_s,
             )
             self.log.run(
                 f"{name}, attention of a pass", partial(step_times.attention_of_a_pass, rig.fused, side=side)

@@ -49,9 +49,12 @@ def painted(
     guidance: float,
     top_k: int,
     seed: int,
+    guided_until: float = 1.0,
     runs: int = 1,
 ) -> Figures:
-    """Seconds of a picture, every pass guided and with its draw, and of its passes; the last of the runs."""
+    """Seconds of a picture, with its draws, and of its passes; the last of the runs. `guided_until` as in
+    `Sampling`; 1: every pass is guided.
+    """
     painter = Painter(
         model, vocabulary=vocabulary, noise=Noise(), codebook_KE=torch.zeros(vocabulary.num_visual_tokens, 1)
     )
@@ -61,7 +64,7 @@ def painted(
         index=0,
         uniforms=TokenUniforms(seed=seed, step=0),
         sampling=Sampling(
-            image=Truncation(top_k=top_k), guidance=guidance, passes=num_passes, guided_until=1.0
+            image=Truncation(top_k=top_k), guidance=guidance, passes=num_passes, guided_until=guided_until
         ),
     )
     held = (PROMPT_TOKENS, PROMPT_TOKENS)
