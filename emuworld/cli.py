@@ -193,9 +193,7 @@ def compose(name: str, choice: str, overrides: Sequence[str]) -> tuple[Any, dict
     path = f"{name}/{choice}" if choice else name
     try:
         literal, for_hydra = _literal_text(cls, overrides)
-        values = _compose_values(path, schema.defaults(cls), for_hydra)
-        for key, text in literal.items():
-            schema.put(values, key, text)
+        values = _compose_values(path, schema.defaults(cls), for_hydra, literal)
         return schema.build(cls, values), values
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         said = " ".join(str(error).split())
@@ -222,20 +220,29 @@ def _literal_text(cls: type, overrides: Sequence[str]) -> tuple[dict[str, str | 
     return literal, rest
 
 
-def _compose_values(path: str, defaults: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Plain values: the defaults, `configs/<path>.yaml` over them, `overrides` over both."""
+def _compose_values(
+    path: str, defaults: Mapping[str, Any], overrides: Sequence[str], literal: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """Plain values: the defaults, `configs/<path>.yaml` over them, `overrides` and texts over both."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    from emuworld import schema
+
     group, _, node = f"schema/{path}".rpartition("/")
     ConfigStore.instance().store(group=group, name=node, node=dict(defaults), package="_global_")
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         composed = hydra_compose(config_name=path, overrides=list(overrides))
+    for key, text in literal.items():  # before what the yaml says of them is worked out, as in "${agent}"
+        OmegaConf.update(composed, key, "" if text and "$" in text else text)
     values = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    plain = {str(key): value for key, value in values.items()}
+    for key, text in literal.items():  # and as they were typed, "$" included
+        schema.put(plain, key, text)
+    return plain
 
 
 def _import(module: str, purpose: str) -> Any:

@@ -82,6 +82,14 @@ def test_words_win_over_yaml_and_yaml_over_the_dataclass() -> None:
     assert cli.compose("eval", "t2i", ["out=here"])[0].out == "here"
 
 
+def test_a_folder_named_after_a_setting_follows_what_is_typed() -> None:
+    """`out: outputs/eval/robot-331/${agent}`: each agent has a folder of its own."""
+    for agent in ("planner", "scripted"):
+        config, values = cli.compose("eval", "robot-331", [f"agent={agent}"])
+        assert config.out == values["out"] == f"outputs/eval/robot-331/{agent}"
+    assert cli.compose("eval", "robot-331", ["out=to/${agent}"])[0].out == "to/${agent}"
+
+
 def test_text_is_taken_literally() -> None:
     prompt = "a 'room' with, say, [two] {balls}: 50 % \"red\" = $5 \\ ünï"
     config, _ = cli.compose("generate", "", [f"prompt={prompt}"])
