@@ -35,10 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(words)
+        status = _dispatch(words)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         return _complain(error, status=2)
-    except ValueError as error:
+    except BrokenPipeError:  # whoever read our output has gone, as in "emuworld --help | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes at its end
+        return 1
+    except (ValueError, OSError) as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         return _complain(error, status=1)
@@ -47,9 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _complain(error: ValueError, *, status: int) -> int:
+def _complain(error: ValueError | OSError, *, status: int) -> int:
     hint = "" if status == 2 else f"\n(set {DEBUG_VARIABLE}=1 to see where)"
-    print(f"emuworld: {error}{hint}", file=sys.stderr)
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        said = f"{error.filename}: {error.strerror}"
+    print(f"emuworld: {said}{hint}", file=sys.stderr)
     return status
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emuworld import cli
+from emuworld import cli, command_help
 from emuworld.command_table import COMMANDS
 from emuworld.tasks.generate import Generate
 
@@ -31,6 +31,21 @@ def test_help_of_a_command_shows_settings_and_examples(
     said = capsys.readouterr().out
     assert "settings (key=default):" in said and "examples:" in said and "out=" in said
     assert cli.main([name, "--help"]) == 0
+
+
+@pytest.mark.parametrize(("name", "choice"), TARGETS)
+def test_defaults_that_help_shows_can_be_typed_as_they_stand(name: str, choice: str) -> None:
+    shown = {one.key: one.default for one in command_help.settings(name, choice)}
+    words = [f"{key}={default}" for key, default in shown.items() if "${" not in default]
+    assert len(words) >= len(shown) - 1
+    assert cli.compose(name, choice, words)[0] == cli.compose(name, choice, [])[0]
+
+
+def test_examples_are_those_of_the_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["train", "stage=detector", "--help"])
+    cli.main(["train", "stage=sft1", "--help"])
+    examples = [one.split("\n")[0].strip() for one in capsys.readouterr().out.split("examples:\n")[1:]]
+    assert examples == ["emuworld train stage=detector device=cuda", "emuworld train stage=sft1"]
 
 
 def test_help_does_not_wait_for_torch_or_the_simulator() -> None:
@@ -122,6 +137,21 @@ def test_a_run_that_fails_says_why_in_one_line(tmp_path: Path, capsys: pytest.Ca
     assert cli.main(["generate", f"model={tmp_path}/nothing", f"out={tmp_path}", "device=cpu"]) == 1
     error = capsys.readouterr().err
     assert "nothing" in error and "Traceback" not in error and cli.DEBUG_VARIABLE in error
+
+
+def test_what_the_system_refuses_is_said_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main(["generate", f"out={tmp_path}/file/folder"]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/file" in error and "Not a directory" in error and "Traceback" not in error
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m emuworld.cli train stage=pretrain --help | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("emuworld train") and done.stderr == ""
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
