@@ -49,7 +49,7 @@ class Tuning(Optimisation):
 
     data: str = "pictures"  # the folder; see docs/training.md for what it may hold
     init_from: str = "small"  # what is tuned: the built-in model, a checkpoint folder, or a published one
-    out: str = "outputs/train/tune"
+    out: str = "outputs/train/tune"  # folder of the adapter, or of the whole checkpoint
     adaptation: str = "adapter"  # adapter: matrices of low rank beside the model's own | full
     rank: int = 16  # of the adapter
     batch_size: int = 4  # rows of a step; each fits the longest pair or episode
@@ -58,13 +58,13 @@ class Tuning(Optimisation):
     camera: str = ""  # of a LeRobot data set: the feature with the pictures; "": its first
     keyframes: int = 4  # of an episode without subtasks, evenly spaced: to reach, grasp, carry, let go
     robot: str = ""  # asks LeRobot's tasks as the published model is asked, of this arm; "": the task alone
-    dropout: float = 0.0
+    dropout: float = 0.0  # of embeddings, attention weights and outputs
     unconditional: float = 0.1  # rows without words, for guidance
     visual_weight: float = 1.0  # of picture tokens; text weighs 1 (paper, SFT stage A)
     optimizer: str = "adamw"
     learning_rate: float = 5e-4
     embedding_learning_rate: float = 1e-4
-    device: str = "auto"
+    device: str = "auto"  # auto | cpu | cuda
     seed: int = 0
     loop: loop.LoopConfig = dataclasses.field(
         default_factory=lambda: loop.LoopConfig(
