@@ -277,15 +277,21 @@ def _store(folder: Path, name: str, choice: str, values: Mapping[str, Any]) -> N
 @contextlib.contextmanager
 def _progress() -> Iterator[OnProgress]:
     """A bar per label on a terminal; elsewhere a line when a label is done, and now and then before."""
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     tasks: dict[str, Any] = {}
     finished: set[str] = set()
     told_s = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
 
         def on_progress(label: str, done: int, total: int) -> None:
             if label not in tasks:

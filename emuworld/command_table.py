@@ -207,8 +207,6 @@ COMMANDS: dict[str, Command] = {
             "build": Target(
                 module="emuworld.envs.shards",
                 settings="ShardsConfig",
-                run="build_shards",
-                reports_progress=False,
             ),
             "prompts": Target(
                 module="emuworld.tasks.reward_prompts", settings="RewardPrompts", explained_by_module=True
