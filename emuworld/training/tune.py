@@ -2,8 +2,7 @@
 
 Words and picture pairs teach t2i, edits x2i (`picture_folder.py` says what a folder may hold), LeRobot data
 sets vla (`lerobot_folder.py`). Pictures are cut to the middle and encoded once. With an adapter (LoRA) the
-model's weights stay, and `emuworld.load(model, adapter=OUT)` opens both; without one OUT is a checkpoint
-folder of its own.
+model's weights stay, and `emuworld.load(OUT)` opens both; without one OUT is a checkpoint folder of its own.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from emuworld.training.data import TokenStory
 from emuworld.training.devices import pick_device
 from emuworld.training.examples import BUCKET_MODES, Batch, BatchStream, Bucket, ExampleSampler, Mixture
 from emuworld.training.lerobot_folder import Episode, is_lerobot, read_episodes
+from emuworld.training.packing import KIND as PACKED
 from emuworld.training.packing import Packing, packed_batches, row_of
 from emuworld.training.picture_folder import Pair, opened, read_pairs
 from emuworld.training.ranks import Ranks
@@ -141,10 +141,9 @@ def train(config: Tuning) -> dict[str, float]:
         stream.close()
     after = trainer.validation_losses(measured) if measured else {}
     held = f"{len(measured)} {_noun(config)} held back"
-    for name in after:
+    for name in [name for name in after if not name.endswith(PACKED)]:  # whose only kind that is
         print(f"tune: {name} of {held}: {before[name]:.3f} -> {after[name]:.3f}")
-    words = f"{config.init_from!r}, adapter={config.out!r}" if adapter else repr(config.out)
-    print(f"tune: open it with emuworld.load({words})", flush=True)
+    print(f"tune: open it with model={config.out} or emuworld.load({config.out!r})", flush=True)
     return after
 
 
