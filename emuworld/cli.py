@@ -123,15 +123,14 @@ def _run(name: str, choice: str | None, overrides: Sequence[str]) -> None:
     speaks = not target.in_every_process or _joined_as_first()
     run = getattr(_import(target.module, f"emuworld {name}"), target.run)
     out = getattr(config, "out", None)
-    if out and speaks:
-        _store(Path(out), name, choice, values)
-    if target.handed_down:
-        run(config, terms=_import(target.handed_down, f"emuworld {name}").terms())
-    elif target.reports_progress:
-        with _progress() as on_progress:
-            run(config, on_progress=on_progress)
-    else:
-        run(config)
+    with _stored(Path(out), name, choice, values) if out and speaks else contextlib.nullcontext():
+        if target.handed_down:
+            run(config, terms=_import(target.handed_down, f"emuworld {name}").terms())
+        elif target.reports_progress:
+            with _progress() as on_progress:
+                run(config, on_progress=on_progress)
+        else:
+            run(config)
     if together:
         _end_together()
     if target.in_every_process:
@@ -263,15 +262,22 @@ def _import(module: str, purpose: str) -> Any:
         ) from error
 
 
-def _store(folder: Path, name: str, choice: str, values: Mapping[str, Any]) -> None:
-    """Keep the resolved settings beside what the run writes."""
+@contextlib.contextmanager
+def _stored(folder: Path, name: str, choice: str, values: Mapping[str, Any]) -> Iterator[None]:
+    """Keep the resolved settings beside what the run writes, or the last run's where this one is refused."""
     from omegaconf import OmegaConf
 
     title = f"emuworld {name} {choice}".strip()
-    path = (
-        folder / f"{'-'.join(title.replace('/', '-').split()[1:])}.config.yaml"
-    )  # stages may share a folder
+    # Stages may share a folder.
+    path = folder / f"{'-'.join(title.replace('/', '-').split()[1:])}.config.yaml"
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
     write_text(path, f"# {title}: the resolved settings of the last run\n{OmegaConf.to_yaml(dict(values))}")
+    try:
+        yield
+    except ValueError:
+        if before is not None:
+            write_text(path, before)
+        raise
 
 
 @contextlib.contextmanager

@@ -131,6 +131,8 @@ def test_a_command_runs_and_keeps_its_settings(
     stored = (tmp_path / "generate.config.yaml").read_text()
     assert "size_px: 64" in stored and "seed: 0" in stored
     assert "sheet.png" in capsys.readouterr().out
+    assert cli.main([*words, f"model={tmp_path}/nothing"]) == 1
+    assert (tmp_path / "generate.config.yaml").read_text() == stored, "a run that is refused leaves it alone"
 
 
 def test_a_run_that_fails_says_why_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
