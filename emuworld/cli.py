@@ -56,7 +56,8 @@ def _complain(error: ValueError | OSError, *, status: int) -> int:
     hint = "" if status == 2 else f"\n(set {DEBUG_VARIABLE}=1 to see where)"
     said = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        said = f"{error.filename}: {error.strerror}"
+        places = [str(place) for place in (error.filename, error.filename2) if place is not None]
+        said = f"{' -> '.join(places)}: {error.strerror}"
     print(f"emuworld: {said}{hint}", file=sys.stderr)
     return status
 

@@ -22,6 +22,10 @@ def written(path: str | os.PathLike[str], *, suffix: str = ".part") -> Iterator[
     try:
         yield beside
         beside.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a write for which there is no room
+            error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

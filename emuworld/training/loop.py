@@ -80,11 +80,12 @@ def learning_rate_factor(*, step: int, progress: float, config: LoopConfig) -> f
 class TrainingLog:
     """Appends one JSON object a line; a line is written whole, so a killed run leaves a readable file.
 
-    A run that goes on from `step` drops the lines of later steps, which it will do again.
+    A run that goes on from `step` drops the lines of later steps, which it will do again; one that begins
+    anew begins a new log.
     """
 
     def __init__(self, path: Path, *, step: int = 0) -> None:
-        if step and path.exists():
+        if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", buffering=1)
