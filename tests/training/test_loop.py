@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from emuworld.tokens.vision import VisionConfig, VisionTokenizer
 from emuworld.training.loop import TrainingLog
 from emuworld.training.ranks import Ranks
 from emuworld.training.states import FileStore, ShardedStore, newest
@@ -53,4 +54,6 @@ def test_a_full_disk_is_said_in_words(tmp_path: Path) -> None:
             OSError, match=r"the training state .*state.* cannot be written .*room on the disk"
         ):
             store.save({"step": 3.0})
+    with pytest.raises(OSError, match=r"vision\.safetensors"):
+        VisionTokenizer(VisionConfig(width=8, num_codes=64)).save(tmp_path)
     assert not whole.place.exists() and newest(tmp_path, "pretrain") is None
