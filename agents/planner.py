@@ -84,11 +84,9 @@ class PlannerConfig:
                 f"strategy={self.strategy!r} and replan={self.replan!r}; expected one of "
                 f"{', '.join(STRATEGIES)} and one of {', '.join(REPLAN)}"
             )
-        budgets = (self.num_plans, self.branches, self.depth, self.max_pictures, self.max_steps)
-        if min(*budgets, self.tries, self.text_tries) < 1:
-            raise ValueError(
-                "num_plans, branches, depth, max_pictures, max_steps, tries and text_tries must be 1 or more"
-            )
+        for name in ("num_plans", "branches", "depth", "max_pictures", "max_steps", "tries", "text_tries"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; {name} must be 1 or more")
 
 
 class Planner:

@@ -82,6 +82,8 @@ def save_plan(folder: Path, plan: Plan) -> Path:
     }
     path = folder / PLAN_NAME
     write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    for old in set(folder.glob("keyframe-*.png")) - {folder / str(step["keyframe"]) for step in steps}:
+        old.unlink()  # of a longer plan that was here
     return path
 
 

@@ -65,7 +65,10 @@ def locate(
     adapter: str | os.PathLike[str] | None = None,
 ) -> Located:
     """A built-in name, a folder of our training, or a published folder or hub id; with `adapter` a folder in
-    PEFT's layout whose LoRA is added to it. ValueError where there is none."""
+    PEFT's layout whose LoRA is added to it. An adapter's folder alone is its model with it. ValueError where
+    there is none."""
+    if adapter is None and lora_folder.is_adapter(Path(model)):
+        return _located_by(Path(model), vision=vision, text=text)
     lora = None if adapter is None else _adapter_folder(adapter)
     more = () if lora is None else tuple(lora / name for name in lora_folder.FILES)
     lora_name = None if lora is None else str(lora)
@@ -109,6 +112,22 @@ def find(name: str | os.PathLike[str]) -> Path:
             + (" (for the built-in model: install the package again)" if str(name) in BUILTIN else "")
         )
     return folder
+
+
+def _located_by(
+    adapter: Path, *, vision: str | os.PathLike[str] | None, text: str | os.PathLike[str] | None
+) -> Located:
+    """The model that an adapter says it belongs to, with that adapter."""
+    base = lora_folder.base(adapter)
+    try:
+        if not base:
+            raise ValueError("its adapter_config.json names none")
+        return locate(base, vision=vision, text=text, adapter=adapter)
+    except ValueError as error:
+        raise ValueError(
+            f"{adapter} is an adapter, and its model {base!r} cannot be opened: {error}. Give both: "
+            f"emuworld.load(MODEL, adapter={str(adapter)!r})"
+        ) from error
 
 
 def _adapter_folder(adapter: str | os.PathLike[str]) -> Path:

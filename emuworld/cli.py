@@ -35,10 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(words)
+        status = _dispatch(words)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         return _complain(error, status=2)
-    except ValueError as error:
+    except BrokenPipeError:  # whoever read our output has gone, as in "emuworld --help | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes at its end
+        return 1
+    except (ValueError, OSError) as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         return _complain(error, status=1)
@@ -47,9 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _complain(error: ValueError, *, status: int) -> int:
+def _complain(error: ValueError | OSError, *, status: int) -> int:
     hint = "" if status == 2 else f"\n(set {DEBUG_VARIABLE}=1 to see where)"
-    print(f"emuworld: {error}{hint}", file=sys.stderr)
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        places = [str(place) for place in (error.filename, error.filename2) if place is not None]
+        said = f"{' -> '.join(places)}: {error.strerror}"
+    print(f"emuworld: {said}{hint}", file=sys.stderr)
     return status
 
 
@@ -115,15 +124,14 @@ def _run(name: str, choice: str | None, overrides: Sequence[str]) -> None:
     speaks = not target.in_every_process or _joined_as_first()
     run = getattr(_import(target.module, f"emuworld {name}"), target.run)
     out = getattr(config, "out", None)
-    if out and speaks:
-        _store(Path(out), name, choice, values)
-    if target.handed_down:
-        run(config, terms=_import(target.handed_down, f"emuworld {name}").terms())
-    elif target.reports_progress:
-        with _progress() as on_progress:
-            run(config, on_progress=on_progress)
-    else:
-        run(config)
+    with _stored(Path(out), name, choice, values) if out and speaks else contextlib.nullcontext():
+        if target.handed_down:
+            run(config, terms=_import(target.handed_down, f"emuworld {name}").terms())
+        elif target.reports_progress:
+            with _progress() as on_progress:
+                run(config, on_progress=on_progress)
+        else:
+            run(config)
     if together:
         _end_together()
     if target.in_every_process:
@@ -193,9 +201,7 @@ def compose(name: str, choice: str, overrides: Sequence[str]) -> tuple[Any, dict
     path = f"{name}/{choice}" if choice else name
     try:
         literal, for_hydra = _literal_text(cls, overrides)
-        values = _compose_values(path, schema.defaults(cls), for_hydra)
-        for key, text in literal.items():
-            schema.put(values, key, text)
+        values = _compose_values(path, schema.defaults(cls), for_hydra, literal)
         return schema.build(cls, values), values
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         said = " ".join(str(error).split())
@@ -222,20 +228,29 @@ def _literal_text(cls: type, overrides: Sequence[str]) -> tuple[dict[str, str | 
     return literal, rest
 
 
-def _compose_values(path: str, defaults: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Plain values: the defaults, `configs/<path>.yaml` over them, `overrides` over both."""
+def _compose_values(
+    path: str, defaults: Mapping[str, Any], overrides: Sequence[str], literal: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """Plain values: the defaults, `configs/<path>.yaml` over them, `overrides` and texts over both."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    from emuworld import schema
+
     group, _, node = f"schema/{path}".rpartition("/")
     ConfigStore.instance().store(group=group, name=node, node=dict(defaults), package="_global_")
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         composed = hydra_compose(config_name=path, overrides=list(overrides))
+    for key, text in literal.items():  # before what the yaml says of them is worked out, as in "${agent}"
+        OmegaConf.update(composed, key, "" if text and "$" in text else text)
     values = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    plain = {str(key): value for key, value in values.items()}
+    for key, text in literal.items():  # and as they were typed, "$" included
+        schema.put(plain, key, text)
+    return plain
 
 
 def _import(module: str, purpose: str) -> Any:
@@ -248,29 +263,42 @@ def _import(module: str, purpose: str) -> Any:
         ) from error
 
 
-def _store(folder: Path, name: str, choice: str, values: Mapping[str, Any]) -> None:
-    """Keep the resolved settings beside what the run writes."""
+@contextlib.contextmanager
+def _stored(folder: Path, name: str, choice: str, values: Mapping[str, Any]) -> Iterator[None]:
+    """Keep the resolved settings beside what the run writes, or the last run's where this one is refused."""
     from omegaconf import OmegaConf
 
     title = f"emuworld {name} {choice}".strip()
-    path = (
-        folder / f"{'-'.join(title.replace('/', '-').split()[1:])}.config.yaml"
-    )  # stages may share a folder
+    # Stages may share a folder.
+    path = folder / f"{'-'.join(title.replace('/', '-').split()[1:])}.config.yaml"
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
     write_text(path, f"# {title}: the resolved settings of the last run\n{OmegaConf.to_yaml(dict(values))}")
+    try:
+        yield
+    except ValueError:
+        if before is not None:
+            write_text(path, before)
+        raise
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[OnProgress]:
     """A bar per label on a terminal; elsewhere a line when a label is done, and now and then before."""
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     tasks: dict[str, Any] = {}
     finished: set[str] = set()
     told_s = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
 
         def on_progress(label: str, done: int, total: int) -> None:
             if label not in tasks:

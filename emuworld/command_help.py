@@ -2,7 +2,11 @@
 the yaml.
 """
 
+import ast
 import contextlib
+import shutil
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -11,6 +15,7 @@ from emuworld import schema
 from emuworld.command_table import COMMANDS, Target
 
 ROOT = Path(__file__).resolve().parent  # the package; its configs/ is yaml only
+_MEANING_COLUMN = 37  # where what a setting means begins
 
 
 def overview() -> str:
@@ -36,8 +41,18 @@ def command_help(name: str, choice: str | None) -> str:
     else:
         chosen = f" {command.choice}={choice}" if choice else ""
         lines += [f"usage: emuworld {name}{chosen} [key=value ...]", "", *_settings_help(name, choice or "")]
-    lines += ["", "examples:", *(f"  {example}" for example in command.examples)]
+    lines += ["", "examples:", *(f"  {example}" for example in _examples(name, choice))]
     return "\n".join(lines)
+
+
+def _examples(name: str, choice: str | None) -> list[str]:
+    """All of a command, or those of one choice; the plain line where there are none."""
+    command = COMMANDS[name]
+    if not choice:
+        return list(command.examples)
+    said = {choice, f"{command.choice}={choice}"}
+    own = [example for example in command.examples if said & set(example.split())]
+    return own or [f"emuworld {name} {command.choice}={choice}"]
 
 
 def _about(target: Target) -> str:
@@ -52,21 +67,53 @@ def _about(target: Target) -> str:
 
 
 def _settings_help(name: str, choice: str) -> list[str]:
-    """What the settings are: key, default (the yaml's where it chooses one) and meaning."""
+    lines = [_about(COMMANDS[name].targets[choice]), "", "settings (key=default):"]
+    for one in settings(name, choice):
+        lines += _laid_out(f"{one.key}={one.default}", one.meaning)
+    return lines
+
+
+def settings(name: str, choice: str) -> list[schema.Setting]:
+    """The settings of a command; defaults, the yaml's where it chooses one, as one would type them."""
     target = COMMANDS[name].targets[choice]
     path = ROOT / "configs" / f"{f'{name}/{choice}' if choice else name}.yaml"
     chosen = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
     assert isinstance(chosen, dict)
-    overridden = schema.flat_values({str(key): value for key, value in chosen.items() if key != "defaults"})
-    lines = [_about(target), "", "settings (key=default):"]
-    for one in schema.settings(target.schema_module, target.settings, root=ROOT.parent):
-        default = overridden.get(one.key, one.default)
-        shown = f"{one.key}={_as_typed(str(default))}"
-        lines.append(f"  {shown:<34} {one.meaning}".rstrip())
-    return lines
+    over = schema.flat_values({str(key): value for key, value in chosen.items() if key != "defaults"})
+    found = schema.settings(target.schema_module, target.settings, root=ROOT.parent)
+    sources = [repr(over[one.key]) if one.key in over else one.default for one in found]
+    return [replace(one, default=_as_typed(source)) for one, source in zip(found, sources, strict=True)]
 
 
-def _as_typed(value: str) -> str:
-    """A default as one would write it on the command line."""
-    typed = {"None": "null", "True": "true", "False": "false", "math.inf": "inf"}
-    return typed.get(value, value.strip("'\""))
+def _laid_out(shown: str, meaning: str) -> list[str]:
+    """A setting and, in a column beside it, what it means; on the next line where it is too long for that."""
+    width = max(_MEANING_COLUMN + 30, shutil.get_terminal_size((110, 24)).columns)
+    told = textwrap.wrap(meaning, width - _MEANING_COLUMN)
+    if told and len(shown) < _MEANING_COLUMN - 3:
+        first = f"  {shown:<{_MEANING_COLUMN - 3}} {told.pop(0)}"
+    else:
+        first = f"  {shown}"
+    return [first, *(f"{'':{_MEANING_COLUMN}}{line}" for line in told)]
+
+
+def _as_typed(source: str) -> str:
+    """A default, given as Python source, as one would write it on the command line."""
+    try:
+        return _typed(ast.parse(source, mode="eval").body)
+    except SyntaxError:
+        return source
+
+
+def _typed(value: ast.expr) -> str:
+    if isinstance(value, ast.Constant):
+        words = {None: "null", True: "true", False: "false"}
+        named = value.value is None or isinstance(value.value, bool)
+        return words[value.value] if named else str(value.value)
+    if isinstance(value, ast.Tuple | ast.List):
+        return f"[{', '.join(map(_typed, value.elts))}]"
+    if isinstance(value, ast.Dict):
+        pairs = zip(value.keys, value.values, strict=True)
+        return f"{{{', '.join(f'{_typed(key)}: {_typed(one)}' for key, one in pairs if key is not None)}}}"
+    if isinstance(value, ast.Call) and not value.args:  # a group of settings, as Bucket(kind="walk")
+        return f"{{{', '.join(f'{word.arg}: {_typed(word.value)}' for word in value.keywords)}}}"
+    return ast.unparse(value).removeprefix("math.")

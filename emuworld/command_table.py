@@ -99,7 +99,7 @@ COMMANDS: dict[str, Command] = {
         ),
     ),
     "train": Command(
-        summary="Train one stage on CPU or one GPU; a killed run resumes with the same command.",
+        summary="Train one stage on CPU or GPUs; a killed run resumes with the same command.",
         choice="stage",
         targets={
             "text": _stage("emuworld.training.text", "TextTraining"),
@@ -116,11 +116,13 @@ COMMANDS: dict[str, Command] = {
                 f"emu3_5/{stage}": _stage(
                     "emuworld.training.supervised",
                     "PretrainTraining",
-                    about=f"The same with the paper's settings: configs/train/emu3_5/{stage}.yaml.",
+                    about=f"Stage {stage} with the paper's settings: configs/train/emu3_5/{stage}.yaml.",
                 )
                 for stage in PAPER_STAGES
             },
-            "emu3_5/grpo": replace(_GRPO, about="GRPO with the paper's settings."),
+            "emu3_5/grpo": replace(
+                _GRPO, about="Stage grpo with the paper's settings: configs/train/emu3_5/grpo.yaml."
+            ),
             "detector": Target(
                 module="emuworld.tasks.detector_training",
                 settings="DetectorStage",
@@ -205,8 +207,6 @@ COMMANDS: dict[str, Command] = {
             "build": Target(
                 module="emuworld.envs.shards",
                 settings="ShardsConfig",
-                run="build_shards",
-                reports_progress=False,
             ),
             "prompts": Target(
                 module="emuworld.tasks.reward_prompts", settings="RewardPrompts", explained_by_module=True

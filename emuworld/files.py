@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 @contextlib.contextmanager
 def written(path: str | os.PathLike[str], *, suffix: str = ".part") -> Iterator[Path]:
@@ -22,6 +24,12 @@ def written(path: str | os.PathLike[str], *, suffix: str = ".part") -> Iterator[
     try:
         yield beside
         beside.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a write for which there is no room
+            error.filename = str(path)
+        raise
+    except SafetensorError as error:  # which is no OSError where there is no room either
+        raise OSError(f"{path} cannot be written ({error})") from error
     finally:
         beside.unlink(missing_ok=True)
 

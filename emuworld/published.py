@@ -34,6 +34,7 @@ from emuworld.tokens.vocabulary import EMU35
 
 VISION_ID = "BAAI/Emu3.5-VisionTokenizer"  # taken where a model comes from the hub without one
 TEXT_FILES = ("emu3.tiktoken", "emu3_vision_tokens.txt")
+DETECTOR_FILE = "detector.safetensors"  # of a folder of ours; no part of the world model
 SHARD_BYTES = 5_000_000_000  # as transformers cuts
 Layout = Literal["published", "qwen3"]
 OnProgress = Callable[[int, int], None]
@@ -207,6 +208,8 @@ def export_own(
     for name in checkpoint_folder.present_files(folder):
         if name not in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE, ADAPTER_FILE):
             shutil.copyfile(folder / name, out / name)
+    if (folder / DETECTOR_FILE).is_file():  # the judge of the suites is looked for beside the model
+        shutil.copyfile(folder / DETECTOR_FILE, out / DETECTOR_FILE)
     checkpoint.save(out, model, dtype=dtype, eight_bits=eight_bits, on_bytes=on_progress)
     if (folder / ADAPTER_FILE).is_file():  # it says which weights it belongs to
         fits = adapter_base(folder) == checkpoint_folder.weights_name(folder)

@@ -7,6 +7,7 @@ and nothing of the commands.
 """
 
 import ast
+import copy
 import dataclasses
 import difflib
 import math
@@ -182,7 +183,11 @@ def _convert_items(
 
 
 def _name(hint: Any) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if typing.get_origin(hint) in (tuple, list):
+        examples = {int: "[1, 2]", float: "[0.5, 1]", str: "[one, another]"}
+        return f"a list in brackets, as {examples.get(typing.get_args(hint)[0], '[{...}, {...}]')}"
+    return plain.get(hint, str(hint))
 
 
 # Help from source -----------------------------------------------------------------------------------------
@@ -219,7 +224,9 @@ def settings(module: str, name: str, *, root: Path, prefix: str = "") -> list[Se
                 for one in settings(*target, root=root, prefix=f"{key}.")
             )
             continue
-        default = ast.unparse(node.value) if node.value is not None else "(must be given)"
+        default = "(must be given)"
+        if node.value is not None:
+            default = ast.unparse(_Constants(tree, root=root).visit(copy.deepcopy(node.value)))
         found.append(
             Setting(
                 key=key, kind=ast.unparse(node.annotation), default=default, meaning=_comment(node, lines)
@@ -235,6 +242,25 @@ def first_paragraph(module: str, name: str = "", *, root: Path) -> str:
     owner = next(classes, None) if name else tree
     words = (ast.get_docstring(owner) or "") if owner is not None else ""
     return " ".join(words.split("\n\n")[0].split())
+
+
+class _Constants(ast.NodeTransformer):
+    """Puts the values of a module's constants, its own or imported ones of ours, in place of their names."""
+
+    def __init__(self, tree: ast.Module, *, root: Path) -> None:
+        self._tree, self._root = tree, root
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        for line in self._tree.body:
+            if isinstance(line, ast.Assign) and node.id in map(ast.unparse, line.targets):
+                return self.visit(copy.deepcopy(line.value))
+            if isinstance(line, ast.ImportFrom) and line.module is not None:
+                name = next((one.name for one in line.names if (one.asname or one.name) == node.id), None)
+                source = _source_of(line.module, root=self._root)
+                if name is not None and source.exists():
+                    elsewhere = _Constants(ast.parse(source.read_text()), root=self._root)
+                    return elsewhere.visit_Name(ast.Name(name))
+        return node
 
 
 def _source_of(module: str, *, root: Path) -> Path:

@@ -383,7 +383,8 @@ def load(
     Args:
         model: "small"; a folder with config.json, model.safetensors, vision.json, vision.safetensors,
             text.tiktoken and emuworld.json; or a folder or hub id in the layout of the Emu3.5 release
-            (sharded safetensors, model_type "Emu3"), or the same as a Qwen3ForCausalLM.
+            (sharded safetensors, model_type "Emu3"), or the same as a Qwen3ForCausalLM; or the folder of an
+            adapter, which says what model it belongs to.
         vision, text: folders or hub ids of a published model's tokenizers. Default: looked for inside the
             model's folder, in the folders in it and in those beside it.
         adapter: a folder with a LoRA in PEFT's layout, as fine-tuning writes it, to be added to the weights.

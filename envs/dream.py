@@ -153,6 +153,13 @@ class Dream:
         )  # fmt: skip
         self.mode = mode
         self.model = load(model) if isinstance(model, str | os.PathLike) else model
+        if not isinstance(self.model, WorldModel):
+            raise ValueError(
+                f"model is {type(model).__name__}; expected 'small', a checkpoint folder, or what "
+                "emuworld.load returned"
+            )
+        if reward_fn is not None and not callable(reward_fn):
+            raise ValueError(f"reward_fn is {reward_fn!r}; expected a function of a Transition, or None")
         self.size = frame_size(self.model, size, mode=mode)
         self._worlds = Worlds(model=self.model, mode=mode, size=self.size)
         changes = {"guidance": guidance, "image_guidance": image_guidance, "passes": passes}

@@ -74,7 +74,7 @@ def make_renderer(backend: str = "auto") -> Renderer:
     if choice == "gl":
         raise ValueError(
             "OpenGL was asked for, but neither EGL nor OSMesa draws a frame here. Install one (Debian: "
-            "apt-get install libosmesa6, or libegl1 libgl1), or use backend='rays', which needs nothing"
+            "apt-get install libosmesa6, or libegl1 libgl1), or take renderer=rays, which needs nothing"
         )
     return RayRenderer()
 
@@ -85,10 +85,16 @@ def shared_renderer(backend: str = "auto") -> Renderer:
     return make_renderer(backend)
 
 
+def checked_backend(backend: str) -> str:
+    """`backend` as it came. ValueError if it is none of `BACKENDS`; if it works here, drawing shows."""
+    if backend not in BACKENDS:
+        raise ValueError(f"renderer={backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
+    return backend
+
+
 def _choice(backend: str) -> str:
     """The back end to use, after the environment variable, which speaks only where the caller said "auto"."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
+    checked_backend(backend)
     override = os.environ.get(ENVIRONMENT_VARIABLE, "auto").strip().lower() or "auto"
     if override not in BACKENDS:
         raise ValueError(

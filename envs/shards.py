@@ -8,22 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypedDict
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from emuworld.envs.episodes import generate_episode, generate_pictures
 from emuworld.envs.render import Renderer, make_renderer
@@ -40,6 +30,8 @@ _AMOUNTS = (
     "num_frames", "num_pictures", "num_edits", "num_tales", "num_tasks", "num_tables", "num_table_edits",
 )  # fmt: skip
 _DECIDING = (*_AMOUNTS, "num_views", "episodes_per_shard", "size", "format")
+_FORMATS = ("JPEG", "PNG")
+OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +65,12 @@ class ShardsConfig:
         for name in (*_AMOUNTS, "first_seed", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}; expected 0 or more")
+        if self.format not in _FORMATS:
+            raise ValueError(f"format={self.format!r} is unknown; expected one of {', '.join(_FORMATS)}")
+        if not self.num_tasks and (self.num_tables or self.num_views > 1):
+            raise ValueError("num_tables and num_views go with tasks on table-tops; set num_tasks as well")
+        if not any(getattr(self, name) for name in _AMOUNTS):
+            raise ValueError(f"nothing to render: set one of {', '.join(_AMOUNTS)} above 0")
 
 
 def shard_path(config: ShardsConfig, first_seed: int) -> Path:
@@ -81,12 +79,12 @@ def shard_path(config: ShardsConfig, first_seed: int) -> Path:
     return Path(config.out) / f"{config.split}-{first_seed:08d}-{last:08d}.stories"
 
 
-def build_shards(config: ShardsConfig) -> int:
+def build_shards(config: ShardsConfig, *, on_progress: OnProgress | None = None) -> int:
     """Write all shards of a configuration that are not there yet; returns how many were written.
 
-    A shard appears whole or not at all, so a killed run is resumed by the same call. Progress goes to the
-    terminal. Raises ValueError for a folder that holds shards made with other settings, or a renderer that
-    does not work here.
+    A shard appears whole or not at all, so a killed run is resumed by the same call. `on_progress` is told a
+    label, the shards that are there and those there will be. Raises ValueError for a folder that holds shards
+    made with other settings, or a renderer that does not work here.
     """
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,35 +92,47 @@ def build_shards(config: ShardsConfig) -> int:
     end = config.first_seed + config.num_episodes
     firsts = list(range(config.first_seed, end, config.episodes_per_shard))
     missing = [first for first in firsts if not _complete(shard_path(config, first))]
+    done = len(firsts) - len(missing)
+
+    def tell(further: int) -> None:
+        if on_progress is not None:
+            on_progress(f"{config.split} shards", done + further, len(firsts))
+
+    tell(0)
     workers = min(len(missing), config.workers or min(8, os.cpu_count() or 1))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"{config.split} shards", total=len(firsts), completed=len(firsts) - len(missing))
-        if workers <= 1:
-            for first in missing:
-                _write(config, first)
-                bar.advance(task)
-            return len(missing)
-        # Spawned, not forked: a parent that holds a GPU or threads cannot be forked safely.
-        with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
-            jobs = [pool.submit(_write, config, first) for first in missing]
-            for job in as_completed(jobs):
-                job.result()
-                bar.advance(task)
+    if workers <= 1:
+        for count, first in enumerate(missing, start=1):
+            _write(config, first)
+            tell(count)
+        return len(missing)
+    # Spawned, not forked: a parent that holds a GPU or threads cannot be forked safely.
+    with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(_write, config, first) for first in missing]
+        for count, job in enumerate(as_completed(jobs), start=1):
+            job.result()
+            tell(count)
     return len(missing)
+
+
+def run(config: ShardsConfig, *, on_progress: OnProgress | None = None) -> None:
+    """Command `data build`."""
+    written = build_shards(config, on_progress=on_progress)
+    print(f"new {config.split} shards in {config.out}: {written}")
 
 
 def _check_settings(folder: Path, config: ShardsConfig) -> None:
     """Keep what decides a shard's contents beside the shards, and refuse to mix."""
     kept = {name: getattr(config, name) for name in _DECIDING}
     path = folder / f"{config.split}.json"
-    if path.exists():
+    if path.exists() and any(folder.glob(f"{config.split}-*.stories")):
         # A setting that came later than the folder was at its default there.
         unset = {field.name: field.default for field in fields(config) if field.name in _DECIDING}
         before = unset | json.loads(path.read_text())
-        if before != kept:
+        differ = ", ".join(f"{name}={before[name]}" for name in kept if before[name] != kept[name])
+        if differ:
             raise ValueError(
-                f"{folder} holds {config.split} shards made with {before}, not {kept}; choose another out"
+                f"{folder} holds {config.split} shards that were made with {differ}; say the same, or choose "
+                "another out"
             )
         return
     write_text(path, json.dumps(kept))

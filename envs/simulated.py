@@ -16,7 +16,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from emuworld.envs.render import shared_renderer
+from emuworld.envs.render import checked_backend, shared_renderer
 from emuworld.envs.rendering.camera import Camera
 from emuworld.envs.rooms.scenes import SPLITS
 from emuworld.envs.spaces import (
@@ -69,7 +69,7 @@ class SimulatedEnv(gymnasium.Env[Any, str], ABC):
         self.size = picture_sides(size)
         self.split = split
         self.max_episode_steps = max_episode_steps
-        self._backend = renderer
+        self._backend = checked_backend(renderer)
         self.action_space = CommandText(commands)
         self.observation_space = frame_space(self.size)
         self._frame: Frame | None = None
@@ -125,6 +125,10 @@ class SimulatedEnv(gymnasium.Env[Any, str], ABC):
         """What was said last, "" for nothing, and what is seen, both in words."""
 
     def _checked_options(self, options: Mapping[str, Any] | None) -> dict[str, Any]:
+        if options is not None and not isinstance(options, Mapping):
+            raise ValueError(
+                f"options is {type(options).__name__}; expected a dict, as {{'prompt': 'a room'}}"
+            )
         given = dict(options or {})
         if set(given) - set(self.option_names) or len(given) > 1:
             names = ", ".join(self.option_names)

@@ -115,8 +115,15 @@ def frame_size(model: WorldModel, size: int | str | Sequence[int] | None, *, mod
         asked: tuple[int, ...] | str = (size, size)
     elif isinstance(size, str):
         asked = size
+    elif size is None:
+        asked = "default"
     else:
-        asked = "default" if size is None else tuple(size)  # a list where a spec came from JSON
+        try:
+            asked = tuple(size)  # a list where a spec came from JSON
+        except TypeError as error:
+            raise ValueError(
+                f"size is {size!r}; expected whole pixels, (height, width), or a ratio like '16:9'"
+            ) from error
     sides = model.picture_size(asked, mode=mode)  # type: ignore[arg-type]  # checked there
     if sides is None:
         raise ValueError(f"size {size!r} leaves it open, but observations have one size: give it")
@@ -126,6 +133,8 @@ def frame_size(model: WorldModel, size: int | str | Sequence[int] | None, *, mod
 def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """Reset options, `images` always a list of pictures. ValueError for unknown, contradictory or badly typed
     ones."""
+    if options is not None and not isinstance(options, Mapping):
+        raise ValueError(f"options is {type(options).__name__}; expected a dict, as {{'prompt': 'a room'}}")
     options = dict(options or {})
     unknown = options.keys() - set(_RESET_OPTIONS)
     if unknown:

@@ -76,7 +76,7 @@ class WorldVectorEnv(VectorEnv[Frames, Any, npt.NDArray[Any]]):
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = checked_render_mode(render_mode)
         discrete = discrete or table is not None
-        self.table = checked_table(table or self.dream.commands) if discrete else None
+        self.table = checked_table(self.dream.commands if table is None else table) if discrete else None
         self.single_action_space = (
             self.dream.action_space() if self.table is None else Discrete(len(self.table))
         )
@@ -191,7 +191,7 @@ class WorldVectorEnv(VectorEnv[Frames, Any, npt.NDArray[Any]]):
         return rng
 
     def _row_actions(self, actions: Iterable[Any]) -> list[object]:
-        rows = [actions] if isinstance(actions, str) else list(actions)
+        rows = [actions] if isinstance(actions, str) or not isinstance(actions, Iterable) else list(actions)
         if len(rows) != self.num_envs or isinstance(actions, str):
             raise ValueError(
                 f"step() takes one action a row: a sequence of {self.num_envs}, got {type(actions).__name__} "

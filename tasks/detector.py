@@ -215,7 +215,9 @@ class Detector(nn.Module):
         """Open a file that `save` wrote, in fp32."""
         if not path.exists():
             raise ValueError(
-                f"no detector at {path}; make one with: emuworld train stage=detector out={path.parent}"
+                f"no detector at {path}; say where one is with detector=FILE (the built-in model's is "
+                "emuworld/weights/small/detector.safetensors), or make one with: "
+                f"emuworld train stage=detector out={path.parent}"
             )
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

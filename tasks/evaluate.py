@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from emuworld.envs.render import checked_backend
 from emuworld.files import write_text
 from emuworld.tasks import explore_twin, image_edits, report, text_to_image
 from emuworld.tasks.bench import Bench
@@ -25,7 +26,8 @@ from emuworld.tasks.comparison import check_comparable, write_comparison
 from emuworld.tasks.detector import Detector
 from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.robot import evaluation
-from emuworld.tasks.run_folder import FORMAT, read_run
+from emuworld.tasks.robot.suite import load_suite
+from emuworld.tasks.run_folder import FORMAT, read_records, read_run
 from emuworld.tasks.suites import EditPictures, ExploreTwin, RobotSuite, RoomSuite, Suite
 from emuworld.tasks.truth import render_pool
 from emuworld.world_model import WorldModel, load
@@ -46,12 +48,19 @@ def run(suite: Suite, *, on_progress: OnProgress = quiet) -> dict[str, Any]:
     With several `passes` each is run in a folder of its own, and what is written and returned compares them.
     """
     folder = Path(suite.out)
+    checked_backend(suite.renderer)
+    if isinstance(suite, RobotSuite):  # told before hours of work
+        evaluation.all_cases(suite, load_suite())
+        report.other_runs({"suite": suite.name, "case_settings": _case_settings(suite)}, suite.against)
     if len(suite.passes) > 1:
         return _compare(suite, folder, on_progress)
     if not suite.score_only:
         _run_cases(suite, folder, on_progress)
     else:
         read_run(folder)
+    if not read_records(folder / "records.jsonl"):
+        missing = "run the suite without score_only" if suite.score_only else "these settings ask for none"
+        raise ValueError(f"{folder} holds no case: {missing}")
     if not suite.report:
         return {}
     figures = report.write_report(folder, against=suite.against if isinstance(suite, RobotSuite) else "")
@@ -137,19 +146,25 @@ def _fingerprint(model: WorldModel | None) -> str:
 def _open_run(suite: Suite, folder: Path, model: WorldModel | None) -> float:
     """Check that stored cases belong to these settings and this model; returns the seconds they took."""
     path, records = folder / "run.json", folder / "records.jsonl"
-    if not suite.resume or not path.exists():
+    if not suite.resume or not path.exists() or not read_records(records):
         records.unlink(missing_ok=True)
         for picture in folder.glob("pictures/*.npz"):
             picture.unlink()
         _write_run(suite, folder, model, wall_s=0.0)
         return 0.0
     stored = read_run(folder)
-    mine = {"case_settings": _case_settings(suite), "model_fingerprint": _fingerprint(model)}
-    differ = [key for key, value in mine.items() if json.loads(json.dumps(value)) != stored[key]]
+    mine, before = json.loads(json.dumps(_case_settings(suite))), stored["case_settings"]
+    differ = [
+        f"{key} was {before.get(key)!r} and is {mine.get(key)!r}"
+        for key in sorted(mine | before)
+        if mine.get(key) != before.get(key)
+    ]
+    if stored["model_fingerprint"] != _fingerprint(model):
+        differ.append("the model has other weights")
     if differ:
         raise ValueError(
-            f"{folder} holds cases of another run ({' and '.join(differ)} differ); "
-            "choose another folder with out=..., or drop them with resume=false"
+            f"{folder} holds cases of another run: {', '.join(differ)}; choose another folder with out=..., "
+            "or drop them with resume=false"
         )
     return float(stored["wall_s"])
 

@@ -105,7 +105,8 @@ def run(config: Generate, *, on_progress: OnProgress = quiet) -> list[Path]:
             on_progress("answers", done, len(questions))
     paths = [folder / f"{q.name}.pb" for q in questions if (folder / f"{q.name}.pb").exists()]
     there = f", {len(questions) - len(waiting)} of them were there already" if config.prompts else ""
-    print(f"{len(paths)} answers in {folder}{there}; emuworld export input={folder} shows them")
+    if done:
+        print(f"{done} answers in {folder}{there}; emuworld export input={folder} shows them")
     if problems:
         listed = "\n".join(sorted(problems))
         raise ValueError(f"{len(problems)} of {len(questions)} prompts were not answered:\n{listed}")

@@ -40,7 +40,7 @@ def write_report(folder: Path, *, against: str = "") -> Figures:
     run = json.loads((folder / "run.json").read_text())
     records = read_records(folder / "records.jsonl")
     if run["suite"] == "robot-331":
-        figures, render = summarise_robot(records, run, _other_runs(run, against)), robot_page
+        figures, render = summarise_robot(records, run, other_runs(run, against)), robot_page
     elif run["suite"] == "t2i":
         figures, render = summarise_t2i(records), _t2i_page
     elif run["suite"] == "x2i":
@@ -59,8 +59,8 @@ def write_report(folder: Path, *, against: str = "") -> Figures:
     return figures
 
 
-def _other_runs(run: Mapping[str, Any], against: str) -> dict[str, list[Record]]:
-    """Records of the runs in these folders, by agent and use."""
+def other_runs(run: Mapping[str, Any], against: str) -> dict[str, list[Record]]:
+    """Records of the runs in these folders, by agent and use. ValueError for one that does not pair."""
     found: dict[str, list[Record]] = {}
     for folder in (Path(one.strip()) for one in against.split(",") if one.strip()):
         if not (folder / "run.json").exists():

@@ -53,6 +53,24 @@ class RunSettings:
     score_only: bool = False  # run nothing: summarise the stored cases again
     report: bool = True  # write the summary and the page; false: later, with score_only
 
+    def __post_init__(self) -> None:
+        """ValueError for what cannot be run, before anything is."""
+        self._check_amounts(1, "size_px")
+        self._check_amounts(0, "batch", "workers", *(name for name in vars(self) if name.startswith("num_")))
+        if min(self.passes, default=0) < 0:
+            raise ValueError(f"passes={list(self.passes)}; expected numbers of 0 or more")
+
+    def _check_amounts(self, least: int, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}; expected {least} or more")
+
+    def _check_choices(self, **choices: tuple[str, ...]) -> None:
+        for key, known in choices.items():
+            value = getattr(self, key)
+            if value not in known:
+                raise ValueError(f"{key}={value!r} is unknown; expected one of {', '.join(known)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoomSettings(RunSettings):
@@ -62,6 +80,14 @@ class RoomSettings(RunSettings):
     split: str = "test"  # train | validation | test: which rooms
     temperature: float | None = 0.0  # 0 = always the likeliest token; null = the model's own sampling
     num_pictures: int = 6  # cases kept with their pictures for the page
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_choices(split=("train", "validation", "test"))
+        if self.size_px % 16:
+            raise ValueError(f"size_px={self.size_px}; expected a multiple of 16")
+        if self.temperature is not None and self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}; expected 0 or more, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +107,10 @@ class ExploreTwin(RoomSettings):
     walk_steps: int = 40  # commands of a long walk; the second half undoes the first
     num_turns: int = 32  # full turns of 12 x 30 degrees, for the closing error
     phrasing: str = "canonical"  # canonical: the table's words | split: all phrasings of the split
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_choices(phrasing=("canonical", "split"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,21 +163,15 @@ class RobotSuite(RunSettings):
     num_pictures: int = 2  # failures of each family kept with their pictures for the page
 
     def __post_init__(self) -> None:
-        """ValueError for a choice that does not exist, before anything is run."""
-        choices = {
-            "agent": ("planner", "text-only", "scripted", "oracle", "random", "none"),
-            "use": ("both", "text", "keyframe"),
-            "phrasing": ("turns", "plain", "held-out"),
-        }
-        for key, known in choices.items():
-            value = getattr(self, key)
-            if value not in known:
-                raise ValueError(f"{key}={value!r} is unknown; expected one of {', '.join(known)}")
-        if self.first < 0 or self.num_judged < 0 or self.repeats < 1:
-            raise ValueError(
-                f"first={self.first}, num_judged={self.num_judged} and repeats={self.repeats} came; expected "
-                "first and num_judged of 0 or more, repeats of 1 or more"
-            )
+        super().__post_init__()
+        self._check_choices(
+            agent=("planner", "text-only", "scripted", "oracle", "random", "none"),
+            use=("both", "text", "keyframe"),
+            phrasing=("turns", "plain", "held-out"),
+            strategy=("sample", "beam"),
+        )
+        self._check_amounts(0, "first")
+        self._check_amounts(1, "repeats", "num_plans", "max_pictures", "max_steps")
 
 
 RoomSuite = ExploreTwin | TextToImage | EditPictures

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emuworld import cli
+from emuworld import cli, command_help
 from emuworld.command_table import COMMANDS
 from emuworld.tasks.generate import Generate
 
@@ -31,6 +31,21 @@ def test_help_of_a_command_shows_settings_and_examples(
     said = capsys.readouterr().out
     assert "settings (key=default):" in said and "examples:" in said and "out=" in said
     assert cli.main([name, "--help"]) == 0
+
+
+@pytest.mark.parametrize(("name", "choice"), TARGETS)
+def test_defaults_that_help_shows_can_be_typed_as_they_stand(name: str, choice: str) -> None:
+    shown = {one.key: one.default for one in command_help.settings(name, choice)}
+    words = [f"{key}={default}" for key, default in shown.items() if "${" not in default]
+    assert len(words) >= len(shown) - 1
+    assert cli.compose(name, choice, words)[0] == cli.compose(name, choice, [])[0]
+
+
+def test_examples_are_those_of_the_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["train", "stage=detector", "--help"])
+    cli.main(["train", "stage=sft1", "--help"])
+    examples = [one.split("\n")[0].strip() for one in capsys.readouterr().out.split("examples:\n")[1:]]
+    assert examples == ["emuworld train stage=detector device=cuda", "emuworld train stage=sft1"]
 
 
 def test_help_does_not_wait_for_torch_or_the_simulator() -> None:
@@ -82,6 +97,14 @@ def test_words_win_over_yaml_and_yaml_over_the_dataclass() -> None:
     assert cli.compose("eval", "t2i", ["out=here"])[0].out == "here"
 
 
+def test_a_folder_named_after_a_setting_follows_what_is_typed() -> None:
+    """`out: outputs/eval/robot-331/${agent}`: each agent has a folder of its own."""
+    for agent in ("planner", "scripted"):
+        config, values = cli.compose("eval", "robot-331", [f"agent={agent}"])
+        assert config.out == values["out"] == f"outputs/eval/robot-331/{agent}"
+    assert cli.compose("eval", "robot-331", ["out=to/${agent}"])[0].out == "to/${agent}"
+
+
 def test_text_is_taken_literally() -> None:
     prompt = "a 'room' with, say, [two] {balls}: 50 % \"red\" = $5 \\ ünï"
     config, _ = cli.compose("generate", "", [f"prompt={prompt}"])
@@ -108,12 +131,29 @@ def test_a_command_runs_and_keeps_its_settings(
     stored = (tmp_path / "generate.config.yaml").read_text()
     assert "size_px: 64" in stored and "seed: 0" in stored
     assert "sheet.png" in capsys.readouterr().out
+    assert cli.main([*words, f"model={tmp_path}/nothing"]) == 1
+    assert (tmp_path / "generate.config.yaml").read_text() == stored, "a run that is refused leaves it alone"
 
 
 def test_a_run_that_fails_says_why_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", f"model={tmp_path}/nothing", f"out={tmp_path}", "device=cpu"]) == 1
     error = capsys.readouterr().err
     assert "nothing" in error and "Traceback" not in error and cli.DEBUG_VARIABLE in error
+
+
+def test_what_the_system_refuses_is_said_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main(["generate", f"out={tmp_path}/file/folder"]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/file" in error and "Not a directory" in error and "Traceback" not in error
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m emuworld.cli train stage=pretrain --help | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("emuworld train") and done.stderr == ""
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

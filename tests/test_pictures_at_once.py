@@ -182,7 +182,9 @@ def test_a_checkpoint_in_8_bits_draws_the_same(tiny_folder: str, tmp_path: Path)
     folder = copied(tiny_folder, tmp_path / "adapted", noise=Noise())
     adapter = Adapter(checkpoint.load(folder), rank=2, generator=torch.Generator().manual_seed(0))
     save_adapter(folder, adapter, base=weights_name(folder))
+    (folder / "detector.safetensors").write_bytes(b"a judge")
     convert.run(convert.Convert(model=str(folder), out=str(tmp_path / "int8"), to="int8"))
+    assert (tmp_path / "int8" / "detector.safetensors").read_bytes() == b"a judge"
     convert.run(convert.Convert(model=str(tmp_path / "int8"), out=str(tmp_path / "bf16"), to="qwen3"))
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("adapted", "int8", "bf16")]
     assert sizes[1] < sizes[0] == sizes[2]

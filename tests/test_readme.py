@@ -12,6 +12,7 @@ import gymnasium
 import pytest
 
 import emuworld  # noqa: F401  registers the ids
+from emuworld import command_help
 from emuworld.checkpoint_folder import BUILTIN, FILES
 from emuworld.command_table import COMMANDS
 
@@ -48,8 +49,8 @@ def test_setup_is_two_commands() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_exist(page: Path) -> None:
-    """Every `emuworld COMMAND choice=…` and `scripts/…` that a page names."""
-    text = page.read_text(encoding="utf-8")
+    """Every `emuworld COMMAND choice=… setting=…` and `scripts/…` that a page names."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", "")
     for line in code_lines(text):
         found = re.match(r"(?:\./run )?emuworld (\w+)(?: ([\w-]+=?[\w-]*))?", line)
         if found is None or found[1] == "COMMAND":
@@ -59,6 +60,12 @@ def test_commands_exist(page: Path) -> None:
         if COMMANDS[name].choice and (key == COMMANDS[name].choice or (key and not equals)):
             choice = value if equals else key
             assert choice in (*COMMANDS[name].targets, "NAME"), f"{page.name} has the line {line}"
+            targets = [choice] if choice in COMMANDS[name].targets else []
+        else:
+            targets = list(COMMANDS[name].targets)
+        settings = {one.key for target in targets for one in command_help.settings(name, target)}
+        for key in re.findall(r" ([\w.]+)=", line.partition(" # ")[0]) if settings else []:
+            assert key in (*settings, COMMANDS[name].choice, "parallel"), f"{page.name} has the line {line}"
     for path in re.findall(r"\b((?:scripts|tests|configs|docs|tasks|envs)/[\w/.-]*\w)", text):
         assert (ROOT / path).exists(), f"{page.name} names {path}"
 

@@ -43,10 +43,10 @@ class Noise:
         exponent, scale: beta_t of the metric path; its defaults are URSA's.
     """
 
-    path: str = "mixture"
-    shift: float = 1.0
-    exponent: float = 0.9
-    scale: float = 3.0
+    path: str = "mixture"  # mixture | metric
+    shift: float = 1.0  # above 1: more of the time near the noise, for larger pictures
+    exponent: float = 0.9  # of the metric path
+    scale: float = 3.0  # of the metric path
 
     def __post_init__(self) -> None:
         if self.path not in PATHS:

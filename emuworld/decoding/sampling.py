@@ -34,6 +34,7 @@ if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
 else:
     draw_kernel = None  # type: ignore[assignment]
 
+_NUMBER = (int, float, np.floating)
 _HAS_NUMBA = importlib.util.find_spec("numba") is not None
 _WORTH_A_THREAD = 1 << 17  # scores from which on rows are shared out among threads
 
@@ -56,9 +57,9 @@ class Truncation:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < float("inf"):
+        if not isinstance(self.temperature, _NUMBER) or not 0.0 <= self.temperature < float("inf"):
             raise ValueError(
-                f"temperature must be finite and at least 0 (0 = greedy), got {self.temperature}"
+                f"temperature must be finite and at least 0 (0 = greedy), got {self.temperature!r}"
             )
         if self.top_k < 0:
             raise ValueError(f"top_k must be at least 0 (0 = no limit), got {self.top_k}")
@@ -107,8 +108,8 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("guidance", "image_guidance"):
             value = getattr(self, name)
-            if not 0.0 <= value < float("inf"):
-                raise ValueError(f"{name} must be finite and at least 0 (1 = off), got {value}")
+            if not isinstance(value, _NUMBER) or not 0.0 <= value < float("inf"):
+                raise ValueError(f"{name} must be finite and at least 0 (1 = off), got {value!r}")
         if not math.isfinite(self.stay):
             raise ValueError(f"stay must be finite (0 = off), got {self.stay}")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:

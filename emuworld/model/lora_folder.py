@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from emuworld.files import written
 from emuworld.model.adapter import Adapter
+from emuworld.model.checkpoint import CONFIG_FILE as CHECKPOINT_FILE
 from emuworld.model.checkpoint import read_json
 from emuworld.model.transformer import Transformer
 
@@ -55,6 +56,17 @@ def save(folder: str | os.PathLike[str], adapter: Adapter, *, rank: int, base: s
     with written(folder / WEIGHTS_FILE) as weights, written(folder / CONFIG_FILE) as settings:
         save_file(tensors, weights, metadata={"format": "pt"})
         settings.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return all((folder / name).is_file() for name in FILES) and not (folder / CHECKPOINT_FILE).is_file()
+
+
+def base(folder: Path) -> str:
+    """What the adapter of a folder calls its model; "" where it does not say."""
+    name = read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
+    return name if isinstance(name, str) else ""
 
 
 @torch.no_grad()

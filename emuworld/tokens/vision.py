@@ -205,7 +205,9 @@ class VisionTokenizer(nn.Module):
         folder = Path(folder)
         for name in ("vision.json", "vision.safetensors"):
             if not (folder / name).is_file():
-                raise ValueError(f"{folder} has no {name}; expected a folder that VisionTokenizer.save wrote")
+                raise ValueError(
+                    f"{folder} has no {name}; expected a folder that train stage=tokenizer wrote"
+                )
         try:
             config = VisionConfig.from_json(json.loads((folder / "vision.json").read_text("utf-8")))
         except (ValueError, RecursionError) as error:

@@ -31,13 +31,13 @@ class VisionConfig:
     where few channels meet many positions.
     """
 
-    patch_px: int = 4
-    width: int = 32
-    width_multipliers: tuple[int, ...] = (4, 5, 5)
-    num_res_blocks: int = 1
-    z_channels: int = 64
-    embed_dim: int = 32
-    num_codes: int = 4096
+    patch_px: int = 4  # pixels of a side that are one position of the finest level; 1: the published form
+    width: int = 32  # channels of a level are this times its multiplier
+    width_multipliers: tuple[int, ...] = (4, 5, 5)  # from the finest level down; patch_px=1 has five
+    num_res_blocks: int = 1  # of a level
+    z_channels: int = 64  # that the encoder gives
+    embed_dim: int = 32  # of a code
+    num_codes: int = 4096  # of 16 by 16 pixels each
     # With one channel a group, as 32 would give here, norms would wipe out plain colours.
     norm_groups: int = 8
 

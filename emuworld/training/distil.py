@@ -62,8 +62,8 @@ class DidaTraining:
     """Settings of the stage; yaml chooses values."""
 
     init_from: str = "outputs/train/pretrain"  # the checkpoint folder, or small: the built-in one
-    shards: str = "outputs/data/train"
-    out: str = "outputs/train/dida"
+    shards: str = "outputs/data/train"  # folder that `data build` wrote
+    out: str = "outputs/train/dida"  # the folder of the checkpoint that can
     codes: str = ""  # the out= of a pretraining with the same vision tokenizer, whose codes are read
     stories: str = "own"  # own: the checkpoint's answers | data: the stories as they are | both
     own: OwnStories = dataclasses.field(default_factory=OwnStories)
@@ -75,12 +75,13 @@ class DidaTraining:
     noise: Noise = dataclasses.field(default_factory=Noise)
     causal_weight: float = 1.0  # of the clean tokens' loss beside the noisy ones'; full adaptation only
     default_passes: int = 0  # what the environments draw with; 0 = token by token unless told otherwise
-    size_px: int = 256
-    device: str = "auto"
+    size_px: int = 256  # picture side
+    device: str = "auto"  # auto | cpu | cuda
     workers: int = 0  # processes that decode pictures; 0: a thread
     learning_rate: float = 3e-4
     weight_decay: float = 0.05
-    gradient_clip: float = 1.0
+    gradient_clip: float = 1.0  # norm above which gradients are made shorter
+    # The mixture of a step; docs/training.md has the kinds.
     buckets: tuple[Bucket, ...] = (
         Bucket(kind="walk", frames=6, batch_size=8),
         Bucket(kind="picture", batch_size=16),
@@ -90,8 +91,8 @@ class DidaTraining:
     compile: bool = False  # the layers
     attention: str = "auto"  # flex | dense | auto: flex on a GPU, whose scores are never held as a whole
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
-    validate_every_steps: int = 250
-    validation_batches: int = 2
+    validate_every_steps: int = 250  # on stories held back
+    validation_batches: int = 2  # of each bucket
     seed: int = 0
     loop: loop.LoopConfig = dataclasses.field(default_factory=loop.LoopConfig)
 

@@ -45,9 +45,9 @@ class GrpoTraining(Optimisation):
     """Settings of the stage."""
 
     prompts: str = "prompts.jsonl"  # lines with mode, prompt, and where they apply images, commands, truth
-    held_out: str = ""  # prompts that are only measured
+    held_out: str = ""  # file of prompts that are only measured; "": none
     init_from: str = "small"  # the built-in model, a checkpoint folder, or a published one
-    out: str = "outputs/train/grpo"
+    out: str = "outputs/train/grpo"  # a checkpoint folder, with its log, state and sheets of pictures
     rewards: tuple[rewards.Scale, ...] = ()  # terms by name, with weight, low and high
     group: int = 8  # answers to a prompt (paper)
     prompts_per_step: int = 8  # the paper's 640 answers a step are 80
@@ -55,21 +55,21 @@ class GrpoTraining(Optimisation):
     answers_at_once: int = 128  # that are drawn together
     rows_at_once: int = 8  # of one forward and backward pass
     clip_low: float = 0.2  # PPO's; matters where updates_per_step > 1
-    clip_high: float = 0.2
+    clip_high: float = 0.2  # the same, upwards
     kl_weight: float = 0.01  # DeepSeekMath has 0.04 for 7 B; pictures need room to move
     normalise: bool = True  # divide by the group's standard deviation; false: only by the scale of rewards
-    text_weight: float = 1.0
-    visual_weight: float = 1.0
+    text_weight: float = 1.0  # of text tokens in the loss
+    visual_weight: float = 1.0  # of picture tokens
     guidance: float = 1.0  # in rollouts; above 1 answers come from a sharper model than the one that learns
-    temperature: float = 1.0
+    temperature: float = 1.0  # in rollouts
     size_px: int = 0  # picture side; 0: the model's own
-    measure_every_steps: int = 25
+    measure_every_steps: int = 25  # of held_out; before and after as well
     measured_answers: int = 2  # of each held-out prompt
     optimizer: str = "adamw"
     learning_rate: float = 1e-6  # the paper's is 1e-6
     embedding_learning_rate: float = 1e-6
     weight_decay: float = 0.0
-    device: str = "auto"
+    device: str = "auto"  # auto | cpu | cuda
     seed: int = 0
     loop: loop.LoopConfig = dataclasses.field(
         default_factory=lambda: loop.LoopConfig(

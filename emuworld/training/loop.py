@@ -38,17 +38,17 @@ class LoopConfig:
     last measurement. Training ends so much earlier.
     """
 
-    max_steps: int = 10_000
-    max_seconds: float = math.inf
-    stage_seconds: float = math.inf
-    warmup_steps: int = 100
-    decay_fraction: float = 0.4
-    log_every_steps: int = 50
-    save_every_s: float = 60.0
+    max_steps: int = 10_000  # of the whole run, earlier parts of it counted
+    max_seconds: float = math.inf  # of training, earlier parts counted; whichever comes first
+    stage_seconds: float = math.inf  # of the stage, preparation and last measurement included
+    warmup_steps: int = 100  # over which the learning rate rises
+    decay_fraction: float = 0.4  # last part of the run, over which it falls to zero (trapezoid)
+    log_every_steps: int = 50  # a line of OUT/STAGE.log.jsonl
+    save_every_s: float = 60.0  # state, from which a killed run goes on
     save_every_steps: int = 0  # as well; 0: by the clock alone
-    schedule: str = "trapezoid"  # or "cosine": from the warm-up to minimum_factor along half a cosine
-    minimum_factor: float = 1e-3
-    resume: bool = True
+    schedule: str = "trapezoid"  # trapezoid | cosine: half of one, down to minimum_factor
+    minimum_factor: float = 1e-3  # of the learning rate, which never falls below that
+    resume: bool = True  # false: begin anew, whatever state there is
 
     def __post_init__(self) -> None:
         if self.schedule not in ("trapezoid", "cosine") or not 0 <= self.minimum_factor <= 1:
@@ -80,11 +80,12 @@ def learning_rate_factor(*, step: int, progress: float, config: LoopConfig) -> f
 class TrainingLog:
     """Appends one JSON object a line; a line is written whole, so a killed run leaves a readable file.
 
-    A run that goes on from `step` drops the lines of later steps, which it will do again.
+    A run that goes on from `step` drops the lines of later steps, which it will do again; one that begins
+    anew begins a new log.
     """
 
     def __init__(self, path: Path, *, step: int = 0) -> None:
-        if step and path.exists():
+        if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", buffering=1)

@@ -38,7 +38,7 @@ _PAINTED_KINDS = ("pictures", "pictures-table")  # every picture from its captio
 class OwnStories:
     """How many answers, and how they are drawn."""
 
-    num_stories: int = 2_000
+    num_stories: int = 2_000  # that it answers
     frames: int = 6  # pictures of a walk at most, the given one included
     batch: int = 64  # stories answered at once
     max_seconds: float = math.inf  # no answers are begun that would end later; at least one batch is drawn

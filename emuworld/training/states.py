@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from emuworld.files import written
@@ -95,7 +96,12 @@ class FileStore:
         if not self._first:
             return
         with written(self.place) as beside:
-            torch.save({"stage": dict(self._get()), **values}, beside)
+            try:
+                torch.save({"stage": dict(self._get()), **values}, beside)
+            except RuntimeError as error:
+                if "inline_container" not in str(error):  # PyTorch's writer of archives
+                    raise
+                raise _unwritable(self.place, error) from error
 
 
 class ShardedStore:
@@ -145,8 +151,11 @@ class ShardedStore:
             (folder / _VALUES_FILE).write_text(json.dumps(dict(values)))
         self._ranks.highest(0.0)  # nobody writes before it is there
         writer = dcp.FileSystemWriter(folder, single_file_per_rank=True)
-        with _one_process_is_meant():
-            dcp.save(dict(self._tensors()), storage_writer=writer, no_dist=self._ranks.world == 1)
+        try:
+            with _one_process_is_meant():
+                dcp.save(dict(self._tensors()), storage_writer=writer, no_dist=self._ranks.world == 1)
+        except CheckpointException as error:
+            raise _unwritable(folder, next(iter(error.failures.values()))[0]) from error
         if self._ranks.first:
             for old in self._out.glob(f"{self._name}.state-*"):
                 if old != folder:
@@ -230,6 +239,12 @@ def _one_process_is_meant() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
+
+
+def _unwritable(place: Path, error: BaseException) -> OSError:
+    """PyTorch's writers tell of a full disk in ways of their own."""
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return OSError(f"the training state {place} cannot be written ({said}); is there room on the disk?")
 
 
 def _unreadable(place: Path, error: Exception) -> ValueError:

@@ -17,11 +17,11 @@ FILE_NAME = "text.tiktoken"
 class TextTraining:
     """Settings of the stage."""
 
-    shards: str = "outputs/data/train"
-    out: str = "outputs/train/text"
+    shards: str = "outputs/data/train"  # folder that `data build` wrote
+    out: str = "outputs/train/text"  # folder of text.tiktoken
     num_tokens: int = 512  # the rooms' language has few words more; every byte has a token besides
-    max_shards: int = 64
-    wait_for_data_s: float = 0.0
+    max_shards: int = 64  # that are read
+    wait_for_data_s: float = 0.0  # for the first shard
 
 
 def train(config: TextTraining) -> dict[str, float]:

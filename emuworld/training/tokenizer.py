@@ -34,19 +34,19 @@ from emuworld.training.states import FileStore
 class TokenizerTraining:
     """Settings of the stage; yaml chooses values, the defaults are the built-in model's."""
 
-    shards: str = "outputs/data/train"
-    validation_shards: str | None = None
-    out: str = "outputs/train/tokenizer"
+    shards: str = "outputs/data/train"  # folder that `data build` wrote
+    validation_shards: str | None = None  # one of the validation split: what is measured at the end
+    out: str = "outputs/train/tokenizer"  # folder of vision.json, vision.safetensors, state and log
     init_from: str | None = None  # folder of a trained tokenizer to go on from; its sizes replace `model`
     # Go on from `init_from` with what draws codes alone: codes stay what they are, and a transformer that
     # learnt them stays of use.
     decoder_only: bool = False
     size_px: int = 256  # larger pictures are made smaller, smaller ones left out
-    frames_in_memory: int = 20_000
-    first_frames: int = 4_096
-    wait_for_data_s: float = 0.0
-    device: str = "auto"
-    compile: bool = False
+    frames_in_memory: int = 20_000  # at most, from which batches are drawn
+    first_frames: int = 4_096  # read before training begins
+    wait_for_data_s: float = 0.0  # for the first shard
+    device: str = "auto"  # auto | cpu | cuda
+    compile: bool = False  # torch.compile: some 80 s first, then faster; on a GPU
     compile_mode: str = "default"  # of torch.compile; reduce-overhead replays CUDA graphs
     batch_size: int = 24  # steps count for more than frames a step
     # Muon for the kernels of convolutions, AdamW for codes, biases and norms; "adamw": for all.
@@ -54,22 +54,21 @@ class TokenizerTraining:
     learning_rate: float = 6e-4  # AdamW's
     kernel_learning_rate: float = 2e-3  # Muon's
     weight_decay: float = 1e-4
-    gradient_clip: float = 1.0
-    l1_weight: float = 1.0
-    l2_weight: float = 2.0
-    log_weight: float = (
-        0.02  # of the mean over frames of log squared error, which is what a mean in dB measures
-    )
+    gradient_clip: float = 1.0  # norm above which gradients are made shorter
+    l1_weight: float = 1.0  # of the mean error
+    l2_weight: float = 2.0  # of the squared error
+    # Of the mean over frames of log squared error, which is what a mean in dB measures.
+    log_weight: float = 0.02
     mirror: bool = True  # half of the frames left and right exchanged
     second_look_weight: float = 0.0  # of drawing again what was drawn, moved; see `_second_look`
     quantisation_weight: float = 0.1  # at 0.25 latents collapsed before the decoder had learnt to use them
-    entropy_weight: float = 0.02
-    batch_entropy_gain: float = 1.0
-    entropy_temperature: float = 0.3
+    entropy_weight: float = 0.02  # of the entropy terms: each pixel sure of its code, all codes in use
+    batch_entropy_gain: float = 1.0  # how much more the second of them counts
+    entropy_temperature: float = 0.3  # of the softmax over codes in both
     codebook_length: float = 4.0  # common length of all codes; 0 leaves them free, as published
     crop_px: int = 0  # train on random crops of this side; 0 takes whole frames
-    restart_every_steps: int = 500
-    restart_until: float = 0.6
+    restart_every_steps: int = 500  # codes that nothing uses begin anew as what the encoder gives
+    restart_until: float = 0.6  # none do any more when the learning rate has fallen by this share
     seed: int = 0
     workers: int = 0  # processes that decode pictures; 0: a thread
     follow_shards: bool = False  # go on looking for shards that a renderer is still writing

@@ -2,8 +2,7 @@
 
 Words and picture pairs teach t2i, edits x2i (`picture_folder.py` says what a folder may hold), LeRobot data
 sets vla (`lerobot_folder.py`). Pictures are cut to the middle and encoded once. With an adapter (LoRA) the
-model's weights stay, and `emuworld.load(model, adapter=OUT)` opens both; without one OUT is a checkpoint
-folder of its own.
+model's weights stay, and `emuworld.load(OUT)` opens both; without one OUT is a checkpoint folder of its own.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from emuworld.training.data import TokenStory
 from emuworld.training.devices import pick_device
 from emuworld.training.examples import BUCKET_MODES, Batch, BatchStream, Bucket, ExampleSampler, Mixture
 from emuworld.training.lerobot_folder import Episode, is_lerobot, read_episodes
+from emuworld.training.packing import KIND as PACKED
 from emuworld.training.packing import Packing, packed_batches, row_of
 from emuworld.training.picture_folder import Pair, opened, read_pairs
 from emuworld.training.ranks import Ranks
@@ -49,7 +49,7 @@ class Tuning(Optimisation):
 
     data: str = "pictures"  # the folder; see docs/training.md for what it may hold
     init_from: str = "small"  # what is tuned: the built-in model, a checkpoint folder, or a published one
-    out: str = "outputs/train/tune"
+    out: str = "outputs/train/tune"  # folder of the adapter, or of the whole checkpoint
     adaptation: str = "adapter"  # adapter: matrices of low rank beside the model's own | full
     rank: int = 16  # of the adapter
     batch_size: int = 4  # rows of a step; each fits the longest pair or episode
@@ -58,13 +58,13 @@ class Tuning(Optimisation):
     camera: str = ""  # of a LeRobot data set: the feature with the pictures; "": its first
     keyframes: int = 4  # of an episode without subtasks, evenly spaced: to reach, grasp, carry, let go
     robot: str = ""  # asks LeRobot's tasks as the published model is asked, of this arm; "": the task alone
-    dropout: float = 0.0
+    dropout: float = 0.0  # of embeddings, attention weights and outputs
     unconditional: float = 0.1  # rows without words, for guidance
     visual_weight: float = 1.0  # of picture tokens; text weighs 1 (paper, SFT stage A)
     optimizer: str = "adamw"
     learning_rate: float = 5e-4
     embedding_learning_rate: float = 1e-4
-    device: str = "auto"
+    device: str = "auto"  # auto | cpu | cuda
     seed: int = 0
     loop: loop.LoopConfig = dataclasses.field(
         default_factory=lambda: loop.LoopConfig(
@@ -141,10 +141,9 @@ def train(config: Tuning) -> dict[str, float]:
         stream.close()
     after = trainer.validation_losses(measured) if measured else {}
     held = f"{len(measured)} {_noun(config)} held back"
-    for name in after:
+    for name in [name for name in after if not name.endswith(PACKED)]:  # whose only kind that is
         print(f"tune: {name} of {held}: {before[name]:.3f} -> {after[name]:.3f}")
-    words = f"{config.init_from!r}, adapter={config.out!r}" if adapter else repr(config.out)
-    print(f"tune: open it with emuworld.load({words})", flush=True)
+    print(f"tune: open it with model={config.out} or emuworld.load({config.out!r})", flush=True)
     return after
 
 

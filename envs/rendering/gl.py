@@ -286,6 +286,7 @@ def _gl_thread(platform: str) -> _GlThread:
     if mine.process_id != os.getpid():
         raise RuntimeError(
             "this process was forked from one that had drawn with OpenGL, which does not survive a fork: "
-            "start workers with multiprocessing.get_context('spawn'), or use make_renderer('rays') in them"
+            "start workers with multiprocessing.get_context('spawn') (gymnasium.make_vec takes "
+            "vector_kwargs={'context': 'spawn'}), or draw with renderer='rays' in them"
         )
     return mine

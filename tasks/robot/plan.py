@@ -16,9 +16,10 @@ from PIL import Image
 
 from emuworld.agents.agent import Agent
 from emuworld.agents.baselines import KnownPlan
-from emuworld.agents.planner import PlannerConfig
+from emuworld.agents.planner import STRATEGIES, PlannerConfig
 from emuworld.agents.plans import Plan, load_plan, save_plan
-from emuworld.envs.render import make_renderer
+from emuworld.envs.render import checked_backend, make_renderer
+from emuworld.envs.rooms.scenes import SPLITS
 from emuworld.envs.tabletop.franka import checked_arm
 from emuworld.envs.tabletop.orders import draw_task, task_of_prompt
 from emuworld.envs.tabletop.plans import Task
@@ -26,8 +27,9 @@ from emuworld.envs.tabletop.scene import TableScene
 from emuworld.envs.tabletop.subtasks import parse
 from emuworld.tasks.film import write_film
 from emuworld.tasks.progress import OnProgress, quiet
-from emuworld.tasks.robot.agents import NEEDS_MODEL, make_agent
+from emuworld.tasks.robot.agents import AGENTS, NEEDS_MODEL, make_agent
 from emuworld.tasks.robot.episode import Outcome, RobotEpisode, Workplace, run_agent
+from emuworld.tasks.robot.keyframe_execution import USES
 from emuworld.tasks.robot.plan_pictures import SECONDS_A_SHOT, ArmFilm, strip
 from emuworld.world_model import WorldModel, load
 
@@ -54,10 +56,41 @@ class MakePlan:
     film: bool = True  # write film.mp4
     out: str = "outputs/plan"  # folder of plan.json, strip.png and film.mp4
 
+    def __post_init__(self) -> None:
+        """ValueError for what cannot be done, before a picture is imagined."""
+        for key, known in (("agent", AGENTS), ("use", USES), ("split", SPLITS), ("strategy", STRATEGIES)):
+            if getattr(self, key) not in known:
+                raise ValueError(
+                    f"{key}={getattr(self, key)!r} is unknown; expected one of {', '.join(known)}"
+                )
+        for key in ("size_px", "num_plans", "max_pictures", "max_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}; expected 1 or more")
+        checked_backend(self.renderer)
+        if self.run is not None:
+            if self.instruction is not None:
+                raise ValueError(
+                    "run=FOLDER carries out a plan that has its instruction; leave instruction out"
+                )
+            place = Path(self.run)
+            if (place.parent if place.suffix == ".json" else place).resolve() == Path(self.out).resolve():
+                raise ValueError(
+                    f"run and out are both {self.out}: the plan would be overwritten; give another out=FOLDER"
+                )
+        elif self.instruction is not None:
+            step = parse(self.instruction)
+            if step is None or step.from_picture:
+                raise ValueError(
+                    f"instruction={self.instruction!r} is no subtask that names its place, so no table can "
+                    "be laid for it; say, for example, 'put the red cube on the blue plate', 'stack the "
+                    "green cube on the red cube', 'push the blue cylinder to the left' or 'open the drawer', "
+                    "or leave it out: then a task of the split is drawn"
+                )
+
 
 def run(config: MakePlan, *, on_progress: OnProgress = quiet) -> Path:
     """Plan, carry out, judge, write; returns the path of `plan.json`."""
-    given = None if config.run is None else _given(Path(config.run), Path(config.out))
+    given = None if config.run is None else load_plan(Path(config.run))
     task = _task(config, given)
     model = load(config.model, device=config.device) if _needs_model(config) else None
     if model is not None and "vla" not in model.manifest.modes:
@@ -114,15 +147,6 @@ def plan_of(task: Task, episode: RobotEpisode, *, provenance: dict[str, Any]) ->
     )
 
 
-def _given(place: Path, out: Path) -> Plan:
-    plan = load_plan(place)
-    if (place.parent if place.suffix == ".json" else place).resolve() == out.resolve():
-        raise ValueError(
-            f"run and out are both {out}: the plan would be overwritten; give another out=FOLDER"
-        )
-    return plan
-
-
 def _task(config: MakePlan, given: Plan | None) -> Task:
     if given is not None:
         if not given.task:
@@ -131,20 +155,8 @@ def _task(config: MakePlan, given: Plan | None) -> Task:
     if config.instruction is None:
         task = draw_task(config.split, config.seed)
     else:
-        task = _task_of(config.instruction, config)
+        task = task_of_prompt(config.instruction, config.split, config.seed)
     return replace(task, scene={**task.scene, "arm": checked_arm(config.arm)})
-
-
-def _task_of(instruction: str, config: MakePlan) -> Task:
-    step = parse(instruction)
-    if step is None or step.from_picture:
-        raise ValueError(
-            f"instruction={instruction!r} is no subtask that names its place, so no table can be laid for "
-            "it; say, for example, 'put the red cube on the blue plate', 'stack the green cube on the red "
-            "cube', 'push the blue cylinder to the left' or 'open the drawer', or leave it out: then a task "
-            "of the split is drawn"
-        )
-    return task_of_prompt(instruction, config.split, config.seed)
 
 
 def _needs_model(config: MakePlan) -> bool:
@@ -185,6 +197,7 @@ def _write(
     out = Path(config.out)
     path = save_plan(out, plan_of(task, episode, provenance=provenance))
     Image.fromarray(strip(episode)).save(out / "strip.png")
+    (out / "film.mp4").unlink(missing_ok=True)  # of an earlier plan
     if config.film and film.shots:
         write_film(out / "film.mp4", film.shots, seconds_a_shot=SECONDS_A_SHOT)
     return path

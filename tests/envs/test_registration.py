@@ -106,6 +106,17 @@ def test_make_and_make_vec_cut_after_the_same_steps(tiny_folder: str) -> None:
         np.testing.assert_array_equal(frames[0], frame)
 
 
+@pytest.mark.parametrize("env_id", ["EmuWorld/Explore-v0", "EmuWorld/ExploreSim-v0"])
+def test_a_refused_reset_leaves_a_usable_environment(env_id: str, tiny_folder: str) -> None:
+    env = gymnasium.make(env_id, **arguments(env_id, tiny_folder))
+    with pytest.raises(ValueError, match="promt"):
+        env.reset(options={"promt": "a room with a red ball"})
+    with pytest.raises(ValueError, match="options is str"):
+        env.reset(options="a room with a red ball")  # type: ignore[arg-type]
+    env.reset(seed=0)
+    assert not env.step("turn left")[4]["invalid_action"]
+
+
 def test_registering_again_changes_nothing() -> None:
     before = dict(gymnasium.registry)
     with warnings.catch_warnings():

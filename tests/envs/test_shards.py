@@ -21,7 +21,9 @@ def test_shards_are_written_resumed_and_never_mixed(tmp_path: Path) -> None:
         workers=1,
         renderer="rays",
     )
-    assert build_shards(config) == 3
+    told: list[tuple[str, int, int]] = []
+    assert build_shards(config, on_progress=lambda *words: told.append(words)) == 3
+    assert told == [("train shards", done, 3) for done in range(4)]
     assert build_shards(config) == 0
     names = sorted(path.name for path in tmp_path.glob("*.stories"))
     assert names == [f"train-0000000{a}-0000000{b}.stories" for a, b in ((0, 2), (2, 4), (4, 5))]
@@ -40,8 +42,17 @@ def test_shards_are_written_resumed_and_never_mixed(tmp_path: Path) -> None:
     before = shard_path(config, 0).stat().st_mtime_ns
     assert build_shards(config) == 1
     assert cut.read_bytes() == whole and shard_path(config, 0).stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="choose another out"):
+    with pytest.raises(
+        ValueError, match=r"made with num_frames=2, num_pictures=1, episodes_per_shard=2; say"
+    ):
         build_shards(ShardsConfig(out=str(tmp_path), num_frames=3, size=16))
+
+
+def test_a_folder_without_shards_takes_other_settings(tmp_path: Path) -> None:
+    """A run that failed before its first shard must not bar the one that puts it right."""
+    (tmp_path / "train.json").write_text(json.dumps({"num_frames": 99}))
+    common = {"num_episodes": 1, "num_pictures": 0, "size": 16, "workers": 1, "renderer": "rays"}
+    assert build_shards(ShardsConfig(out=str(tmp_path), num_frames=1, **common)) == 1
 
 
 def test_processes_write_the_same_bytes(tmp_path: Path) -> None:
@@ -67,6 +78,12 @@ def test_wrong_settings_are_named() -> None:
         ShardsConfig(split="dev")
     with pytest.raises(ValueError, match="num_frames=-1"):
         ShardsConfig(num_frames=-1)
+    with pytest.raises(ValueError, match="format='GIF'"):
+        ShardsConfig(format="GIF")
+    with pytest.raises(ValueError, match="nothing to render"):
+        ShardsConfig(num_frames=0, num_pictures=0)
+    with pytest.raises(ValueError, match="set num_tasks as well"):
+        ShardsConfig(num_tables=2)
 
 
 def test_every_kind_that_is_asked_for_is_written(tmp_path: Path) -> None:

@@ -139,6 +139,8 @@ def test_wrong_arguments_are_named(env: ExploreSimEnv) -> None:
         env.reset(seed=0, options={"image": None})
     with pytest.raises(ValueError, match="split='dev'"):
         ExploreSimEnv(split="dev")
+    with pytest.raises(ValueError, match="renderer='opengl' is unknown; expected one of auto, gl"):
+        ExploreSimEnv(renderer="opengl")
     with pytest.raises(ValueError, match="size=5"):
         ExploreSimEnv(size=5)
     with pytest.raises(ValueError, match="render_mode"):

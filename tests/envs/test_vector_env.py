@@ -261,7 +261,9 @@ def test_unusable_calls_say_why(tiny_folder: str) -> None:
         lambda: envs.reset(options={"prompts": ["a", "b"], "prompt": "c"}),
         lambda: envs.reset(options={"reset_mask": np.array([False, False])}),
         lambda: envs.reset(options={"reset_mask": [0, 1]}),
+        lambda: envs.step(None),  # type: ignore[arg-type]
         lambda: WorldVectorEnv(0, model=tiny_folder, size=SIZE),
+        lambda: WorldVectorEnv(2, model=tiny_folder, size=SIZE, table=[]),
     ):
         with pytest.raises(ValueError):
             call()

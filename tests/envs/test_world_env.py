@@ -299,11 +299,16 @@ def test_rendering_shows_what_is_there(tiny_folder: str) -> None:
         {"max_episode_steps": 0},
         {"greedy": True, "temperature": 1.0},
         {"render_mode": "human"},
+        {"model": 3},
+        {"size": 128.0},
+        {"guidance": "high"},
+        {"temperature": "low"},
+        {"reward_fn": "brightness"},
     ],
 )
 def test_unusable_arguments_say_why(tiny_folder: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
-        WorldModelEnv(model=tiny_folder, **({"size": SIZE} | arguments))
+        WorldModelEnv(**({"model": tiny_folder, "size": SIZE} | arguments))
 
 
 def test_a_step_needs_a_reset(env: WorldModelEnv) -> None:

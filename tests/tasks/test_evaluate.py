@@ -5,6 +5,7 @@ bad.
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_explore_twin_writes_its_figures_resumes_and_scores_again(
 
     again = evaluate.run(replace(suite, score_only=True))
     assert again == more
-    with pytest.raises(ValueError, match="resume=false"):
+    with pytest.raises(ValueError, match=r"of another run: num_steps was 2 and is 3; .*resume=false"):
         evaluate.run(replace(suite, num_steps=3))
     run["format"] = 1
     (tmp_path / "run.json").write_text(json.dumps(run))
@@ -94,6 +95,35 @@ def test_t2i_judges_pictures_and_the_judge(tiny_folder: str, judge: str, tmp_pat
 def test_a_summary_of_nothing_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="without score_only"):
         evaluate.run(ExploreTwin(out=str(tmp_path / "none"), score_only=True))
+
+
+def test_a_run_that_failed_before_its_first_case_bars_no_other(
+    tiny_folder: str, judge: str, tmp_path: Path
+) -> None:
+    suite = replace(_twin(tiny_folder, judge, tmp_path), num_starts=0, num_walks=0)
+    with pytest.raises(ValueError, match=r"no detector at .*detector=FILE"):
+        evaluate.run(replace(suite, detector=str(tmp_path / "none")))
+    with pytest.raises(ValueError, match="holds no case: run the suite without score_only"):
+        evaluate.run(replace(suite, score_only=True))
+    with pytest.raises(ValueError, match="holds no case: these settings ask for none"):
+        evaluate.run(replace(suite, num_turns=0))
+    assert evaluate.run(suite)["num_turns"] == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"split": "tset"}, "split='tset' is unknown; expected one of train"),
+        ({"phrasing": "plain"}, "phrasing='plain' is unknown"),
+        ({"size_px": 100}, "size_px=100; expected a multiple of 16"),
+        ({"num_starts": -1}, "num_starts=-1; expected 0 or more"),
+        ({"passes": (-1,)}, "passes"),
+        ({"temperature": -0.5}, "temperature"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_runs(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ExploreTwin(**wrong)
 
 
 def test_x2i_judges_edits_and_the_judge(tiny_folder: str, judge: str, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def test_a_folder_is_learnt(tiny_folder: str, tmp_path: Path, adaptation: str) -
         model = load(tiny_folder, adapter=out, device="cpu")
         assert model.fingerprint != load(tiny_folder, device="cpu").fingerprint
         assert model is load(tiny_folder, adapter=out, device="cpu")
+        assert model is load(out, device="cpu")  # it says what model it belongs to
     drawn = [
         model.imagine(model.begin(mode="t2i", prompt=text, seed=1, size=(64, 64)), "")[0]
         for text in ("a red box", "a blue ball")
@@ -218,3 +219,11 @@ def test_adapters_in_pefts_layout(tiny_folder: str, tmp_path: Path) -> None:
     assert load_file(tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"has no adapter_config\.json"):
         load(tiny_folder, adapter=tmp_path / "none", device="cpu")
+    with pytest.raises(ValueError, match="names none"):
+        load(tmp_path, device="cpu")
+    gone = settings | {"base_model_name_or_path": str(tmp_path / "gone")}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(gone))
+    with pytest.raises(
+        ValueError, match=r"is an adapter, and its model '.*gone' cannot be opened: .*Give both"
+    ):
+        load(tmp_path, device="cpu")

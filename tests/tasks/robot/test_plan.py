@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,14 +141,35 @@ def test_command_writes_a_plan_that_runs_again(tmp_path: Path, capsys: pytest.Ca
     path = run(settings)
     assert path == tmp_path / "a" / "plan.json" and "Success" in capsys.readouterr().out
     assert {one.name for one in path.parent.iterdir()} == {"plan.json", "first.png", "strip.png", "film.mp4"}
-    again = run(replace(settings, run=str(path.parent), film=False, out=str(tmp_path / "b")))
+    (tmp_path / "b").mkdir()
+    for left in ("keyframe-07.png", "film.mp4"):  # of a longer plan with a film
+        (tmp_path / "b" / left).write_bytes(b"")
+    known = replace(settings, instruction=None, run=str(path.parent), film=False, out=str(tmp_path / "b"))
+    again = run(known)
+    assert {one.name for one in again.parent.iterdir()} == {"plan.json", "first.png", "strip.png"}
     one, other = load_plan(path), load_plan(again)
     assert one.verdict == other.verdict and one.verdict["success"]
     assert np.array_equal(one.frame, other.frame) and other.provenance["plan"] == one.provenance
     assert one.predicates == (("On", "red cube", "blue plate"),)
     with pytest.raises(ValueError, match="another out"):  # a shorter run would overwrite the plan
-        run(replace(settings, run=str(path.parent)))
-    assert np.array_equal(load_plan(path).frame, one.frame)
+        replace(known, out=str(path.parent))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"use": "words"}, "use='words' is unknown; expected one of both"),
+        ({"agent": "luck"}, "agent='luck' is unknown"),
+        ({"strategy": "dfs"}, "strategy='dfs' is unknown; expected one of sample, beam"),
+        ({"renderer": "opengl"}, "renderer='opengl' is unknown"),
+        ({"num_plans": 0}, "num_plans=0; expected 1 or more"),
+        ({"instruction": "make me a sandwich"}, "no subtask that names its place"),
+        ({"instruction": WORDS, "run": "outputs/elsewhere"}, "leave instruction out"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_at_once(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MakePlan(**wrong)
 
 
 @pytest.mark.parametrize("words", ["make tea", "put the red cube where the picture shows"])

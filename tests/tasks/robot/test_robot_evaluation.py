@@ -47,8 +47,13 @@ def test_oracle_succeeds_resumes_and_pairs_with_nothing(
     }
     with pytest.raises(ValueError, match="resume=false"):
         evaluate.run(replace(mine, repeats=1))
-    with pytest.raises(ValueError, match="holds no run"):
-        evaluate.run(replace(mine, against=str(tmp_path / "nowhere"), score_only=True))
+    for wrong, said in (
+        ({"against": str(tmp_path / "nowhere")}, "holds no run"),
+        ({"families": "x"}, "families=x"),
+    ):
+        with pytest.raises(ValueError, match=said):  # before anything runs
+            evaluate.run(replace(mine, out=str(tmp_path / "new"), **wrong))
+        assert not (tmp_path / "new").exists()
 
 
 def test_a_planner_that_knows_nothing_has_the_words_alone(tiny_folder: str, tmp_path: Path) -> None:
