@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,9 +27,11 @@ from emuworld.checkpoint_folder import Parts
 from emuworld.model import checkpoint
 from emuworld.model.adapter import FILE_NAME as ADAPTER_FILE
 from emuworld.model.adapter import adapter_base, load_adapter, write_adapter
+from emuworld.model.averaging import averaged
 from emuworld.model.config import TransformerConfig
 from emuworld.tokens import vision_published
 from emuworld.tokens.text import TextTokenizer
+from emuworld.tokens.vision import VisionTokenizer
 from emuworld.tokens.vocabulary import EMU35
 
 VISION_ID = "BAAI/Emu3.5-VisionTokenizer"  # taken where a model comes from the hub without one
@@ -190,6 +192,7 @@ def export_own(
     folder: Path,
     out: str | os.PathLike[str],
     *,
+    others: Sequence[Path] = (),
     dtype: torch.dtype | None = None,
     eight_bits: bool = False,
     on_progress: OnProgress | None = None,
@@ -198,11 +201,18 @@ def export_own(
     file, its other files beside it. It has no published form: its ids are not the release's.
 
     Args:
+        others: checkpoints whose weights the written ones are the mean of, with the first's; an adapter of
+            the first's weights is left out then.
         dtype: of the weights; None: as they are, and bf16 where they were stored in 8 bits.
         eight_bits: the layers' matrices as int8 (`emuworld.model.int8`).
+
+    Raises:
+        ValueError: the folder holds a checkpoint, or others do not go with the first.
     """
+    for other in others:
+        _check_tokens_alike(folder, other)
+    model = averaged([checkpoint.load(one) for one in (folder, *others)])
     out = _new_folder(out)
-    model = checkpoint.load(folder)
     if dtype is None:
         dtype = torch.bfloat16 if checkpoint.has_eight_bits(folder) else model.dtype
     for name in checkpoint_folder.present_files(folder):
@@ -211,10 +221,25 @@ def export_own(
     if (folder / DETECTOR_FILE).is_file():  # the judge of the suites is looked for beside the model
         shutil.copyfile(folder / DETECTOR_FILE, out / DETECTOR_FILE)
     checkpoint.save(out, model, dtype=dtype, eight_bits=eight_bits, on_bytes=on_progress)
-    if (folder / ADAPTER_FILE).is_file():  # it says which weights it belongs to
+    if (folder / ADAPTER_FILE).is_file() and others:  # it belongs to the first's weights
+        replace(manifest.Manifest.load(out), dida=None).save(out)
+    elif (folder / ADAPTER_FILE).is_file():  # it says which weights it belongs to
         fits = adapter_base(folder) == checkpoint_folder.weights_name(folder)
         base = checkpoint_folder.weights_name(out) if fits else adapter_base(folder)
         write_adapter(out, load_adapter(folder, model), base=base)
+
+
+def _check_tokens_alike(one: Path, other: Path) -> None:
+    """ValueError where two checkpoints of our own training do not mean the same by their ids."""
+    tokens = [
+        (manifest.Manifest.load(folder).vocabulary, VisionTokenizer.load(folder).code_fingerprint())
+        for folder in (one, other)
+    ]
+    if tokens[0] != tokens[1]:
+        raise ValueError(
+            f"{one} and {other} have different tokenizers, so the mean of their weights would say nothing: "
+            "average checkpoints that began from the same trained weights"
+        )
 
 
 def _new_folder(out: str | os.PathLike[str]) -> Path:

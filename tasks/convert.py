@@ -17,11 +17,13 @@ from emuworld.tasks.progress import OnProgress, quiet
 class Convert:
     """Write a checkpoint again: for the release's own code (to=published), for transformers and vLLM
     (to=qwen3), or, of one that training wrote, with matrices in 8 bits (to=int8). `emuworld.load` opens all.
+    With average=[FOLDER,…] the mean of several checkpoints' weights is written.
     """
 
     model: str = "small"  # a published model's folder or hub id, a folder that training wrote, or small
     out: str = "outputs/convert"  # folder for the new checkpoint; must not hold one
     to: Literal["published", "qwen3", "int8"] = "qwen3"  # published | qwen3 | int8
+    average: tuple[str, ...] = ()  # other checkpoints of one training: the mean of all is written
     vision: str = ""  # folder or hub id of a published model's vision tokenizer; "" = beside the model
     text: str = ""  # folder of a published model's text tokenizer; "" = beside the model
     dtype: Literal["", "bfloat16", "float16", "float32"] = ""  # of the weights; "" = as they are stored
@@ -46,9 +48,16 @@ def run(config: Convert, *, on_progress: OnProgress = quiet) -> Path:
                 f"{config.model} has ids of its own, the published layout has fixed ones; use to=qwen3"
             )
         published.export_own(
-            find(config.model), config.out, dtype=dtype, eight_bits=config.to == "int8", on_progress=report
+            find(config.model),
+            config.out,
+            others=[find(other) for other in config.average],
+            dtype=dtype,
+            eight_bits=config.to == "int8",
+            on_progress=report,
         )
     else:
+        if config.average:
+            raise ValueError(f"average is for checkpoints of our own training; {config.model} is none")
         if config.to == "int8":
             raise ValueError(
                 f"to=int8 is for checkpoints of our own training, and {config.model} is a published one; on "

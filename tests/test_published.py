@@ -6,6 +6,7 @@ text tokenizer is the release's own.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -16,12 +17,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import emuworld
 from emuworld import manifest, published
-from emuworld.checkpoint_folder import locate
+from emuworld.checkpoint_folder import locate, weights_name
+from emuworld.decoding.noise import Noise
 from emuworld.decoding.sampling import Truncation
 from emuworld.model import checkpoint
+from emuworld.model.adapter import Adapter, save_adapter
+from emuworld.model.averaging import averaged
 from emuworld.model.config import sized
 from emuworld.model.transformer import Transformer
 from emuworld.state import WorldState
@@ -278,6 +283,41 @@ def test_a_checkpoint_of_ours_has_no_published_form(tiny_folder: str, tmp_path: 
     state = again.begin(mode="t2i", prompt="a red ball", seed=3)
     expected = ours.imagine(ours.begin(mode="t2i", prompt="a red ball", seed=3), "")[1].image
     assert np.array_equal(again.imagine(state, "")[1].image, expected)
+
+
+def test_the_mean_of_two_checkpoints(tiny_folder: str, tmp_path: Path) -> None:
+    first, other, mean = tmp_path / "first", tmp_path / "other", tmp_path / "mean"
+    shutil.copytree(tiny_folder, first)
+    shutil.copytree(tiny_folder, other)
+    weights = load_file(first / "model.safetensors")
+    moved = {name: tensor + (2.0 if name == "model.norm.weight" else 0.0) for name, tensor in weights.items()}
+    save_file(moved, other / "model.safetensors", metadata={"format": "pt"})
+    adapter = Adapter(checkpoint.load(first), rank=2, generator=torch.Generator().manual_seed(0))
+    dataclasses.replace(manifest.Manifest.load(first), dida=Noise()).save(first)
+    save_adapter(first, adapter, base=weights_name(first))
+    convert.run(convert.Convert(model=str(first), average=(str(other),), out=str(mean)))
+    found = load_file(mean / "model.safetensors")
+    for name, tensor in weights.items():
+        expected = tensor.float() + (1.0 if name == "model.norm.weight" else 0.0)
+        torch.testing.assert_close(found[name].float(), expected, rtol=1e-2, atol=1e-6)
+    # What draws pictures at once belongs to the first's weights.
+    assert not (mean / "dida.safetensors").exists()
+    assert emuworld.load(mean, device="cpu").manifest.dida is None
+
+
+def test_a_mean_that_says_nothing_is_refused(tiny_folder: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    vision = load_file(other / "vision.safetensors")
+    changed = {name: tensor.flip(0) for name, tensor in vision.items()}
+    save_file({name: tensor.contiguous() for name, tensor in changed.items()}, other / "vision.safetensors")
+    settings = convert.Convert(model=tiny_folder, average=(str(other),), out=str(tmp_path / "mean"))
+    with pytest.raises(ValueError, match="different tokenizers"):
+        convert.run(settings)
+    assert not (tmp_path / "mean").exists()
+    wide = Transformer(sized("tiny", vocab_size=64, num_layers=1))
+    with pytest.raises(ValueError, match="models of one shape"):
+        averaged([Transformer(sized("tiny", vocab_size=64, num_layers=2)), wide])
 
 
 def test_the_small_models_path_waits_for_none_of_this(tiny_folder: str) -> None:
