@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from emuworld.checkpoint_folder import find_device
+from emuworld.envs.render import checked_backend
 from emuworld.tasks.detector import (
     BACKGROUND,
     STRIDE,
@@ -45,7 +47,7 @@ TRAINING_ROOMS, MEASURED_ROOMS = 1 << 40, 1 << 41
 class DetectorTraining:
     """How the detector is trained."""
 
-    max_steps: int = 20_000
+    max_steps: int = 20_000  # at most
     max_seconds: float = 60.0  # of training; whichever of the two comes first
     batch: int = 128  # crops a step
     crop_px: int = 128  # side of a crop; four in five are laid around an object
@@ -53,6 +55,13 @@ class DetectorTraining:
     weight_decay: float = 1e-2
     background_weight: float = 0.3  # of the object-or-not loss: less of it keeps recall up
     seed: int = 0  # of the weights and the order of the crops
+
+    def __post_init__(self) -> None:
+        if min(self.max_steps, self.batch, self.crop_px) < 1 or self.max_seconds <= 0:
+            raise ValueError(
+                f"training.max_steps={self.max_steps}, batch={self.batch}, crop_px={self.crop_px} and "
+                f"max_seconds={self.max_seconds} came; expected more than 0 of each"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +76,8 @@ class DetectorStage:
     device: str = "auto"  # auto | cpu | cuda
     num_rooms: int = 2500  # half of the training split, half like those of the test split
     views_per_room: int = 8
-    tokenized_share: float = (
-        0.5  # of the frames, passed through the tokenizer; half of every batch is of them
-    )
+    # Of the frames, passed through the tokenizer; half of every batch is of them.
+    tokenized_share: float = 0.5
     num_tables: int = 1000  # the same of table-tops, each the first of several edited views
     num_test_rooms: int = 125  # of the validation split, and again of the test split; so many tables too
     size_px: int = 256
@@ -77,6 +85,18 @@ class DetectorStage:
     renderer: str = "auto"  # auto | gl | rays | cuda
     seed: int = 0  # of the rooms
     training: DetectorTraining = field(default_factory=DetectorTraining)
+
+    def __post_init__(self) -> None:
+        """ValueError before thousands of frames are rendered."""
+        for name, least in (
+            ("num_rooms", 1),
+            ("views_per_room", 1),
+            ("num_test_rooms", 1),
+            ("num_tables", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}; expected {least} or more")
+        checked_backend(self.renderer)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,15 +112,16 @@ def train(config: DetectorStage, *, on_progress: OnProgress = quiet) -> dict[str
     """Run the stage: writes `detector.safetensors` into `config.out`; returns its errors by split and kind of
     frame.
     """
-    name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    vision = _vision(config, device=device)
+    device = find_device(config.device)
+    vision, begin = (
+        _vision(config, device=device),
+        _begun(config),
+    )  # which may fail, before frames are rendered
     examples = _training_set(config, vision, on_progress=on_progress)
 
     def on_step(step: int, loss: float, progress: float) -> None:
         on_progress("training", round(100 * progress), 100)
 
-    begin = _begun(config)
     detector = fit(begin.to(device), examples, training=config.training, on_step=on_step)
     on_progress("training", 100, 100)
     found: dict[str, dict[str, NDArray[np.float32]]] = {}

@@ -37,7 +37,7 @@ _SEED_STRIDE = 1_000_003  # rooms of different kinds are different rooms
 class RewardPrompts:
     """Prompts with their truth, for the stage `grpo`."""
 
-    out: str = "outputs/data/reward-prompts"
+    out: str = "outputs/data/reward-prompts"  # folder of prompts.jsonl and the pictures that it names
     split: str = "train"  # train | validation | test
     num_t2i: int = 64  # captions
     num_x2i: int = 64  # edits of one picture
@@ -55,6 +55,8 @@ class RewardPrompts:
             or min(self.first_seed, self.workers) < 0
         ):
             raise ValueError(f"numbers must be 0 or more and num_steps 1 or more, got {self}")
+        if not (self.num_t2i or self.num_x2i or self.num_explore):
+            raise ValueError("nothing is asked: set num_t2i, num_x2i or num_explore above 0")
 
 
 def run(config: RewardPrompts, *, on_progress: OnProgress = quiet) -> None:

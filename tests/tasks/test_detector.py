@@ -168,6 +168,21 @@ def test_a_detector_of_rooms_goes_on_with_what_it_knows(tmp_path: Path) -> None:
         training._begun(training.DetectorStage(start_from=str(tmp_path / "other.safetensors")))
 
 
+def test_what_cannot_be_trained_is_refused_before_frames_are_rendered(tmp_path: Path) -> None:
+    for wrong in ({"num_rooms": 0}, {"num_test_rooms": 0}, {"renderer": "opengl"}):
+        with pytest.raises(ValueError, match="expected"):
+            training.DetectorStage(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"training\.max_steps=0"):
+        training.DetectorTraining(max_steps=0)
+    for late, said in (
+        ({"start_from": str(tmp_path / "none")}, "no detector at"),
+        ({"device": "gpu"}, "device 'gpu'"),
+    ):
+        stage = training.DetectorStage(out=str(tmp_path), num_rooms=1 << 40, **late)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=said):
+            training.train(stage)
+
+
 def test_sightings_say_where_an_object_is() -> None:
     detector = judge.Detector(replace(CONFIG, min_share=2 / 64))
     shape_logits, colour_logits = torch.zeros(1, 3, 8, 8), torch.zeros(1, 2, 8, 8)
