@@ -21,13 +21,12 @@ from torch.nn import functional as F
 from emuworld.model import int8
 from emuworld.model.cache import CacheStep, StaticCache
 from emuworld.model.config import TransformerConfig
-from emuworld.model.threads import in_shares
+from emuworld.model.threads import crew_of, in_shares
 from emuworld.model.transformer import Transformer, rotary_angles
 
 _QUANTISED_AT_ONCE = 16 << 20  # elements: 64 MiB of fp32
-_WORTH_SHARING = 1 << 26  # products in a layer from which on threads gain by sharing its parts
+_WORTH_A_HELPER = 1 << 20  # products in a layer, some 50 us
 _WORTH_A_THREAD = 1 << 23  # products of one matrix
-_CACHED_BYTES = 8 << 20  # of a layer's weights, up to which each thread may as well read them all
 
 
 def exact(
@@ -63,6 +62,8 @@ class ExactTransformer:
         self._layers_LF = np.zeros((len(self.layers) + 1, _kernel().FIELDS), np.int64)
         self._layers_LF[:-1, :-1] = [layer.addresses for layer in self.layers]
         self._layers_LF[-1, 0] = _address(self.norm)
+        sizes = np.array([model.config.hidden_size, model.config.head_dim])
+        self._eps = (sizes * model.config.rms_norm_eps).astype(np.float32).view(np.int32).tolist()
 
     @property
     def device(self) -> torch.device:
@@ -115,57 +116,35 @@ class ExactTransformer:
     def _run(self, x_MD: torch.Tensor, *, cache: StaticCache, step: CacheStep) -> torch.Tensor:
         """All layers over the embedded tokens; keys and values go into the cache. Hidden states [M, D].
 
-        Each thread takes some rows through all layers. Where a layer is much work, and the rows too few or
-        the weights too many for that, the threads share each of its parts and wait for each other behind it.
-        The results are the same.
+        Threads share every part of a layer, so that each weight is read by one of them; the results are the
+        same for any number.
         """
-        kernel, num_threads = _kernel(), torch.get_num_threads()
-        num_rows, num_parts = len(step.starts), len(self.layers) * kernel.NUM_PARTS + 1
-        hidden_MD, arrays = self._arrays(x_MD, _places(cache, step))
-        model = self._addresses_and_sizes(cache)
-
-        def run(start: int, stop: int, parts: tuple[int, int], share: tuple[int, int] = (0, 1)) -> None:
-            kernel.run_parts(tuple(array[start:stop] for array in arrays), *model, parts, share)
-
-        def run_rows(share: int) -> None:
-            run(row_cuts[share], row_cuts[share + 1], (0, num_parts))
-
-        def run_part(share: int, part: int) -> None:
-            if part % kernel.NUM_PARTS in kernel.PRODUCTS:
-                run(0, len(x_MD), (part, part + 1), (share, num_threads))
-            else:
-                run(cuts[share], cuts[share + 1], (part, part + 1))
-
-        row_cuts = _cuts(num_rows, min(num_rows, num_threads), unit=step.num_tokens)
-        cuts, num_weights = _cuts(len(x_MD), num_threads), self.layers[0].num_weights
-        rows_apart = num_rows >= num_threads and num_weights <= _CACHED_BYTES
-        if rows_apart or len(x_MD) * num_weights < _WORTH_SHARING:
-            in_shares(len(row_cuts) - 1, run_rows)
-        else:
-            for part in range(num_parts):
-                in_shares(num_threads, run_part, part)
+        hidden_MD, arrays = self._arrays(x_MD)
+        config, layer = self.config, self.layers[0]
+        places_M3, layers_LF = _places(cache, step), self._layers_LF.copy()
+        assert cache.dtype == torch.float32 and cache.device.type == "cpu"
+        layers_LF[:-1, -1] = cache.memory.addresses_L
+        num_threads = min(torch.get_num_threads(), 1 + len(x_MD) * layer.num_weights // _WORTH_A_HELPER)
+        addresses = [tensor.data_ptr() for tensor in (x_MD, *arrays)]
+        widths = [tensor.shape[1] for tensor in arrays[:3]]
+        rotary_2Pd = self._rotary_2Pd  # held here: another thread may need a longer one
+        tables = (rotary_2Pd.data_ptr(), rotary_2Pd.shape[1], layers_LF.ctypes.data, len(self.layers))
+        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
+        rows = (len(cache.memory.kv_RKCd[0]), cache.capacity)
+        sizes = (config.hidden_size, *heads, config.intermediate_size, *rows)
+        addresses.append(places_M3.ctypes.data)
+        job = (0, num_threads, len(x_MD), *addresses, *widths, *tables, *sizes, *self._eps)
+        crew_of(_kernel().run).do(np.array(job))
         return hidden_MD
 
-    def _arrays(self, x_MD: torch.Tensor, places_M3: np.ndarray) -> tuple[torch.Tensor, list[np.ndarray]]:
+    def _arrays(self, x_MD: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Where the hidden states will be, and what the kernel works on, a row for each token."""
         layer, num_tokens = self.layers[0], len(x_MD)
         num_inputs = max(linear.num_inputs for linear in (layer.qkv, layer.out, layer.down))
         y_MX = torch.zeros(num_tokens, layer.down.num_outputs)
         wide_MX = torch.empty(num_tokens, max(layer.qkv.num_outputs, layer.gate_up.num_outputs))
         integers_MX = torch.zeros(num_tokens, num_inputs, dtype=torch.int16)
-        arrays = (x_MD, y_MX, wide_MX, integers_MX, torch.empty(num_tokens))
-        return y_MX[:, : self.config.hidden_size], [*(array.numpy() for array in arrays), places_M3]
-
-    def _addresses_and_sizes(self, cache: StaticCache) -> tuple[object, ...]:
-        """What `exact_kernel.run_parts` has to know beside the tokens."""
-        assert cache.dtype == torch.float32 and cache.device.type == "cpu"
-        config, num_rows = self.config, len(cache.memory.kv_RKCd[0])
-        layers_LF = self._layers_LF.copy()
-        layers_LF[:-1, -1] = cache.memory.addresses_L
-        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
-        sizes = (config.hidden_size, *heads, config.intermediate_size, num_rows, cache.capacity)
-        eps = (config.hidden_size * config.rms_norm_eps, config.head_dim * config.rms_norm_eps)
-        return self._rotary_2Pd.numpy(), layers_LF, sizes, eps
+        return y_MX[:, : self.config.hidden_size], [y_MX, wide_MX, integers_MX, torch.empty(num_tokens)]
 
 
 class ExactLayer:
@@ -219,7 +198,7 @@ class ExactLinear:
             weight_NK[start:stop, :num_inputs], scale_N1 = int8.quantised(rows_NK)
             self.scale_N[start:stop] = scale_N1[:, 0]
             start = stop
-        blocks = weight_NK.view(-1, self._lanes, self.num_inputs // width, width)
+        blocks = weight_NK.view(-1, self._lanes, self.num_inputs // 2, 2)
         self.weights = blocks.transpose(1, 2).contiguous()
 
     @property
