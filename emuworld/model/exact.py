@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from emuworld.model import int8
 from emuworld.model.cache import CacheStep, StaticCache
 from emuworld.model.config import TransformerConfig
-from emuworld.model.threads import crew_of, in_shares
+from emuworld.model.huge_pages import HugePages
+from emuworld.model.threads import crew_of
 from emuworld.model.transformer import Transformer, rotary_angles
 
 _QUANTISED_AT_ONCE = 16 << 20  # elements: 64 MiB of fp32
-_WORTH_A_HELPER = 1 << 20  # products in a layer, some 50 us
-_WORTH_A_THREAD = 1 << 23  # products of one matrix
+_WORTH_A_HELPER = 1 << 20  # products of a layer or a matrix, some 50 us
 
 
 def exact(
@@ -52,12 +52,13 @@ class ExactTransformer:
             self.config = model.config
             self.embedding_VD = model.model.embed_tokens.weight.detach().to("cpu", copy=True)
             self.layers: list[ExactLayer] = []
+            pages = HugePages()  # in the order in which a token needs them
             for index in range(model.config.num_layers):
-                self.layers.append(ExactLayer(weights, f"model.layers.{index}.", model.config))
+                self.layers.append(ExactLayer(weights, f"model.layers.{index}.", model.config, pages))
                 if on_layer:
                     on_layer(index + 1, model.config.num_layers)
             self.norm = _norm_weight(weights["model.norm.weight"])
-            self.head = ExactLinear(weights["lm_head.weight"])
+            self.head = ExactLinear(weights["lm_head.weight"], pages=pages)
             self._rotary_2Pd = _signed_rotary_tables(0, model.config)
         self._layers_LF = np.zeros((len(self.layers) + 1, _kernel().FIELDS), np.int64)
         self._layers_LF[:-1, :-1] = [layer.addresses for layer in self.layers]
@@ -119,50 +120,56 @@ class ExactTransformer:
         Threads share every part of a layer, so that each weight is read by one of them; the results are the
         same for any number.
         """
-        hidden_MD, arrays = self._arrays(x_MD)
-        config, layer = self.config, self.layers[0]
-        places_M3, layers_LF = _places(cache, step), self._layers_LF.copy()
         assert cache.dtype == torch.float32 and cache.device.type == "cpu"
+        config, layer, num_tokens = self.config, self.layers[0], len(x_MD)
+        layers_LF = self._layers_LF.copy()
         layers_LF[:-1, -1] = cache.memory.addresses_L
-        num_threads = min(torch.get_num_threads(), 1 + len(x_MD) * layer.num_weights // _WORTH_A_HELPER)
-        addresses = [tensor.data_ptr() for tensor in (x_MD, *arrays)]
-        widths = [tensor.shape[1] for tensor in arrays[:3]]
-        rotary_2Pd = self._rotary_2Pd  # held here: another thread may need a longer one
-        tables = (rotary_2Pd.data_ptr(), rotary_2Pd.shape[1], layers_LF.ctypes.data, len(self.layers))
-        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
-        rows = (len(cache.memory.kv_RKCd[0]), cache.capacity)
-        sizes = (config.hidden_size, *heads, config.intermediate_size, *rows)
-        addresses.append(places_M3.ctypes.data)
-        job = (0, num_threads, len(x_MD), *addresses, *widths, *tables, *sizes, *self._eps)
-        crew_of(_kernel().run).do(np.array(job))
-        return hidden_MD
-
-    def _arrays(self, x_MD: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Where the hidden states will be, and what the kernel works on, a row for each token."""
-        layer, num_tokens = self.layers[0], len(x_MD)
         num_inputs = max(linear.num_inputs for linear in (layer.qkv, layer.out, layer.down))
         y_MX = torch.zeros(num_tokens, layer.down.num_outputs)
         wide_MX = torch.empty(num_tokens, max(layer.qkv.num_outputs, layer.gate_up.num_outputs))
         integers_MX = torch.zeros(num_tokens, num_inputs, dtype=torch.int16)
-        return y_MX[:, : self.config.hidden_size], [y_MX, wide_MX, integers_MX, torch.empty(num_tokens)]
+        places_M3, table_LF = torch.from_numpy(_places(cache, step)), torch.from_numpy(layers_LF)
+        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
+        rows = (len(cache.memory.kv_RKCd[0]), cache.capacity)
+        _do(
+            (
+                x_MD,
+                y_MX,
+                wide_MX,
+                integers_MX,
+                torch.empty(num_tokens),
+                places_M3,
+                self._rotary_2Pd,
+                table_LF,
+            ),
+            parts=(0, len(self.layers) * _kernel().NUM_PARTS + 1),
+            sizes=(config.hidden_size, *heads, config.intermediate_size, *rows),
+            eps=self._eps,
+            most_threads=1 + num_tokens * layer.num_weights // _WORTH_A_HELPER,
+        )
+        return y_MX[:, : config.hidden_size]
 
 
 class ExactLayer:
     """The weights of one layer, those of query, key and value side by side, and those of gate and up."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], prefix: str, config: TransformerConfig) -> None:
+    def __init__(
+        self, weights: Mapping[str, torch.Tensor], prefix: str, config: TransformerConfig, pages: HugePages
+    ) -> None:
         def named(*names: str) -> list[torch.Tensor]:
             return [weights[f"{prefix}{name}.weight"] for name in names]
 
         query_norm_d, key_norm_d = named("self_attn.q_norm", "self_attn.k_norm")
         heads = [query_norm_d] * config.num_heads + [key_norm_d] * config.num_kv_heads
         self.attention_norm = _norm_weight(*named("input_layernorm"))
-        self.qkv = ExactLinear(*named("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
+        self.qkv = ExactLinear(
+            *named("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), pages=pages
+        )
         self.head_norm = _norm_weight(torch.stack(heads))
-        self.out = ExactLinear(*named("self_attn.o_proj"))
+        self.out = ExactLinear(*named("self_attn.o_proj"), pages=pages)
         self.mlp_norm = _norm_weight(*named("post_attention_layernorm"))
-        self.gate_up = ExactLinear(*named("mlp.gate_proj", "mlp.up_proj"))
-        self.down = ExactLinear(*named("mlp.down_proj"))
+        self.gate_up = ExactLinear(*named("mlp.gate_proj", "mlp.up_proj"), pages=pages)
+        self.down = ExactLinear(*named("mlp.down_proj"), pages=pages)
 
     @property
     def addresses(self) -> list[int]:
@@ -180,11 +187,11 @@ class ExactLinear:
     """x @ W.T for int8 weights with one scale for each output; several weights are laid side by side.
 
     Weights lie in the order in which the kernel reads them: blocks of outputs (as many as a vector has
-    lanes), in a block steps of inputs (twice as many), in a step the outputs, of an output its inputs. The
-    last block and the last step are filled up with zeros.
+    lanes), in a block pairs of inputs, of a pair the outputs. The last block is filled up with zeros, and so
+    are the inputs, to a multiple of twice the lanes.
     """
 
-    def __init__(self, *weights_NK: torch.Tensor) -> None:
+    def __init__(self, *weights_NK: torch.Tensor, pages: HugePages | None = None) -> None:
         self._lanes: int = _kernel().LANES
         num_inputs, width = weights_NK[0].shape[1], 2 * self._lanes
         self._num_rows = sum(map(len, weights_NK))
@@ -199,7 +206,8 @@ class ExactLinear:
             self.scale_N[start:stop] = scale_N1[:, 0]
             start = stop
         blocks = weight_NK.view(-1, self._lanes, self.num_inputs // 2, 2)
-        self.weights = blocks.transpose(1, 2).contiguous()
+        memory = (HugePages() if pages is None else pages).take(weight_NK.numel())
+        self.weights = memory.view(blocks.transpose(1, 2).shape).copy_(blocks.transpose(1, 2))
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -213,14 +221,36 @@ class ExactLinear:
         """The outputs start to stop only."""
         start, stop, _ = slice(start, stop).indices(self._num_rows)
         first, last = start // self._lanes, -(-stop // self._lanes)
-        out_MN = torch.empty(len(x_MK), (last - first) * self._lanes)
-        weights, scale_N = self.weights[first:last].numpy(), self.scale_N[first * self._lanes :].numpy()
-        arrays = (x_MK.contiguous().numpy(), weights, scale_N, out_MN.numpy())
-        is_worth_it = len(x_MK) * weights.size >= _WORTH_A_THREAD
-        cuts = _cuts(last - first, torch.get_num_threads() if is_worth_it else 1)
-        multiply = _kernel().multiply
-        in_shares(len(cuts) - 1, lambda share: multiply(*arrays, (cuts[share], cuts[share + 1])))
+        x_MK, num_tokens, width = x_MK.contiguous(), len(x_MK), (last - first) * self._lanes
+        layers_LF = torch.zeros(1, _kernel().FIELDS, dtype=torch.int64)
+        layers_LF[0, 4] = _address(self.weights) + self.weights[:first].numel()
+        layers_LF[0, 5] = _address(self.scale_N) + 4 * first * self._lanes
+        out_MN, unit_M = torch.empty(num_tokens, width), torch.empty(num_tokens)
+        integers_MX = torch.zeros(num_tokens, self.num_inputs, dtype=torch.int16)
+        _do(
+            (x_MK, out_MN, x_MK, integers_MX, unit_M, layers_LF, layers_LF, layers_LF),
+            parts=_kernel().PRODUCT,
+            sizes=(width, 1, 1, x_MK.shape[1], 0, 0, 0),
+            most_threads=1 + num_tokens * width * self.num_inputs // _WORTH_A_HELPER,
+        )
         return out_MN[:, start - first * self._lanes : stop - first * self._lanes].contiguous()
+
+
+def _do(
+    arrays: Sequence[torch.Tensor],
+    *,
+    parts: tuple[int, int],
+    sizes: Sequence[int],
+    eps: Sequence[int] = (0, 0),
+    most_threads: int,
+) -> None:
+    """What `exact_kernel.run` does; `arrays` in the order of its JOB, which holds their addresses."""
+    _, y_MX, wide_MX, integers_MX, unit_M, _, rotary_2Pd, _ = arrays
+    widths = [array.shape[1] for array in (y_MX, wide_MX, integers_MX, rotary_2Pd)]
+    addresses = [array.data_ptr() for array in arrays]
+    num_threads = min(torch.get_num_threads(), most_threads)
+    job = (0, num_threads, len(unit_M), *addresses, *widths, *parts, *sizes, *eps)
+    crew_of(_kernel().run).do(np.array(job))
 
 
 @memoise
@@ -244,11 +274,6 @@ def _address(tensor: torch.Tensor) -> int:
     assert tensor.is_contiguous() and tensor.device.type == "cpu"
     assert tensor.dtype in (torch.float32, torch.int8)
     return tensor.data_ptr()
-
-
-def _cuts(count: int, num_shares: int, *, unit: int = 1) -> list[int]:
-    """Where to cut `count` things of `unit` into shares, both ends included."""
-    return [unit * (count * share // num_shares) for share in range(num_shares + 1)]
 
 
 def _round_up(size: int, unit: int) -> int:

@@ -64,6 +64,8 @@ def _pointer(typing_context: Any, address: Any) -> Any:
 
 NUM_PARTS = 10
 """Parts of a layer, see `run`."""
+PRODUCT = 4, 6
+"""Those that are no more than a product: of wide [M, H d] with the weights in fields 4 and 5, in y [M, D]."""
 FIELDS = 12
 """Addresses of a layer: norm, qkv and its scale, norm of heads, out and its scale, norm, gate-up and its
 scale, down and its scale, the layer's part of the cache. Behind the layers comes the last norm in field 0."""
@@ -150,9 +152,9 @@ def _product(x_MX: Any, unit_M: Any, matrix: Any, out_MX: Any, piece: int, per_p
     multiply_blocks(x_MX, unit_M, weight_bpl2, scale_N, out_MX, span, sums)
 
 
-JOB = 25
-"""Numbers of a job: two of `claims`; M; addresses of x, y, wide, integers, unit, places; X of y, wide and
-integers; address of the rotary table, and P; address of the layers, and L; sizes; the bits of two eps."""
+JOB = 26
+"""Numbers of a job: two of `claims`; M; addresses of x, y, wide, integers, unit, places, rotary and layers;
+X of y, wide and integers, P; the first part, and the one behind the last; sizes; the bits of two eps."""
 assert JOB <= LONGEST_JOB
 
 
@@ -184,20 +186,20 @@ def _piece(
 @njit(**FUSED)
 def _work(job_J: Any, mail: Any) -> None:
     """A thread's share of a job. It asks for memory before it claims anything: what is claimed gets done."""
-    M = job_J[2]
-    sizes = job_J[16], job_J[17], job_J[18], job_J[19], job_J[20], job_J[21], job_J[22]
-    eps = np.int32(job_J[23]).view(np.float32), np.int32(job_J[24]).view(np.float32)
+    M, first_part, last_part = job_J[2], job_J[15], job_J[16]
+    sizes = job_J[17], job_J[18], job_J[19], job_J[20], job_J[21], job_J[22], job_J[23]
+    eps = np.int32(job_J[24]).view(np.float32), np.int32(job_J[25]).view(np.float32)
     hidden_size, num_heads, num_groups, head_dim, inner_size, _, capacity = sizes
     arrays = (
         carray(_pointer(job_J[3]), (M, hidden_size), np.float32),
-        carray(_pointer(job_J[4]), (M, job_J[9]), np.float32),
-        carray(_pointer(job_J[5]), (M, job_J[10]), np.float32),
-        carray(_pointer(job_J[6]), (M, job_J[11]), np.int16),
+        carray(_pointer(job_J[4]), (M, job_J[11]), np.float32),
+        carray(_pointer(job_J[5]), (M, job_J[12]), np.float32),
+        carray(_pointer(job_J[6]), (M, job_J[13]), np.int16),
         carray(_pointer(job_J[7]), M, np.float32),
         carray(_pointer(job_J[8]), (M, 3), np.int64),
-        carray(_pointer(job_J[12]), (2, job_J[13], head_dim), np.float32),
+        carray(_pointer(job_J[9]), (2, job_J[14], head_dim), np.float32),
     )
-    layers_LF = carray(_pointer(job_J[14]), (job_J[15] + 1, FIELDS), np.int64)
+    layers_LF = carray(_pointer(job_J[10]), (last_part // NUM_PARTS + 1, FIELDS), np.int64)
     shared = num_heads // num_groups
     own = (
         np.empty((shared, capacity), np.float32),
@@ -207,7 +209,7 @@ def _work(job_J: Any, mail: Any) -> None:
         room_for_sums(),
     )
     stop = job_J[0]
-    for part in range(NUM_PARTS * job_J[15] + 1):
+    for part in range(first_part, last_part):
         layer_F, kind = layers_LF[part // NUM_PARTS], part % NUM_PARTS
         num_pieces, per_piece = M, 1
         if kind == 3:
@@ -226,12 +228,9 @@ def _work(job_J: Any, mail: Any) -> None:
         wait(mail, stop)
 
 
-_MATRIX, _PAIR = types.float32[:, ::1], types.UniTuple(types.int64, 2)
-
-
 @compiled(types.void(types.int64[::1], types.int64[::1], types.int64, types.int64))
 def run(job_J: Any, mail: Any, mine: int, patience: int) -> None:
-    """All layers on some tokens, together with whoever else calls this with the same mail.
+    """Parts of the layers on some tokens, together with whoever else calls this with the same mail.
 
     The parts of a layer are done one after another: add and norm, qkv, positions, attention, integers of what
     it found, its product, add and norm, gate-up, their product in integers, down; at the end of all layers
@@ -241,7 +240,7 @@ def run(job_J: Any, mail: Any, mine: int, patience: int) -> None:
         job_J: see JOB. x [M, D], the residual stream. y, zeros; in the end the first D of each row are the
             hidden states. wide, integers and unit, what one part leaves for the next. places [M, 3], of each
             token its row of the cache, its position, and how many keys it sees. rotary [2, P, d], cos, and
-            sin with its sign. Layers [L + 1, F], see FIELDS. Sizes D, H, G, d, I, R, C. The eps of norms
+            sin with its sign. layers [L + 1, F], see FIELDS. Sizes D, H, G, d, I, R, C. The eps of norms
             over D and over d.
         mail: see `claims`.
         mine: 0, whose job it is; it returns when the job is done. Others, 1 and more, have no job yet and
@@ -261,14 +260,3 @@ def run(job_J: Any, mail: Any, mine: int, patience: int) -> None:
         _work(job_J, mail)
         if mine == 0:
             return
-
-
-@compiled(types.void(_MATRIX, types.int8[:, :, :, ::1], types.float32[::1], _MATRIX, _PAIR))
-def multiply(x_MK: Any, weight_bpl2: Any, scale_N: Any, out_MX: Any, span: Any) -> None:
-    """x @ W.T for a span of the blocks of outputs; see `exact.ExactLinear` for the weights' order."""
-    num_tokens = x_MK.shape[0]
-    unit_M = np.empty(num_tokens, np.float32)
-    integers_MX = np.zeros((num_tokens, weight_bpl2.shape[1] * 2), np.int16)
-    for m in range(num_tokens):
-        unit_M[m] = quantise(x_MK[m], integers_MX[m])
-    multiply_blocks(integers_MX, unit_M, weight_bpl2, scale_N, out_MX, span, room_for_sums())
