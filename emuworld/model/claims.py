@@ -1,7 +1,7 @@
 """Threads that work through the same parts together: pieces that each claims, and waiting for the others.
 
 All is done with a few numbers in memory that the threads share (`mail`), in machine code without Python's
-lock. Every piece of work has a ticket; tickets are counted up for ever and never given twice, so that a
+lock. Every piece of work has a ticket. Tickets are counted up for ever and none is given twice, so that a
 thread which was held up and comes late finds nothing to claim and does no harm. Who does which piece is left
 to chance; what is done is not.
 
@@ -17,10 +17,13 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from emuworld.model.threads import MAIL
+from emuworld.model.threads import MAIL, MOST_THREADS
 
-_EDITION, _NEXT, _DONE, _JOB = 0, 16, 32, 48  # places in the mail; what threads write often far apart
-LONGEST_JOB = MAIL - _JOB
+_APART = 16  # numbers in two lines of a processor's cache, which are fetched together
+_EDITION, _DONE, _JOB = 0, _APART, 2 * _APART
+_NEXT = 6 * _APART  # of each thread's share
+LONGEST_JOB = _NEXT - _JOB
+assert _NEXT + _APART * MOST_THREADS <= MAIL
 _SPINS = 4000  # some 50 us; a thread that is waited for so long is probably not running
 _PLAIN: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
@@ -93,21 +96,28 @@ def _number(builder: Any, address: Any) -> Any:
 
 
 @njit(**_PLAIN)
-def claim(mail: Any, stop: int) -> int:
-    """The next ticket before `stop`, or -1 where all are taken."""
-    place = mail.ctypes.data + 8 * _NEXT
+def claim(mail: Any, first: int, num_pieces: int, whose: int, num_threads: int) -> int:
+    """A piece of one thread's share of a part whose tickets begin with `first`, or -1 where all are taken.
+
+    A thread claims its own share first, so that it reads neighbours one after another, and then what is left
+    of the others'.
+    """
+    place = mail.ctypes.data + 8 * (_NEXT + _APART * whose)
+    start, stop = num_pieces * whose // num_threads, num_pieces * (whose + 1) // num_threads
     while True:
-        ticket = _load(place)
-        if ticket >= stop:
+        found = _load(place)
+        ticket = max(found, first + start)
+        if ticket >= first + stop:
             return -1
-        if _replace(place, ticket, ticket + 1):
-            return ticket
+        if _replace(place, found, ticket + 1):
+            return ticket - first
 
 
 @njit(**_PLAIN)
-def finish(mail: Any) -> None:
-    """One more piece is done."""
-    _add(mail.ctypes.data + 8 * _DONE, 1)
+def finish(mail: Any, count: int) -> None:
+    """So many more pieces are done."""
+    if count > 0:
+        _add(mail.ctypes.data + 8 * _DONE, count)
 
 
 @njit(**_PLAIN)

@@ -184,9 +184,9 @@ def _piece(
 
 
 @njit(**FUSED)
-def _work(job_J: Any, mail: Any) -> None:
+def _work(job_J: Any, mail: Any, mine: int) -> None:
     """A thread's share of a job. It asks for memory before it claims anything: what is claimed gets done."""
-    M, first_part, last_part = job_J[2], job_J[15], job_J[16]
+    num_threads, M, first_part, last_part = job_J[1], job_J[2], job_J[15], job_J[16]
     sizes = job_J[17], job_J[18], job_J[19], job_J[20], job_J[21], job_J[22], job_J[23]
     eps = np.int32(job_J[24]).view(np.float32), np.int32(job_J[25]).view(np.float32)
     hidden_size, num_heads, num_groups, head_dim, inner_size, _, capacity = sizes
@@ -208,7 +208,7 @@ def _work(job_J: Any, mail: Any) -> None:
         np.empty(inner_size, np.float32),
         room_for_sums(),
     )
-    stop = job_J[0]
+    first = job_J[0]
     for part in range(first_part, last_part):
         layer_F, kind = layers_LF[part // NUM_PARTS], part % NUM_PARTS
         num_pieces, per_piece = M, 1
@@ -216,16 +216,20 @@ def _work(job_J: Any, mail: Any) -> None:
             num_pieces = M * num_groups
         elif kind == 1 or kind == 5 or kind == 7 or kind == 9:
             num_blocks, num_pairs = _blocks(_matrix(kind, layer_F, sizes))
-            per_piece = max(1, _PIECE // (2 * LANES * num_pairs)) if job_J[1] > 1 else num_blocks
+            per_piece = max(1, _PIECE // (2 * LANES * num_pairs)) if num_threads > 1 else num_blocks
             num_pieces = -(-num_blocks // per_piece)
-        first, stop = stop, stop + num_pieces
-        while True:
-            ticket = claim(mail, stop)
-            if ticket < 0:
-                break
-            _piece(kind, ticket - first, per_piece, arrays, layer_F, sizes, eps, own)
-            finish(mail)
-        wait(mail, stop)
+        num_done = 0
+        for other in range(num_threads):
+            whose = (mine + other) % num_threads
+            while True:
+                piece = claim(mail, first, num_pieces, whose, num_threads)
+                if piece < 0:
+                    break
+                _piece(kind, piece, per_piece, arrays, layer_F, sizes, eps, own)
+                num_done += 1
+        finish(mail, num_done)
+        first += num_pieces
+        wait(mail, first)
 
 
 @compiled(types.void(types.int64[::1], types.int64[::1], types.int64, types.int64))
@@ -257,6 +261,6 @@ def run(job_J: Any, mail: Any, mine: int, patience: int) -> None:
                 return
             if mine >= job_J[1]:
                 continue
-        _work(job_J, mail)
+        _work(job_J, mail, mine)
         if mine == 0:
             return

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-MAIL = 96
+MOST_THREADS = 64  # of a crew
+MAIL = 2048
 """int64 numbers by which a crew agrees on its work, see `claims`."""
 Work = Callable[[np.ndarray, np.ndarray, int, int], None]
 """Machine code like `exact_kernel.run`: gets a job, the mail, who one is (0: whose job it is) and how long to
 look out for a job."""
 
-_MOST_HELPERS = 63
 _PATIENCE = 60_000  # looks, about a millisecond: more than lies between two tokens of a picture
 
 _threads: ThreadPoolExecutor | None = None
@@ -46,12 +46,12 @@ class Crew:
         self._mail = np.zeros(MAIL, np.int64)
         self._is_at_work = threading.Lock()
         self._awake: set[int] = set()
-        self._helpers = ThreadPoolExecutor(_MOST_HELPERS, thread_name_prefix="emuworld-crew")
+        self._helpers = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="emuworld-crew")
 
     def do(self, job_J: np.ndarray) -> None:
         """Returns when the job is done; its second number says by how many threads at most. A caller that
         comes while the crew is at another's job does its own alone."""
-        num_threads = min(int(job_J[1]), 1 + _MOST_HELPERS)
+        job_J[1] = num_threads = min(int(job_J[1]), MOST_THREADS)
         if num_threads < 2 or not self._is_at_work.acquire(blocking=False):
             job_J[1] = 1
             self._work(job_J, np.zeros(MAIL, np.int64), 0, 0)

@@ -25,18 +25,21 @@ def count(job_J: np.ndarray, mail: np.ndarray, mine: int, patience: int) -> None
             edition = claims.receive(mail, edition, patience, job_J)
             if edition == 0:
                 return
-        stop = job_J[0]
+        first = job_J[0]
         for part in range(NUM_PARTS):
-            first, stop = stop, stop + NUM_PIECES
-            while True:
-                ticket = claims.claim(mail, stop)
-                if ticket < 0:
-                    break
-                place = job_J[2] + 8 * (part * NUM_PIECES + ticket - first)
-                if part == 0 or claims._load(job_J[2] + 8 * (part - 1) * NUM_PIECES) > 0:
-                    claims._add(place, 1)
-                claims.finish(mail)
-            claims.wait(mail, stop)
+            num_done = 0
+            for other in range(job_J[1]):
+                while True:
+                    piece = claims.claim(mail, first, NUM_PIECES, (mine + other) % job_J[1], job_J[1])
+                    if piece < 0:
+                        break
+                    before = job_J[2] + 8 * ((part - 1) * NUM_PIECES + piece)
+                    if part == 0 or claims._load(before) > 0:
+                        claims._add(before + 8 * NUM_PIECES, 1)
+                    num_done += 1
+            claims.finish(mail, num_done)
+            first += NUM_PIECES
+            claims.wait(mail, first)
         if mine == 0:
             return
 
@@ -77,7 +80,9 @@ def test_who_comes_late_finds_nothing_to_do() -> None:
     edition = claims.receive(mail, 0, 1, late)
     assert edition > 0 and late.tolist() == [0, 2, before.ctypes.data]
     count(job(after, 2), mail, 0, 0)
-    assert claims.claim(mail, NUM_PARTS * NUM_PIECES) == -1
+    assert [claims.claim(mail, part * NUM_PIECES, NUM_PIECES, part % 2, 2) for part in range(NUM_PARTS)] == [
+        -1
+    ] * NUM_PARTS
     claims.wait(mail, NUM_PARTS * NUM_PIECES)
     assert (before == 1).all() and (after == 1).all()
     assert claims.receive(mail, edition, 1, late) > edition
@@ -88,13 +93,13 @@ def test_who_comes_late_finds_nothing_to_do() -> None:
 def test_a_helper_that_stands_still_holds_up_its_piece_and_no_more() -> None:
     mail, done = np.zeros(MAIL, np.int64), places()
     claims.publish(mail, job(done, 2))
-    assert claims.claim(mail, NUM_PIECES) == 0  # as a helper that then stands still
+    assert claims.claim(mail, 0, NUM_PIECES, 0, 2) == 0  # as a helper that then stands still
     caller = threading.Thread(target=count, args=(job(done, 2), mail, 1, 1))
     caller.start()
     time.sleep(0.05)
     assert done[1:NUM_PIECES].tolist() == [1] * (NUM_PIECES - 1) and done.sum() == NUM_PIECES - 1
     done[0] = 1
-    claims.finish(mail)
+    claims.finish(mail, 1)
     caller.join(20)
     assert (done == 1).all()
 
