@@ -124,10 +124,9 @@ class ExactTransformer:
         config, layer, num_tokens = self.config, self.layers[0], len(x_MD)
         layers_LF = self._layers_LF.copy()
         layers_LF[:-1, -1] = cache.memory.addresses_L
-        num_inputs = max(linear.num_inputs for linear in (layer.qkv, layer.out, layer.down))
         y_MX = torch.zeros(num_tokens, layer.down.num_outputs)
-        wide_MX = torch.empty(num_tokens, max(layer.qkv.num_outputs, layer.gate_up.num_outputs))
-        integers_MX = torch.zeros(num_tokens, num_inputs, dtype=torch.int16)
+        wide_MX = torch.empty(num_tokens, layer.most_outputs)
+        integers_MX = torch.zeros(num_tokens, layer.most_inputs, dtype=torch.int16)
         places_M3, table_LF = torch.from_numpy(_places(cache, step)), torch.from_numpy(layers_LF)
         heads = (config.num_heads, config.num_kv_heads, config.head_dim)
         rows = (len(cache.memory.kv_RKCd[0]), cache.capacity)
@@ -170,6 +169,10 @@ class ExactLayer:
         self.mlp_norm = _norm_weight(*named("post_attention_layernorm"))
         self.gate_up = ExactLinear(*named("mlp.gate_proj", "mlp.up_proj"), pages=pages)
         self.down = ExactLinear(*named("mlp.down_proj"), pages=pages)
+        products = (self.qkv, self.out, self.gate_up, self.down)
+        self.most_inputs = max(product.num_inputs for product in products)
+        self.most_outputs = max(product.num_outputs for product in products)
+        self.num_weights = sum(product.weights.numel() for product in products)
 
     @property
     def addresses(self) -> list[int]:
@@ -177,10 +180,6 @@ class ExactLayer:
         attention = (self.attention_norm, *self.qkv.tensors, self.head_norm, *self.out.tensors)
         mlp = (self.mlp_norm, *self.gate_up.tensors, *self.down.tensors)
         return [_address(tensor) for tensor in (*attention, *mlp)]
-
-    @property
-    def num_weights(self) -> int:
-        return sum(linear.tensors[0].numel() for linear in (self.qkv, self.out, self.gate_up, self.down))
 
 
 class ExactLinear:
@@ -222,9 +221,11 @@ class ExactLinear:
         start, stop, _ = slice(start, stop).indices(self._num_rows)
         first, last = start // self._lanes, -(-stop // self._lanes)
         x_MK, num_tokens, width = x_MK.contiguous(), len(x_MK), (last - first) * self._lanes
-        layers_LF = torch.zeros(1, _kernel().FIELDS, dtype=torch.int64)
-        layers_LF[0, 4] = _address(self.weights) + self.weights[:first].numel()
-        layers_LF[0, 5] = _address(self.scale_N) + 4 * first * self._lanes
+        block_bytes = self._lanes * self.num_inputs
+        fields = np.zeros((1, _kernel().FIELDS), np.int64)
+        fields[0, 4] = _address(self.weights) + first * block_bytes
+        fields[0, 5] = _address(self.scale_N) + 4 * first * self._lanes
+        layers_LF = torch.from_numpy(fields)
         out_MN, unit_M = torch.empty(num_tokens, width), torch.empty(num_tokens)
         integers_MX = torch.zeros(num_tokens, self.num_inputs, dtype=torch.int16)
         _do(
