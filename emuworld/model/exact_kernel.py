@@ -125,30 +125,27 @@ def _gate(gate_up_X: Any, inner_I: Any, integers_X: Any) -> Any:
 
 
 @njit(**FUSED)
-def _matrix(kind: int, layer_F: Any, sizes: Any) -> Any:
-    """Of a product: address of the weights, of their scales, number of outputs, of inputs."""
+def _shape(kind: int, sizes: Any) -> Any:
+    """Of a product's weights: number of blocks of outputs, and pairs of inputs of one."""
     hidden_size, num_heads, num_groups, head_dim, inner_size, _, _ = sizes
+    num_outputs, num_inputs = hidden_size, hidden_size
     if kind == 1:
-        return layer_F[1], layer_F[2], (num_heads + 2 * num_groups) * head_dim, hidden_size
-    if kind == 5:
-        return layer_F[4], layer_F[5], hidden_size, num_heads * head_dim
-    if kind == 7:
-        return layer_F[7], layer_F[8], 2 * inner_size, hidden_size
-    return layer_F[9], layer_F[10], hidden_size, inner_size
+        num_outputs = (num_heads + 2 * num_groups) * head_dim
+    elif kind == 5:
+        num_inputs = num_heads * head_dim
+    elif kind == 7:
+        num_outputs = 2 * inner_size
+    else:
+        num_inputs = inner_size
+    return -(-num_outputs // LANES), -(-num_inputs // (2 * LANES)) * LANES
 
 
 @njit(**FUSED)
-def _blocks(matrix: Any) -> Any:
-    """Number of blocks of outputs, and pairs of inputs of one."""
-    return -(-matrix[2] // LANES), -(-matrix[3] // (2 * LANES)) * LANES
-
-
-@njit(**FUSED)
-def _product(x_MX: Any, unit_M: Any, matrix: Any, out_MX: Any, piece: int, per_piece: int, sums: Any) -> None:
-    num_blocks, num_pairs = _blocks(matrix)
-    weight_bpl2 = carray(_pointer(matrix[0]), (num_blocks, num_pairs, LANES, 2), np.int8)
-    scale_N = carray(_pointer(matrix[1]), num_blocks * LANES, np.float32)
-    span = piece * per_piece, min(num_blocks, (piece + 1) * per_piece)
+def _product(
+    x_MX: Any, unit_M: Any, weight: int, scale: int, shape: Any, out_MX: Any, span: Any, sums: Any
+) -> None:
+    weight_bpl2 = carray(_pointer(weight), (shape[0], shape[1], LANES, 2), np.int8)
+    scale_N = carray(_pointer(scale), shape[0] * LANES, np.float32)
     multiply_blocks(x_MX, unit_M, weight_bpl2, scale_N, out_MX, span, sums)
 
 
@@ -179,13 +176,19 @@ def _piece(
         unit_M[piece] = _gate(wide_MX[piece], inner_I, integers_MX[piece])
     else:
         out_MX = wide_MX if kind == 1 or kind == 7 else y_MX
-        matrix = _matrix(kind, layer_F, sizes)
-        _product(integers_MX, unit_M, matrix, out_MX, piece, per_piece, sums)
+        field = kind if kind == 1 or kind == 7 else kind - 1 if kind == 5 else 9
+        shape = _shape(kind, sizes)
+        span = piece * per_piece, min(shape[0], (piece + 1) * per_piece)
+        _product(integers_MX, unit_M, layer_F[field], layer_F[field + 1], shape, out_MX, span, sums)
 
 
 @njit(**FUSED)
 def _work(job_J: Any, mail: Any, mine: int) -> None:
-    """A thread's share of a job. It asks for memory before it claims anything: what is claimed gets done."""
+    """A thread's share of a job.
+
+    It asks for memory before it claims anything, so that what is claimed gets done; and it reads what the job
+    points to only where it has claimed a piece, because behind a job that is done it may be gone.
+    """
     num_threads, M, first_part, last_part = job_J[1], job_J[2], job_J[15], job_J[16]
     sizes = job_J[17], job_J[18], job_J[19], job_J[20], job_J[21], job_J[22], job_J[23]
     eps = np.int32(job_J[24]).view(np.float32), np.int32(job_J[25]).view(np.float32)
@@ -208,14 +211,15 @@ def _work(job_J: Any, mail: Any, mine: int) -> None:
         np.empty(inner_size, np.float32),
         room_for_sums(),
     )
+    if mine == 0:
+        publish(mail, job_J)
     first = job_J[0]
     for part in range(first_part, last_part):
-        layer_F, kind = layers_LF[part // NUM_PARTS], part % NUM_PARTS
-        num_pieces, per_piece = M, 1
+        kind, num_pieces, per_piece = part % NUM_PARTS, M, 1
         if kind == 3:
             num_pieces = M * num_groups
         elif kind == 1 or kind == 5 or kind == 7 or kind == 9:
-            num_blocks, num_pairs = _blocks(_matrix(kind, layer_F, sizes))
+            num_blocks, num_pairs = _shape(kind, sizes)
             per_piece = max(1, _PIECE // (2 * LANES * num_pairs)) if num_threads > 1 else num_blocks
             num_pieces = -(-num_blocks // per_piece)
         num_done = 0
@@ -225,7 +229,7 @@ def _work(job_J: Any, mail: Any, mine: int) -> None:
                 piece = claim(mail, first, num_pieces, whose, num_threads)
                 if piece < 0:
                     break
-                _piece(kind, piece, per_piece, arrays, layer_F, sizes, eps, own)
+                _piece(kind, piece, per_piece, arrays, layers_LF[part // NUM_PARTS], sizes, eps, own)
                 num_done += 1
         finish(mail, num_done)
         first += num_pieces
@@ -251,8 +255,6 @@ def run(job_J: Any, mail: Any, mine: int, patience: int) -> None:
             take part in every one that lets so many take part.
         patience: how often the others look for a job before they return.
     """
-    if mine == 0:
-        publish(mail, job_J)
     edition = 0
     while True:
         if mine > 0:

@@ -12,7 +12,7 @@ MAIL = 2048
 """int64 numbers by which a crew agrees on its work, see `claims`."""
 Work = Callable[[np.ndarray, np.ndarray, int, int], None]
 """Machine code like `exact_kernel.run`: gets a job, the mail, who one is (0: whose job it is) and how long to
-look out for a job."""
+look out for a job. It may fail before it has published or claimed anything, not later."""
 
 _PATIENCE = 60_000  # looks, about a millisecond: more than lies between two tokens of a picture
 
@@ -62,9 +62,6 @@ class Crew:
                     self._awake.add(helper)
                     self._helpers.submit(self._help, helper, len(job_J))
             self._work(job_J, self._mail, 0, 0)
-        except BaseException:
-            self._mail = np.zeros(MAIL, np.int64)  # what is left of the job is nobody's
-            raise
         finally:
             self._is_at_work.release()
 
