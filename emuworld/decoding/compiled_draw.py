@@ -5,7 +5,7 @@ the uniform number falls on one of those at its head that hold `top_p`. Nothing 
 that of the weights' bits, so three rounds over ten bits each find the bits of the id that is meant, and a
 last one the id.
 
-numba's cache heeds changes of this file alone: after a change of `exp` in `exact_kernel`, touch it.
+numba's cache heeds changes of this file alone: after a change of `exp` in `exact_numbers`, touch it.
 
 Shapes: R rows, V ids of the span, B values of ten bits.
 """
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from emuworld.model.exact_kernel import FUSED, PLAIN, SUMS, compiled, exp
+from emuworld.model.exact_kernel import compiled
+from emuworld.model.exact_numbers import FUSED, PLAIN, SUMS, exp
 
 _LEAST = np.float32(-87.0)  # below it `exp` is as there; such ids have weight 0
 _BITS = 10

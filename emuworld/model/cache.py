@@ -5,6 +5,7 @@ Guided and unguided sequences are rows of one cache. The lengths live on the hos
 Shapes: R rows, G key-value heads, C capacity, S keys seen, T new tokens, d head_dim, K = 2 G (keys, values).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 
 from emuworld.model.config import TransformerConfig
+from emuworld.model.huge_pages import HugePages
 
+_WORTH_PAGES = 128 << 10  # bytes of a layer; few of these are found again in the processor's own caches
 CAPACITY_STEP = 64  # capacities are multiples of this, so that masks and loads stay aligned
 
 
@@ -114,7 +117,9 @@ class StaticCache:
             raise ValueError(f"a cache needs at least one row and one token, got {num_rows} x {capacity}")
         shape = (num_rows, 2 * config.num_kv_heads, _round_up(capacity), config.head_dim)
         # Zeros, not empty: a masked key still meets its value as 0 * value, and 0 * nan is nan.
-        layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
+        pages = HugePages()
+        like = torch.empty(0, device=device, dtype=dtype)
+        layers = [_zeros(shape, like=like, pages=pages) for _ in range(config.num_layers)]
         self.config = config
         self._store = _Store(memory=Memory(layers), lengths=np.zeros(num_rows, dtype=np.int64))
         self._index = np.arange(num_rows)
@@ -197,10 +202,10 @@ class StaticCache:
             self._store.ids_RC = np.pad(self._store.ids_RC, added, constant_values=-1)
         layers: list[torch.Tensor] = []
         old_layers = self._store.kv_RKCd
-        self._store.memory = Memory(layers)
+        self._store.memory, pages = Memory(layers), HugePages()
         while old_layers:  # one layer at a time is there twice
             old = old_layers.pop(0)
-            grown = old.new_zeros((old.shape[0], old.shape[1], _round_up(capacity), old.shape[3]))
+            grown = _zeros((*old.shape[:2], _round_up(capacity), old.shape[3]), like=old, pages=pages)
             grown[:, :, :used].copy_(old[:, :, :used])
             layers.append(grown)
 
@@ -279,3 +284,10 @@ class StaticCache:
 
 def _round_up(num_tokens: int) -> int:
     return -(-num_tokens // CAPACITY_STEP) * CAPACITY_STEP
+
+
+def _zeros(shape: tuple[int, ...], *, like: torch.Tensor, pages: HugePages) -> torch.Tensor:
+    num_bytes = math.prod(shape) * like.itemsize
+    if like.device.type != "cpu" or num_bytes < _WORTH_PAGES:
+        return like.new_zeros(shape)
+    return pages.take(num_bytes).view(like.dtype).view(shape)

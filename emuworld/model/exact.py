@@ -21,13 +21,12 @@ from torch.nn import functional as F
 from emuworld.model import int8
 from emuworld.model.cache import CacheStep, StaticCache
 from emuworld.model.config import TransformerConfig
-from emuworld.model.threads import in_shares
+from emuworld.model.huge_pages import HugePages
+from emuworld.model.threads import crew_of
 from emuworld.model.transformer import Transformer, rotary_angles
 
 _QUANTISED_AT_ONCE = 16 << 20  # elements: 64 MiB of fp32
-_WORTH_SHARING = 1 << 26  # products in a layer from which on threads gain by sharing its parts
-_WORTH_A_THREAD = 1 << 23  # products of one matrix
-_CACHED_BYTES = 8 << 20  # of a layer's weights, up to which each thread may as well read them all
+_WORTH_A_HELPER = 1 << 20  # products of a layer or a matrix, some 50 us
 
 
 def exact(
@@ -53,16 +52,19 @@ class ExactTransformer:
             self.config = model.config
             self.embedding_VD = model.model.embed_tokens.weight.detach().to("cpu", copy=True)
             self.layers: list[ExactLayer] = []
+            pages = HugePages()  # in the order in which a token needs them
             for index in range(model.config.num_layers):
-                self.layers.append(ExactLayer(weights, f"model.layers.{index}.", model.config))
+                self.layers.append(ExactLayer(weights, f"model.layers.{index}.", model.config, pages))
                 if on_layer:
                     on_layer(index + 1, model.config.num_layers)
             self.norm = _norm_weight(weights["model.norm.weight"])
-            self.head = ExactLinear(weights["lm_head.weight"])
+            self.head = ExactLinear(weights["lm_head.weight"], pages=pages)
             self._rotary_2Pd = _signed_rotary_tables(0, model.config)
         self._layers_LF = np.zeros((len(self.layers) + 1, _kernel().FIELDS), np.int64)
         self._layers_LF[:-1, :-1] = [layer.addresses for layer in self.layers]
         self._layers_LF[-1, 0] = _address(self.norm)
+        sizes = np.array([model.config.hidden_size, model.config.head_dim])
+        self._eps = (sizes * model.config.rms_norm_eps).astype(np.float32).view(np.int32).tolist()
 
     @property
     def device(self) -> torch.device:
@@ -115,75 +117,62 @@ class ExactTransformer:
     def _run(self, x_MD: torch.Tensor, *, cache: StaticCache, step: CacheStep) -> torch.Tensor:
         """All layers over the embedded tokens; keys and values go into the cache. Hidden states [M, D].
 
-        Each thread takes some rows through all layers. Where a layer is much work, and the rows too few or
-        the weights too many for that, the threads share each of its parts and wait for each other behind it.
-        The results are the same.
+        Threads share every part of a layer, so that each weight is read by one of them; the results are the
+        same for any number.
         """
-        kernel, num_threads = _kernel(), torch.get_num_threads()
-        num_rows, num_parts = len(step.starts), len(self.layers) * kernel.NUM_PARTS + 1
-        hidden_MD, arrays = self._arrays(x_MD, _places(cache, step))
-        model = self._addresses_and_sizes(cache)
-
-        def run(start: int, stop: int, parts: tuple[int, int], share: tuple[int, int] = (0, 1)) -> None:
-            kernel.run_parts(tuple(array[start:stop] for array in arrays), *model, parts, share)
-
-        def run_rows(share: int) -> None:
-            run(row_cuts[share], row_cuts[share + 1], (0, num_parts))
-
-        def run_part(share: int, part: int) -> None:
-            if part % kernel.NUM_PARTS in kernel.PRODUCTS:
-                run(0, len(x_MD), (part, part + 1), (share, num_threads))
-            else:
-                run(cuts[share], cuts[share + 1], (part, part + 1))
-
-        row_cuts = _cuts(num_rows, min(num_rows, num_threads), unit=step.num_tokens)
-        cuts, num_weights = _cuts(len(x_MD), num_threads), self.layers[0].num_weights
-        rows_apart = num_rows >= num_threads and num_weights <= _CACHED_BYTES
-        if rows_apart or len(x_MD) * num_weights < _WORTH_SHARING:
-            in_shares(len(row_cuts) - 1, run_rows)
-        else:
-            for part in range(num_parts):
-                in_shares(num_threads, run_part, part)
-        return hidden_MD
-
-    def _arrays(self, x_MD: torch.Tensor, places_M3: np.ndarray) -> tuple[torch.Tensor, list[np.ndarray]]:
-        """Where the hidden states will be, and what the kernel works on, a row for each token."""
-        layer, num_tokens = self.layers[0], len(x_MD)
-        num_inputs = max(linear.num_inputs for linear in (layer.qkv, layer.out, layer.down))
-        y_MX = torch.zeros(num_tokens, layer.down.num_outputs)
-        wide_MX = torch.empty(num_tokens, max(layer.qkv.num_outputs, layer.gate_up.num_outputs))
-        integers_MX = torch.zeros(num_tokens, num_inputs, dtype=torch.int16)
-        arrays = (x_MD, y_MX, wide_MX, integers_MX, torch.empty(num_tokens))
-        return y_MX[:, : self.config.hidden_size], [*(array.numpy() for array in arrays), places_M3]
-
-    def _addresses_and_sizes(self, cache: StaticCache) -> tuple[object, ...]:
-        """What `exact_kernel.run_parts` has to know beside the tokens."""
         assert cache.dtype == torch.float32 and cache.device.type == "cpu"
-        config, num_rows = self.config, len(cache.memory.kv_RKCd[0])
+        config, layer, num_tokens = self.config, self.layers[0], len(x_MD)
         layers_LF = self._layers_LF.copy()
         layers_LF[:-1, -1] = cache.memory.addresses_L
+        y_MX = torch.zeros(num_tokens, layer.down.num_outputs)
+        wide_MX = torch.empty(num_tokens, layer.most_outputs)
+        integers_MX = torch.zeros(num_tokens, layer.most_inputs, dtype=torch.int16)
+        places_M3, table_LF = torch.from_numpy(_places(cache, step)), torch.from_numpy(layers_LF)
         heads = (config.num_heads, config.num_kv_heads, config.head_dim)
-        sizes = (config.hidden_size, *heads, config.intermediate_size, num_rows, cache.capacity)
-        eps = (config.hidden_size * config.rms_norm_eps, config.head_dim * config.rms_norm_eps)
-        return self._rotary_2Pd.numpy(), layers_LF, sizes, eps
+        rows = (len(cache.memory.kv_RKCd[0]), cache.capacity)
+        _do(
+            (
+                x_MD,
+                y_MX,
+                wide_MX,
+                integers_MX,
+                torch.empty(num_tokens),
+                places_M3,
+                self._rotary_2Pd,
+                table_LF,
+            ),
+            parts=(0, len(self.layers) * _kernel().NUM_PARTS + 1),
+            sizes=(config.hidden_size, *heads, config.intermediate_size, *rows),
+            eps=self._eps,
+            most_threads=1 + num_tokens * layer.num_weights // _WORTH_A_HELPER,
+        )
+        return y_MX[:, : config.hidden_size]
 
 
 class ExactLayer:
     """The weights of one layer, those of query, key and value side by side, and those of gate and up."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], prefix: str, config: TransformerConfig) -> None:
+    def __init__(
+        self, weights: Mapping[str, torch.Tensor], prefix: str, config: TransformerConfig, pages: HugePages
+    ) -> None:
         def named(*names: str) -> list[torch.Tensor]:
             return [weights[f"{prefix}{name}.weight"] for name in names]
 
         query_norm_d, key_norm_d = named("self_attn.q_norm", "self_attn.k_norm")
         heads = [query_norm_d] * config.num_heads + [key_norm_d] * config.num_kv_heads
         self.attention_norm = _norm_weight(*named("input_layernorm"))
-        self.qkv = ExactLinear(*named("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
+        self.qkv = ExactLinear(
+            *named("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), pages=pages
+        )
         self.head_norm = _norm_weight(torch.stack(heads))
-        self.out = ExactLinear(*named("self_attn.o_proj"))
+        self.out = ExactLinear(*named("self_attn.o_proj"), pages=pages)
         self.mlp_norm = _norm_weight(*named("post_attention_layernorm"))
-        self.gate_up = ExactLinear(*named("mlp.gate_proj", "mlp.up_proj"))
-        self.down = ExactLinear(*named("mlp.down_proj"))
+        self.gate_up = ExactLinear(*named("mlp.gate_proj", "mlp.up_proj"), pages=pages)
+        self.down = ExactLinear(*named("mlp.down_proj"), pages=pages)
+        products = (self.qkv, self.out, self.gate_up, self.down)
+        self.most_inputs = max(product.num_inputs for product in products)
+        self.most_outputs = max(product.num_outputs for product in products)
+        self.num_weights = sum(product.weights.numel() for product in products)
 
     @property
     def addresses(self) -> list[int]:
@@ -192,20 +181,16 @@ class ExactLayer:
         mlp = (self.mlp_norm, *self.gate_up.tensors, *self.down.tensors)
         return [_address(tensor) for tensor in (*attention, *mlp)]
 
-    @property
-    def num_weights(self) -> int:
-        return sum(linear.tensors[0].numel() for linear in (self.qkv, self.out, self.gate_up, self.down))
-
 
 class ExactLinear:
     """x @ W.T for int8 weights with one scale for each output; several weights are laid side by side.
 
     Weights lie in the order in which the kernel reads them: blocks of outputs (as many as a vector has
-    lanes), in a block steps of inputs (twice as many), in a step the outputs, of an output its inputs. The
-    last block and the last step are filled up with zeros.
+    lanes), in a block pairs of inputs, of a pair the outputs. The last block is filled up with zeros, and so
+    are the inputs, to a multiple of twice the lanes.
     """
 
-    def __init__(self, *weights_NK: torch.Tensor) -> None:
+    def __init__(self, *weights_NK: torch.Tensor, pages: HugePages | None = None) -> None:
         self._lanes: int = _kernel().LANES
         num_inputs, width = weights_NK[0].shape[1], 2 * self._lanes
         self._num_rows = sum(map(len, weights_NK))
@@ -219,8 +204,9 @@ class ExactLinear:
             weight_NK[start:stop, :num_inputs], scale_N1 = int8.quantised(rows_NK)
             self.scale_N[start:stop] = scale_N1[:, 0]
             start = stop
-        blocks = weight_NK.view(-1, self._lanes, self.num_inputs // width, width)
-        self.weights = blocks.transpose(1, 2).contiguous()
+        blocks = weight_NK.view(-1, self._lanes, self.num_inputs // 2, 2)
+        memory = (HugePages() if pages is None else pages).take(weight_NK.numel())
+        self.weights = memory.view(blocks.transpose(1, 2).shape).copy_(blocks.transpose(1, 2))
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -234,14 +220,38 @@ class ExactLinear:
         """The outputs start to stop only."""
         start, stop, _ = slice(start, stop).indices(self._num_rows)
         first, last = start // self._lanes, -(-stop // self._lanes)
-        out_MN = torch.empty(len(x_MK), (last - first) * self._lanes)
-        weights, scale_N = self.weights[first:last].numpy(), self.scale_N[first * self._lanes :].numpy()
-        arrays = (x_MK.contiguous().numpy(), weights, scale_N, out_MN.numpy())
-        is_worth_it = len(x_MK) * weights.size >= _WORTH_A_THREAD
-        cuts = _cuts(last - first, torch.get_num_threads() if is_worth_it else 1)
-        multiply = _kernel().multiply
-        in_shares(len(cuts) - 1, lambda share: multiply(*arrays, (cuts[share], cuts[share + 1])))
+        x_MK, num_tokens, width = x_MK.contiguous(), len(x_MK), (last - first) * self._lanes
+        block_bytes = self._lanes * self.num_inputs
+        fields = np.zeros((1, _kernel().FIELDS), np.int64)
+        fields[0, 4] = _address(self.weights) + first * block_bytes
+        fields[0, 5] = _address(self.scale_N) + 4 * first * self._lanes
+        layers_LF = torch.from_numpy(fields)
+        out_MN, unit_M = torch.empty(num_tokens, width), torch.empty(num_tokens)
+        integers_MX = torch.zeros(num_tokens, self.num_inputs, dtype=torch.int16)
+        _do(
+            (x_MK, out_MN, x_MK, integers_MX, unit_M, layers_LF, layers_LF, layers_LF),
+            parts=_kernel().PRODUCT,
+            sizes=(width, 1, 1, x_MK.shape[1], 0, 0, 0),
+            most_threads=1 + num_tokens * width * self.num_inputs // _WORTH_A_HELPER,
+        )
         return out_MN[:, start - first * self._lanes : stop - first * self._lanes].contiguous()
+
+
+def _do(
+    arrays: Sequence[torch.Tensor],
+    *,
+    parts: tuple[int, int],
+    sizes: Sequence[int],
+    eps: Sequence[int] = (0, 0),
+    most_threads: int,
+) -> None:
+    """What `exact_kernel.run` does; `arrays` in the order of its JOB, which holds their addresses."""
+    _, y_MX, wide_MX, integers_MX, unit_M, _, rotary_2Pd, _ = arrays
+    widths = [array.shape[1] for array in (y_MX, wide_MX, integers_MX, rotary_2Pd)]
+    addresses = [array.data_ptr() for array in arrays]
+    num_threads = min(torch.get_num_threads(), most_threads)
+    job = (0, num_threads, len(unit_M), *addresses, *widths, *parts, *sizes, *eps)
+    crew_of(_kernel().run).do(np.array(job))
 
 
 @memoise
@@ -265,11 +275,6 @@ def _address(tensor: torch.Tensor) -> int:
     assert tensor.is_contiguous() and tensor.device.type == "cpu"
     assert tensor.dtype in (torch.float32, torch.int8)
     return tensor.data_ptr()
-
-
-def _cuts(count: int, num_shares: int, *, unit: int = 1) -> list[int]:
-    """Where to cut `count` things of `unit` into shares, both ends included."""
-    return [unit * (count * share // num_shares) for share in range(num_shares + 1)]
 
 
 def _round_up(size: int, unit: int) -> int:

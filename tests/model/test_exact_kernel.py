@@ -13,7 +13,7 @@ from numba import types
 from numba.core import caching
 
 from emuworld.model import exact as exact_module
-from emuworld.model import exact_kernel, threads
+from emuworld.model import exact_kernel
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig, sized
 from emuworld.model.exact import ExactLinear, ExactTransformer, exact
@@ -104,11 +104,10 @@ def test_how_tokens_are_cut_into_calls_changes_nothing(
 def test_how_work_is_shared_changes_nothing(
     config: TransformerConfig, num_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows for each thread, or a part of every product."""
+    """One thread, or every part piece by piece by whoever comes."""
     model, results = built(config), []
-    for worth, cached in ((1 << 60, 1 << 60), (0, 0)):
-        monkeypatch.setattr(exact_module, "_WORTH_SHARING", worth)
-        monkeypatch.setattr(exact_module, "_CACHED_BYTES", cached)
+    for worth in (1 << 60, 1):
+        monkeypatch.setattr(exact_module, "_WORTH_A_HELPER", worth)
         cache = StaticCache(config, num_rows=4, capacity=40)
         states = [model(tokens(4, 30), cache=cache), model(tokens(4, 1), cache=cache)]
         results.append([*states, model(tokens(2, 3), cache=cache.rows([3, 1]), causal=False)])
@@ -146,7 +145,8 @@ def test_another_process_gives_equal_bits() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_forked_child_has_threads_of_its_own() -> None:
+def test_a_forked_child_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact_module, "_WORTH_A_HELPER", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -162,9 +162,10 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
         torch.set_num_threads(before)
 
 
-def test_models_in_several_threads() -> None:
+def test_models_in_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact_module, "_WORTH_A_HELPER", 1)
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(3)
     try:
         models = [built(ODD), built(SMALL)]
         ids = [tokens(2, 20, seed=seed) for seed in range(8)]
@@ -174,20 +175,6 @@ def test_models_in_several_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("broken", [0, 1, 2])
-def test_an_error_in_a_thread_reaches_the_caller(broken: int) -> None:
-    done = []
-
-    def work(share: int, number: int) -> None:
-        if share == broken:
-            raise KeyError(number)
-        done.append(share)
-
-    with pytest.raises(KeyError, match="7"):
-        threads.in_shares(3, work, 7)
-    assert sorted(done) == [share for share in range(3) if share != broken]
 
 
 def test_without_a_folder_for_compiled_code_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
