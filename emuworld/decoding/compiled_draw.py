@@ -5,8 +5,6 @@ the uniform number falls on one of those at its head that hold `top_p`. Nothing 
 that of the weights' bits, so three rounds over ten bits each find the bits of the id that is meant, and a
 last one the id.
 
-numba's cache heeds changes of this file alone: after a change of `exp` in `exact_numbers`, touch it.
-
 Shapes: R rows, V ids of the span, B values of ten bits.
 """
 

@@ -14,7 +14,9 @@ F fields of a layer, J numbers of a job, X whatever is needed most. Weights [b, 
 l = LANES outputs, p pairs of inputs (`exact.ExactLinear`).
 """
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,15 +37,21 @@ from emuworld.model.exact_numbers import (
 )
 from emuworld.model.exact_vectors import LANES
 
+_PARTS = ("claims", "exact_numbers", "exact_vectors")  # modules whose functions are compiled into others'
+
 
 def compiled(signature: types.Type) -> Callable[[Callable[..., Any]], Any]:
     """Compile now, or load what an earlier process compiled; without any folder to keep it in, only now.
 
-    numba knows again what it has compiled by the file of the function alone: touch that file where only what
-    it calls in another one has changed.
+    numba knows again what it has compiled by the function's name and its file alone, so the name tells of the
+    other files too.
     """
+    sources = hashlib.sha256()
+    for part in _PARTS:
+        sources.update(Path(__file__).with_name(f"{part}.py").read_bytes())
 
     def compile_function(function: Callable[..., Any]) -> Any:
+        function.__qualname__ += f"_{sources.hexdigest()[:12]}"
         try:
             return njit(signature, cache=True, **FUSED)(function)
         except RuntimeError:  # numba found no folder that may be written

@@ -4,8 +4,6 @@ Every loop runs over the numbers of one token, in an order that depends on their
 integers: int8 weights, 16-bit activations with one scale a token, 32-bit sums that cannot overflow, joined in
 64 bits. Sums of floats are reordered for vectors, always in the same way.
 
-numba does not notice changes of this file in what it has compiled: see `exact_kernel.compiled`.
-
 Shapes: M tokens, D hidden size, K inputs, N outputs, n queries that share a key-value head, d head_dim,
 S keys of C that there is room for, X whatever is needed most. Weights [b, p, l, 2] are blocks of l = LANES
 outputs, p pairs of inputs.

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,3 +189,18 @@ def test_without_a_folder_for_compiled_code_it_is_compiled(monkeypatch: pytest.M
         return number + 1
 
     assert next_number(1) == 2
+
+
+def test_what_is_kept_goes_by_the_sources_of_all_that_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """numba looks at the function's own file alone."""
+    names = []
+    for source in (b"one", b"one", b"another"):
+
+        def double(number: int) -> int:
+            return number * 2
+
+        monkeypatch.setattr(Path, "read_bytes", lambda _, source=source: source)
+        monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])  # no folder to keep it in
+        assert exact_kernel.compiled(types.int64(types.int64))(double)(4) == 8
+        names.append(double.__qualname__)
+    assert names[0] == names[1] != names[2]
