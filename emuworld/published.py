@@ -193,6 +193,7 @@ def export_own(
     out: str | os.PathLike[str],
     *,
     others: Sequence[Path] = (),
+    keep_adapter: bool = False,
     dtype: torch.dtype | None = None,
     eight_bits: bool = False,
     on_progress: OnProgress | None = None,
@@ -202,7 +203,7 @@ def export_own(
 
     Args:
         others: checkpoints whose weights the written ones are the mean of, with the first's; an adapter of
-            the first's weights is left out then.
+            the first's weights is left out then, unless `keep_adapter`: it may still do for the mean.
         dtype: of the weights; None: as they are, and bf16 where they were stored in 8 bits.
         eight_bits: the layers' matrices as int8 (`emuworld.model.int8`).
 
@@ -221,7 +222,7 @@ def export_own(
     if (folder / DETECTOR_FILE).is_file():  # the judge of the suites is looked for beside the model
         shutil.copyfile(folder / DETECTOR_FILE, out / DETECTOR_FILE)
     checkpoint.save(out, model, dtype=dtype, eight_bits=eight_bits, on_bytes=on_progress)
-    if (folder / ADAPTER_FILE).is_file() and others:  # it belongs to the first's weights
+    if (folder / ADAPTER_FILE).is_file() and others and not keep_adapter:  # it belongs to the first's weights
         replace(manifest.Manifest.load(out), dida=None).save(out)
     elif (folder / ADAPTER_FILE).is_file():  # it says which weights it belongs to
         fits = adapter_base(folder) == checkpoint_folder.weights_name(folder)

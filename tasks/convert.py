@@ -24,6 +24,7 @@ class Convert:
     out: str = "outputs/convert"  # folder for the new checkpoint; must not hold one
     to: Literal["published", "qwen3", "int8"] = "qwen3"  # published | qwen3 | int8
     average: tuple[str, ...] = ()  # other checkpoints of one training: the mean of all is written
+    keep_adapter: bool = False  # the model's adapter goes along into a mean; measure whether it still does
     vision: str = ""  # folder or hub id of a published model's vision tokenizer; "" = beside the model
     text: str = ""  # folder of a published model's text tokenizer; "" = beside the model
     dtype: Literal["", "bfloat16", "float16", "float32"] = ""  # of the weights; "" = as they are stored
@@ -32,6 +33,10 @@ class Convert:
     def __post_init__(self) -> None:
         if self.shard_gb <= 0:
             raise ValueError(f"shard_gb must be above 0, got {self.shard_gb}")
+        if self.keep_adapter and not self.average:
+            raise ValueError(
+                "keep_adapter is about a mean (average=[FOLDER,…]); without one an adapter goes along"
+            )
 
 
 def run(config: Convert, *, on_progress: OnProgress = quiet) -> Path:
@@ -51,6 +56,7 @@ def run(config: Convert, *, on_progress: OnProgress = quiet) -> Path:
             find(config.model),
             config.out,
             others=[find(other) for other in config.average],
+            keep_adapter=config.keep_adapter,
             dtype=dtype,
             eight_bits=config.to == "int8",
             on_progress=report,

@@ -25,7 +25,7 @@ from emuworld.checkpoint_folder import locate, weights_name
 from emuworld.decoding.noise import Noise
 from emuworld.decoding.sampling import Truncation
 from emuworld.model import checkpoint
-from emuworld.model.adapter import Adapter, save_adapter
+from emuworld.model.adapter import Adapter, adapter_base, save_adapter
 from emuworld.model.averaging import averaged
 from emuworld.model.config import sized
 from emuworld.model.transformer import Transformer
@@ -303,6 +303,12 @@ def test_the_mean_of_two_checkpoints(tiny_folder: str, tmp_path: Path) -> None:
     # What draws pictures at once belongs to the first's weights.
     assert not (mean / "dida.safetensors").exists()
     assert emuworld.load(mean, device="cpu").manifest.dida is None
+    settings = convert.Convert(
+        model=str(first), average=(str(other),), keep_adapter=True, out=str(tmp_path / "b")
+    )
+    convert.run(settings)
+    assert adapter_base(tmp_path / "b") == weights_name(tmp_path / "b")
+    assert emuworld.load(tmp_path / "b", device="cpu").manifest.dida == Noise()
 
 
 def test_a_mean_that_says_nothing_is_refused(tiny_folder: str, tmp_path: Path) -> None:
