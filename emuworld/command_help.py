@@ -106,9 +106,9 @@ def _as_typed(source: str) -> str:
 
 def _typed(value: ast.expr) -> str:
     if isinstance(value, ast.Constant):
-        if value.value is None or isinstance(value.value, bool):
-            return "null" if value.value is None else str(value.value).lower()
-        return str(value.value)
+        words = {"None": "null", "True": "true", "False": "false"}
+        named = value.value is None or isinstance(value.value, bool)
+        return words[str(value.value)] if named else str(value.value)
     if isinstance(value, ast.Tuple | ast.List):
         return f"[{', '.join(map(_typed, value.elts))}]"
     if isinstance(value, ast.Dict):
