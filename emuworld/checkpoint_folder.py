@@ -305,7 +305,7 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device {name!r} is none; give auto, cpu, cuda or cuda:N") from error
+        raise ValueError(f"device {name!r} is unknown; give auto, cpu, cuda or cuda:N") from error
     here = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type not in ("cpu", "cuda") or (device.index or 0) >= here:
         raise ValueError(f"device {name!r} is not on this machine; give auto, cpu, cuda or cuda:N")

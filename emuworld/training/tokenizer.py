@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from emuworld.tokens.vision import VisionTokenizer, to_pixels
+from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer, to_pixels
 from emuworld.tokens.vision_network import VisionConfig
 from emuworld.training import loop
 from emuworld.training.data import FramePool, ShardFeed
@@ -78,6 +78,12 @@ class TokenizerTraining:
     def __post_init__(self) -> None:
         if self.optimizer not in ("muon", "adamw"):
             raise ValueError(f"optimizer {self.optimizer!r} is not known; expected 'muon' or 'adamw'")
+        if self.size_px < 1 or self.size_px % DOWNSAMPLE or self.crop_px < 0 or self.crop_px % DOWNSAMPLE:
+            raise ValueError(
+                f"size_px and crop_px are multiples of {DOWNSAMPLE}, got {self.size_px} and {self.crop_px}"
+            )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
         if self.decoder_only and not self.init_from:
             raise ValueError("decoder_only goes on from a trained tokenizer: say which with init_from=FOLDER")
         if self.decoder_only and self.second_look_weight:

@@ -277,6 +277,8 @@ def test_a_decoder_is_trained_alone(shards: Path, vision_folder: Path, tmp_path:
         dataclasses.replace(config, decoder_only=True)
     with pytest.raises(ValueError, match="second_look_weight"):
         dataclasses.replace(config, decoder_only=True, init_from="x", second_look_weight=1.0)
+    with pytest.raises(ValueError, match="multiples of 16, got 100"):
+        dataclasses.replace(config, size_px=100)
 
 
 def test_mirrored_words_exchange_left_and_right() -> None:
