@@ -128,20 +128,18 @@ class Batch:
 class Mixture:
     """Shares of the ways an example is put; the weights of text and visual targets are the paper's."""
 
-    image_prompt: float = (
-        0.6  # walks (and stories and guides, where they can) that start from a given picture
-    )
+    # Walks (and stories and guides, where they can) that start from a given picture.
+    image_prompt: float = 0.6
     midway: float = 0.4  # vla stories that begin from one of their later pictures
     unconditional: float = 0.1  # rows as the unguided twin sees them: images only
     blank_question: float = 0.15  # walks from a picture that are asked nothing
-    code_noise: float = (
-        0.1  # a row reads up to this share of wrong codes: its own, later, will not be perfect
-    )
+    # Half of the rows read up to this share of wrong codes: its own, later, will not be right either.
+    code_noise: float = 0.1
     # Half of the rows read up to this share of codes as the model itself draws them after the given ones
     # (scheduled sampling, Bengio et al. 2015): of what it is to answer with, but the row's first picture.
     own_codes: float = 0.0
-    text_weight: float = 1.0
-    visual_weight: float = 0.5
+    text_weight: float = 1.0  # of a text token in the loss
+    visual_weight: float = 0.5  # of a code; the paper has 0.5, in some stages 1
     # How many times the codes that an edit or a subtask changes count beside those that stay; each picture
     # counts as much as before. Most codes of an edited picture are a copy, and what teaches the edit is few.
     change_weight: float = 1.0

@@ -69,23 +69,23 @@ class PretrainTraining(Optimisation):
     """Settings of the stage; yaml chooses values, the defaults are the built-in model's."""
 
     name: str = "pretrain"  # of its states and log; stages that follow each other in one folder need others
-    shards: str = "outputs/data/train"
-    validation_shards: str | None = None
-    vision: str = "outputs/train/tokenizer"
-    text: str = "outputs/train/text/text.tiktoken"
-    out: str = "outputs/train/pretrain"
-    init_from: str | None = None
+    shards: str = "outputs/data/train"  # folder of shards (data build), or of folders of them
+    validation_shards: str | None = None  # the same, of worlds that are only measured; null: nothing is
+    vision: str = "outputs/train/tokenizer"  # folder of a trained vision tokenizer
+    text: str = "outputs/train/text/text.tiktoken"  # what stage=text wrote
+    out: str = "outputs/train/pretrain"  # folder of the states, the log and the checkpoint
+    init_from: str | None = None  # folder of a checkpoint whose weights it begins with; null: random ones
     # Side of the pictures of buckets without a size_px of their own. Larger pictures are cut to their middle
     # and made smaller; stories with smaller ones are left out and told: nothing is enlarged.
     size_px: int = 256
     first_frames: int = 4_096  # encoded before training begins, of all sizes together
-    wait_for_data_s: float = 0.0
-    device: str = "auto"
+    wait_for_data_s: float = 0.0  # for the first shard, where there is none yet
+    device: str = "auto"  # auto | cpu | cuda
     # Of several processes (torchrun): ddp, each with a whole copy; fsdp, each with a part of every weight;
     # tp, which cuts every layer.
     parallel: str = "ddp"
     tensor_ranks: int = 0  # with parallel=tp, processes that share a layer; 0: all
-    model: str = "small"
+    model: str = "small"  # tiny | small | emu3.5: the size of a new transformer
     num_layers: int = 0  # grown from init_from's by layers that add nothing at first; 0: as many as it has
     dropout: float = 0.0  # of embeddings, attention weights and outputs; the paper has 0.1
     # Batch sizes are those of all processes together; size_px (and width_px) of a bucket: another size.
@@ -97,9 +97,9 @@ class PretrainTraining(Optimisation):
     packing: Packing = dataclasses.field(default_factory=Packing)
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
     mirror: bool = True  # learn from mirrored pictures too, left and right exchanged in their words
-    validate_every_steps: int = 500
-    validation_batches: int = 4
-    seed: int = 0
+    validate_every_steps: int = 500  # losses over the validation shards
+    validation_batches: int = 4  # of each bucket
+    seed: int = 0  # of new weights, and of what is drawn to learn from
     workers: int = 0  # processes that decode pictures, for each size; 0: a thread
     follow_shards: bool = False  # go on looking for shards that a renderer is still writing
     loop: loop.LoopConfig = dataclasses.field(default_factory=loop.LoopConfig)
@@ -210,7 +210,10 @@ def train(config: PretrainTraining) -> dict[str, float]:
             examples.close()
     figures = trainer.validation_losses(validation) if validation else {}
     ranks.close()
-    return figures if ranks.first else {}
+    if not ranks.first:
+        return {}
+    print(f"the checkpoint is in {out}; open it with emuworld.load({config.out!r}), or as model={config.out}")
+    return figures
 
 
 class _Examples:
@@ -362,7 +365,11 @@ def complete_folder(config: PretrainTraining, *, vocabulary: Vocabulary) -> None
 
 
 def text_tokenizer(path: str, *, num_visual_tokens: int) -> TextTokenizer:
-    """The built-in tokenizer of a ranks file, with a vocabulary for so many visual codes."""
+    """The built-in tokenizer of a ranks file, with a vocabulary for so many visual codes. Raises ValueError
+    where there is no such file.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"there is no text tokenizer {path}: make one with emuworld train stage=text")
     num_text_tokens = sum(1 for line in Path(path).read_bytes().splitlines() if line)
     return TextTokenizer.builtin(
         path, vocabulary=builtin(num_text_tokens=num_text_tokens, num_visual_tokens=num_visual_tokens)

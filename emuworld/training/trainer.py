@@ -41,13 +41,13 @@ _MOST_SHAPES = 64  # of batches; beyond its limit PyTorch goes on uncompiled, wi
 class Optimisation:
     """How weights are moved, and in which arithmetic; defaults are the built-in model's."""
 
-    optimizer: str = "muon"  # or "adamw", the paper's
+    optimizer: str = "muon"  # muon | adamw; the paper has adamw
     learning_rate: float = 3e-3  # of the matrices inside the layers
-    embedding_learning_rate: float = 2e-3
-    weight_decay: float = 0.1
-    gradient_clip: float = 1.0
+    embedding_learning_rate: float = 2e-3  # of everything else
+    weight_decay: float = 0.1  # of the matrices inside the layers
+    gradient_clip: float = 1.0  # the norm beyond which gradients are scaled down
     precision: str = "auto"  # of the products: bf16, fp32, or bf16 on a GPU; weights are kept in fp32
-    compile: bool = False
+    compile: bool = False  # layers and loss by torch.compile: faster steps, after some half a minute
     graphs: bool = False  # replay batches as CUDA graphs: less work for the processor, more memory
     recompute_layers: bool = False  # activation checkpoints: less memory, a third more time
     loss_tokens: int = 8_192  # logits of so many tokens are held at once
