@@ -12,7 +12,7 @@ again.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -22,6 +22,7 @@ from emuworld.envs.rooms.commands import COMMANDS
 from emuworld.envs.snapshot import Snapshot
 from emuworld.envs.spaces import MAX_COMMAND_LENGTH, CommandText, is_unicode
 from emuworld.envs.starts import Frame, Opened, Worlds, checked_options, frame_size
+from emuworld.envs.turns import Episode, Outcome, RewardFunction, Transition, Turn
 from emuworld.world_model import (
     ContextFull,
     Sampling,
@@ -37,56 +38,6 @@ INTERLEAVED_MODES = ("explore", "story", "howto", "vla")
 MODES = ("t2i", "x2i", *INTERLEAVED_MODES)
 # Modes that go on from a picture which is there already: where none is given, t2i paints it from the prompt.
 _FROM_A_PICTURE = ("x2i", "vla")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Transition:
-    """What a reward function sees: one executed command between two pictures."""
-
-    prompt: str
-    command: str
-    text: str  # what stands in the answer: the command, or the model's own words after an empty command
-    before: Frame
-    after: Frame
-
-
-RewardFunction = Callable[[Transition], float]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Episode:
-    """One imagined world between two commands. A value: nothing changes it, so branches are free."""
-
-    world: WorldState | None  # None in t2i before the question; in x2i its last picture is what counts
-    frame: Frame
-    seed: int
-    prompt: str
-    frame_index: int = 0  # pictures since the world began; goes through save and restore
-    num_steps: int = 0  # steps since the reset, whichever way that reset began
-    terminated: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Turn:
-    """What one row does next: `asks` goes to the model, `None` there leaves the episode as it is."""
-
-    episode: Episode
-    command: str = ""
-    asks: tuple[WorldState, str | None] | None = None
-    is_step: bool = False  # False for a reset
-    invalid: bool = False
-    paints: bool = False  # a reset whose first picture is painted by t2i
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Outcome:
-    """What a turn led to, in Gymnasium's terms."""
-
-    episode: Episode
-    reward: float
-    terminated: bool
-    truncated: bool
-    info: dict[str, Any]
 
 
 class DreamArguments(TypedDict, total=False):

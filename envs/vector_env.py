@@ -11,8 +11,10 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from emuworld.envs.dream import Dream, DreamArguments, Episode, Frame, Outcome, Turn
+from emuworld.envs.dream import Dream, DreamArguments
 from emuworld.envs.spaces import RENDER_MODES, checked_render_mode, checked_table, command_at, frame_space
+from emuworld.envs.starts import Frame
+from emuworld.envs.turns import Episode, Outcome, Turn
 from emuworld.envs.world_env import RENDER_FPS, render_outcome
 
 Frames = npt.NDArray[np.uint8]  # [N, H, W, 3]

@@ -6,8 +6,10 @@ from typing import Any, Unpack
 import gymnasium
 import numpy as np
 
-from emuworld.envs.dream import Dream, DreamArguments, Episode, Frame, Outcome
+from emuworld.envs.dream import Dream, DreamArguments
 from emuworld.envs.spaces import RENDER_MODES, checked_render_mode, frame_space
+from emuworld.envs.starts import Frame
+from emuworld.envs.turns import Episode, Outcome
 
 RENDER_FPS = 4  # a picture is a step of about half a metre or 30 degrees; 4 a second reads as a walk
 

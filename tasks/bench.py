@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from emuworld.envs.dream import Dream, Episode
+from emuworld.envs.dream import Dream
+from emuworld.envs.turns import Episode
 from emuworld.tasks.detector import Detector
 from emuworld.tasks.metrics import Frame
 from emuworld.tasks.progress import OnProgress

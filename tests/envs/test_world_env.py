@@ -7,8 +7,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from emuworld.envs.dream import Transition
 from emuworld.envs.starts import BLANK_GREY
+from emuworld.envs.turns import Transition
 from emuworld.envs.world_env import WorldModelEnv
 
 SIZE = 32  # pixels; four tokens, the smallest that the tiny model draws
