@@ -111,6 +111,7 @@ class ExploreTwin(RoomSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_choices(phrasing=("canonical", "split"))
+        self._check_amounts(1, "num_steps", "num_branches", "walk_steps")
 
 
 @dataclass(frozen=True, kw_only=True)

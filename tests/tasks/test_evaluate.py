@@ -117,6 +117,7 @@ def test_a_run_that_failed_before_its_first_case_bars_no_other(
         ({"phrasing": "plain"}, "phrasing='plain' is unknown"),
         ({"size_px": 100}, "size_px=100; expected a multiple of 16"),
         ({"num_starts": -1}, "num_starts=-1; expected 0 or more"),
+        ({"num_branches": 0}, "num_branches=0; expected 1 or more"),
         ({"passes": (-1,)}, "passes"),
         ({"temperature": -0.5}, "temperature"),
     ],
