@@ -9,7 +9,7 @@
 #   scripts/train_small.sh dida         drawing pictures at once    (DIDA_S seconds in all, from DIDA_FROM; into dida/)
 #   scripts/train_small.sh detector     the detector of the suites  (DETECTOR_S seconds of training)
 # To go on from weights: `pretrain init_from=FOLDER`; to grow them, `num_layers=16` behind it: the built-in weights were grown
-# from 8 layers.
+# from 8 layers, and are the mean of two runs' (`emuworld convert average=[FOLDER,…]`, then `to=int8`).
 # FIRST_SEED is that of the first training world: other worlds for a run that goes on from an earlier one's weights.
 # All six modes are trained together. RENDERER (auto, gl, rays, cuda) draws; cuda leaves the GPU to the trainer.
 # Stages resume after a kill. WORK is the folder for data and runs, EMUWORLD the command, PYTHON the interpreter

@@ -12,6 +12,7 @@ reader that knows the dozen types of such an index and no others.
 from __future__ import annotations
 
 import contextlib
+import enum
 import json
 import logging
 import pickle
@@ -231,7 +232,18 @@ class _IndexUnpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         raise ValueError(f"{_INDEX_FILE} asks for {module}.{name}, which no index of tensors needs")
+
+
+def _member(enumeration: Any, name: str) -> enum.Enum:
+    """What Python 3.11.2 (Debian 12's) keeps of an enumeration's member: getattr of the two, and of nothing else
+    here.
+    """
+    if not (isinstance(enumeration, type) and issubclass(enumeration, enum.Enum)):
+        raise ValueError(f"{_INDEX_FILE} asks for {name} of {enumeration}, which no index of tensors needs")
+    return enumeration[name]
 
 
 @contextlib.contextmanager

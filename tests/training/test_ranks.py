@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from emuworld.model.transformer import Transformer, sized
 from emuworld.tokens.vocabulary import builtin
+from emuworld.training import states
 from emuworld.training.examples import Batch
 from emuworld.training.ranks import Ranks
 from emuworld.training.states import ShardedStore, first_step, newest
@@ -148,6 +150,17 @@ def test_an_index_that_asks_for_other_types_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no index of tensors needs"):
         _store(tmp_path, _trainer(Ranks(CPU))).load()
     assert not (tmp_path / "touched").exists()
+
+
+def test_an_index_of_an_older_python_is_read() -> None:
+    """Python 3.11.2 keeps members of enumerations as getattr(enumeration, name)."""
+    kept = b"cbuiltins\ngetattr\n(ctorch.distributed.checkpoint.metadata\n%s\nV%s\ntR."
+    read = states._IndexUnpickler(
+        BytesIO(kept % (b"_MEM_FORMAT_ENCODING", b"TORCH_CONTIGUOUS_FORMAT"))
+    ).load()
+    assert read.name == "TORCH_CONTIGUOUS_FORMAT"
+    with pytest.raises(ValueError, match="no index of tensors needs"):
+        states._IndexUnpickler(BytesIO(kept % (b"Metadata", b"__init__"))).load()
 
 
 def test_what_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
