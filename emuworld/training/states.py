@@ -238,9 +238,7 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 def _member(enumeration: Any, name: str) -> enum.Enum:
-    """What Python 3.11.2 (Debian 12's) keeps of an enumeration's member: getattr of the two, and of nothing else
-    here.
-    """
+    """A member of an enumeration, which Python 3.11.2 (Debian 12's) keeps as getattr(enumeration, name)."""
     if not (isinstance(enumeration, type) and issubclass(enumeration, enum.Enum)):
         raise ValueError(f"{_INDEX_FILE} asks for {name} of {enumeration}, which no index of tensors needs")
     return enumeration[name]
