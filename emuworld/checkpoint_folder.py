@@ -31,6 +31,7 @@ from emuworld.tokens.vocabulary import Vocabulary
 
 BUILTIN = {"small": Path(__file__).parent / "weights" / "small"}
 FILES = ("config.json", "model.safetensors", "vision.json", "vision.safetensors", "text.tiktoken", FILE_NAME)
+DETECTOR_FILE = "detector.safetensors"  # may lie beside them: the judge of the suites, no part of the model
 _HASHED_WHOLE_BYTES = 256 << 20  # 0.2 s; of larger files the fingerprint reads 16 pieces of 1 MiB
 
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from emuworld import checkpoint_folder, manifest, parallel
-from emuworld.checkpoint_folder import Parts
+from emuworld.checkpoint_folder import DETECTOR_FILE, Parts
 from emuworld.model import checkpoint
 from emuworld.model.adapter import FILE_NAME as ADAPTER_FILE
 from emuworld.model.adapter import adapter_base, load_adapter, write_adapter
@@ -36,7 +36,6 @@ from emuworld.tokens.vocabulary import EMU35
 
 VISION_ID = "BAAI/Emu3.5-VisionTokenizer"  # taken where a model comes from the hub without one
 TEXT_FILES = ("emu3.tiktoken", "emu3_vision_tokens.txt")
-DETECTOR_FILE = "detector.safetensors"  # of a folder of ours; no part of the world model
 SHARD_BYTES = 5_000_000_000  # as transformers cuts
 Layout = Literal["published", "qwen3"]
 OnProgress = Callable[[int, int], None]
@@ -210,16 +209,17 @@ def export_own(
     Raises:
         ValueError: the folder holds a checkpoint, or others do not go with the first.
     """
-    for other in others:
-        _check_tokens_alike(folder, other)
-    model = averaged([checkpoint.load(one) for one in (folder, *others)])
+    model = checkpoint.load(folder)
+    if others:
+        _check_tokens_alike(folder, *others)
+        model = averaged([model, *map(checkpoint.load, others)])
     out = _new_folder(out)
     if dtype is None:
         dtype = torch.bfloat16 if checkpoint.has_eight_bits(folder) else model.dtype
     for name in checkpoint_folder.present_files(folder):
         if name not in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE, ADAPTER_FILE):
             shutil.copyfile(folder / name, out / name)
-    if (folder / DETECTOR_FILE).is_file():  # the judge of the suites is looked for beside the model
+    if (folder / DETECTOR_FILE).is_file():
         shutil.copyfile(folder / DETECTOR_FILE, out / DETECTOR_FILE)
     checkpoint.save(out, model, dtype=dtype, eight_bits=eight_bits, on_bytes=on_progress)
     if (folder / ADAPTER_FILE).is_file() and others and not keep_adapter:  # it belongs to the first's weights
@@ -230,17 +230,18 @@ def export_own(
         write_adapter(out, load_adapter(folder, model), base=base)
 
 
-def _check_tokens_alike(one: Path, other: Path) -> None:
-    """ValueError where two checkpoints of our own training do not mean the same by their ids."""
-    tokens = [
-        (manifest.Manifest.load(folder).vocabulary, VisionTokenizer.load(folder).code_fingerprint())
-        for folder in (one, other)
-    ]
-    if tokens[0] != tokens[1]:
-        raise ValueError(
-            f"{one} and {other} have different tokenizers, so the mean of their weights would say nothing: "
-            "average checkpoints that began from the same trained weights"
-        )
+def _check_tokens_alike(folder: Path, *others: Path) -> None:
+    """ValueError where checkpoints of our own training do not mean the same by their ids."""
+    first, *rest = (
+        (manifest.Manifest.load(one).vocabulary, VisionTokenizer.load(one).code_fingerprint())
+        for one in (folder, *others)
+    )
+    for other, tokens in zip(others, rest, strict=True):
+        if tokens != first:
+            raise ValueError(
+                f"{folder} and {other} have different tokenizers, so the mean of their weights would say "
+                "nothing: average checkpoints that began from the same trained weights"
+            )
 
 
 def _new_folder(out: str | os.PathLike[str]) -> Path:

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emuworld.checkpoint_folder import find_device
+from emuworld.checkpoint_folder import DETECTOR_FILE, find_device
 from emuworld.envs.render import checked_backend
+from emuworld.tasks.checks import check_amounts
 from emuworld.tasks.detector import (
     BACKGROUND,
     STRIDE,
@@ -88,14 +89,8 @@ class DetectorStage:
 
     def __post_init__(self) -> None:
         """ValueError before thousands of frames are rendered."""
-        for name, least in (
-            ("num_rooms", 1),
-            ("views_per_room", 1),
-            ("num_test_rooms", 1),
-            ("num_tables", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}; expected {least} or more")
+        check_amounts(self, 1, "num_rooms", "views_per_room", "num_test_rooms")
+        check_amounts(self, 0, "num_tables")
         checked_backend(self.renderer)
 
 
@@ -113,10 +108,8 @@ def train(config: DetectorStage, *, on_progress: OnProgress = quiet) -> dict[str
     frame.
     """
     device = find_device(config.device)
-    vision, begin = (
-        _vision(config, device=device),
-        _begun(config),
-    )  # which may fail, before frames are rendered
+    # Either may fail: before frames are rendered.
+    vision, begin = _vision(config, device=device), _begun(config)
     examples = _training_set(config, vision, on_progress=on_progress)
 
     def on_step(step: int, loss: float, progress: float) -> None:
@@ -144,7 +137,7 @@ def train(config: DetectorStage, *, on_progress: OnProgress = quiet) -> dict[str
         for split, tables in found.items()
     }
     notes = {"settings": asdict(config), "errors": measured}
-    with_threshold(detector, min_share).save(Path(config.out) / "detector.safetensors", notes=notes)
+    with_threshold(detector, min_share).save(Path(config.out) / DETECTOR_FILE, notes=notes)
     for split, by_kind in measured.items():
         for kind, one in by_kind.items():
             figures = ", ".join(f"{name} {one[name]['value'] or 0.0:.3f}" for name in ("precision", "recall"))

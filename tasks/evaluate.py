@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from emuworld.checkpoint_folder import DETECTOR_FILE
 from emuworld.envs.render import checked_backend
 from emuworld.files import write_text
 from emuworld.tasks import explore_twin, image_edits, report, text_to_image
@@ -110,7 +111,7 @@ def _run_cases(suite: Suite, folder: Path, on_progress: OnProgress) -> None:
 def _measure_rooms(
     suite: RoomSuite, folder: Path, model: WorldModel, *, workers: int, batch: int, on_progress: OnProgress
 ) -> None:
-    judge = Path(suite.detector) if suite.detector else Path(model.folder) / "detector.safetensors"
+    judge = Path(suite.detector) if suite.detector else Path(model.folder) / DETECTOR_FILE
     detector = Detector.load(judge, device=model.device)
     with render_pool(workers) as pool, ThreadPoolExecutor(workers) as threads:
         bench = Bench(

@@ -33,11 +33,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from emuworld.checkpoint_folder import BUILTIN
+from emuworld.checkpoint_folder import BUILTIN, DETECTOR_FILE
 from emuworld.tasks.detector import Detector, Pair
 from emuworld.tasks.metrics import Frame, block_means, differ, psnr, squared_error
 
-DETECTOR_FILE = "detector.safetensors"
 _NEAR, _AGAIN, _OTHER = 0.5, 0.25, 0.1  # shares of an object: given, taken and taken
 _DONE, _UNDONE = 0.3, 0.9  # error relative to leaving it: a tokenizer leaves up to 0.3 of small objects
 _OFF_GREY = 22.0  # root mean square error of a block beyond 1.5 times the tokenizer's own: the suite's judge

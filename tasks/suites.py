@@ -11,6 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from emuworld.tasks.checks import check_amounts, check_choices
+
 # The bars of issue 2: what a release must reach at least. `report` prints them beside the figures.
 BARS: dict[str, float] = {
     "tokenizer_db": 32.0,
@@ -55,21 +57,10 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         """ValueError for what cannot be run, before anything is."""
-        self._check_amounts(1, "size_px")
-        self._check_amounts(0, "batch", "workers", *(name for name in vars(self) if name.startswith("num_")))
+        check_amounts(self, 1, "size_px")
+        check_amounts(self, 0, "batch", "workers", *(name for name in vars(self) if name.startswith("num_")))
         if min(self.passes, default=0) < 0:
             raise ValueError(f"passes={list(self.passes)}; expected numbers of 0 or more")
-
-    def _check_amounts(self, least: int, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}; expected {least} or more")
-
-    def _check_choices(self, **choices: tuple[str, ...]) -> None:
-        for key, known in choices.items():
-            value = getattr(self, key)
-            if value not in known:
-                raise ValueError(f"{key}={value!r} is unknown; expected one of {', '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +74,7 @@ class RoomSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choices(split=("train", "validation", "test"))
+        check_choices(self, split=("train", "validation", "test"))
         if self.size_px % 16:
             raise ValueError(f"size_px={self.size_px}; expected a multiple of 16")
         if self.temperature is not None and self.temperature < 0:
@@ -110,8 +101,8 @@ class ExploreTwin(RoomSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choices(phrasing=("canonical", "split"))
-        self._check_amounts(1, "num_steps", "num_branches", "walk_steps")
+        check_choices(self, phrasing=("canonical", "split"))
+        check_amounts(self, 1, "num_steps", "num_branches", "walk_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +156,15 @@ class RobotSuite(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_choices(
+        check_choices(
+            self,
             agent=("planner", "text-only", "scripted", "oracle", "random", "none"),
             use=("both", "text", "keyframe"),
             phrasing=("turns", "plain", "held-out"),
             strategy=("sample", "beam"),
         )
-        self._check_amounts(0, "first")
-        self._check_amounts(1, "repeats", "num_plans", "max_pictures", "max_steps")
+        check_amounts(self, 0, "first")
+        check_amounts(self, 1, "repeats", "num_plans", "max_pictures", "max_steps")
 
 
 RoomSuite = ExploreTwin | TextToImage | EditPictures

@@ -17,6 +17,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from emuworld.model.exact_numbers import PLAIN
 from emuworld.model.threads import MAIL, MOST_THREADS
 
 _APART = 16  # numbers in two lines of a processor's cache, which are fetched together
@@ -25,7 +26,6 @@ _NEXT = 6 * _APART  # of each thread's share
 LONGEST_JOB = _NEXT - _JOB
 assert _NEXT + _APART * MOST_THREADS <= MAIL
 _SPINS = 4000  # some 50 us; a thread that is waited for so long is probably not running
-_PLAIN: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
 @intrinsic
@@ -95,7 +95,7 @@ def _number(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, ir.IntType(64).as_pointer())
 
 
-@njit(**_PLAIN)
+@njit(**PLAIN)
 def claim(mail: Any, first: int, num_pieces: int, whose: int, num_threads: int) -> int:
     """A piece of one thread's share of a part whose tickets begin with `first`, or -1 where all are taken.
 
@@ -113,14 +113,14 @@ def claim(mail: Any, first: int, num_pieces: int, whose: int, num_threads: int) 
             return ticket - first
 
 
-@njit(**_PLAIN)
+@njit(**PLAIN)
 def finish(mail: Any, count: int) -> None:
     """So many more pieces are done."""
     if count > 0:
         _add(mail.ctypes.data + 8 * _DONE, count)
 
 
-@njit(**_PLAIN)
+@njit(**PLAIN)
 def wait(mail: Any, stop: int) -> None:
     """Until all tickets before `stop` are done."""
     place, turns = mail.ctypes.data + 8 * _DONE, 0
@@ -132,7 +132,7 @@ def wait(mail: Any, stop: int) -> None:
             _give_way()
 
 
-@njit(**_PLAIN)
+@njit(**PLAIN)
 def publish(mail: Any, job_J: Any) -> None:
     """Put a job where the others see it; gives it its first ticket. The job before must be done."""
     edition, place = mail.ctypes.data + 8 * _EDITION, mail.ctypes.data + 8 * _JOB
@@ -143,7 +143,7 @@ def publish(mail: Any, job_J: Any) -> None:
     _add(edition, 1)
 
 
-@njit(**_PLAIN)
+@njit(**PLAIN)
 def receive(mail: Any, seen: int, patience: int, job_J: Any) -> int:
     """Wait for another job than the one that was seen; its edition, or 0 where none came for long."""
     edition, place = mail.ctypes.data + 8 * _EDITION, mail.ctypes.data + 8 * _JOB

@@ -6,6 +6,7 @@ widened integers and a sum of neighbours it makes the machine's own instructions
 Shapes: M tokens, K inputs, Q queries, S keys, d head_dim, l = LANES.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
@@ -50,6 +51,15 @@ def _multiply_add(builder: Any, a: Any, b: Any, total: Any) -> None:
 
 def _zeros(builder: Any, kind: Any, count: int) -> list[Any]:
     return [cgutils.alloca_once_value(builder, ir.Constant(kind, [0] * LANES)) for _ in range(count)]
+
+
+def _of_seven(generate: Callable[[Any, Any, Any, Any], Any]) -> Any:
+    """What is called with seven whole numbers and gives nothing back; numba wants a name for each."""
+
+    def typed(typing_context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
+        return types.void(*[types.int64] * 7), generate
+
+    return intrinsic(typed)
 
 
 def _products(num_tokens: int) -> Any:
@@ -134,19 +144,7 @@ def _scores(num_queries: int) -> Any:
             scores = builder.add(scores, score_stride)
         return context.get_dummy_value()
 
-    def typed(
-        typing_context: Any,
-        keys: Any,
-        key_stride: Any,
-        queries: Any,
-        query_stride: Any,
-        num_vectors: Any,
-        scores: Any,
-        score_stride: Any,
-    ) -> Any:
-        return types.void(*[types.int64] * 7), generate
-
-    return intrinsic(typed)
+    return _of_seven(generate)
 
 
 def _weighted_sums(num_queries: int) -> Any:
@@ -173,19 +171,7 @@ def _weighted_sums(num_queries: int) -> Any:
             sums = builder.add(sums, sum_stride)
         return context.get_dummy_value()
 
-    def typed(
-        typing_context: Any,
-        values: Any,
-        value_stride: Any,
-        num_values: Any,
-        weights: Any,
-        weight_stride: Any,
-        sums: Any,
-        sum_stride: Any,
-    ) -> Any:
-        return types.void(*[types.int64] * 7), generate
-
-    return intrinsic(typed)
+    return _of_seven(generate)
 
 
 PAIRS = 4

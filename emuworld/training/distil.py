@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emuworld.checkpoint_folder import find, open_parts, present_files, weights_name
+from emuworld.checkpoint_folder import DETECTOR_FILE, find, open_parts, present_files, weights_name
 from emuworld.decoding.noise import Noise, make_path
 from emuworld.decoding.noise import Path as NoisePath
 from emuworld.manifest import FILE_NAME as MANIFEST_FILE
@@ -38,23 +38,24 @@ from emuworld.model.transformer import Transformer
 from emuworld.tokens.vision import DOWNSAMPLE
 from emuworld.tokens.vocabulary import Vocabulary
 from emuworld.training import loop
+from emuworld.training.batch_stream import BatchStream
 from emuworld.training.checkpoints import copy_file
 from emuworld.training.devices import pick_device
 from emuworld.training.distil_stories import samplers
-from emuworld.training.examples import Batch, BatchStream, Bucket, ExampleSampler, Mixture, step_batches
+from emuworld.training.examples import Batch, Bucket, ExampleSampler, Mixture, step_batches
 from emuworld.training.noisy_blocks import NoisyRows, dense_attention, flex_attention, lay_out
+from emuworld.training.objective import compile_layers
 from emuworld.training.own_stories import OwnStories
 from emuworld.training.packing import KIND as PACKED
 from emuworld.training.packing import Packing, packed_batches
 from emuworld.training.shard_files import wait_for_shards
 from emuworld.training.sizes import check_buckets
 from emuworld.training.states import FileStore
-from emuworld.training.trainer import compile_layers
 
 _LATEST = 0.999  # of the times that are trained: at 1 nothing is left to learn (URSA)
 _WORDS_OF_A_PICTURE = 24  # ids around a picture, at the least
 _BANDS = 4  # of times, whose validation losses are told apart
-_KEPT_FILES = ("detector.safetensors", "README.md")  # what else a folder may have
+_KEPT_FILES = (DETECTOR_FILE, "README.md")  # what else a folder may have
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer
 from emuworld.tokens.vocabulary import Vocabulary, builtin
 from emuworld.training import loop
+from emuworld.training.batch_stream import BatchStream
 from emuworld.training.checkpoints import copy_file
 from emuworld.training.data import KINDS
 from emuworld.training.devices import pick_device
@@ -35,7 +36,6 @@ from emuworld.training.encoding import TokenFeed
 from emuworld.training.examples import (
     BUCKET_MODES,
     Batch,
-    BatchStream,
     Bucket,
     ExampleSampler,
     Mixture,

@@ -25,10 +25,11 @@ from emuworld.pictures import middle
 from emuworld.questions import vla_question
 from emuworld.tokens.vision import DOWNSAMPLE
 from emuworld.training import loop
+from emuworld.training.batch_stream import BatchStream
 from emuworld.training.checkpoints import Source, open_source, save_checkpoint
 from emuworld.training.data import TokenStory
 from emuworld.training.devices import pick_device
-from emuworld.training.examples import BUCKET_MODES, Batch, BatchStream, Bucket, ExampleSampler, Mixture
+from emuworld.training.examples import BUCKET_MODES, Batch, Bucket, ExampleSampler, Mixture
 from emuworld.training.lerobot_folder import Episode, is_lerobot, read_episodes
 from emuworld.training.packing import KIND as PACKED
 from emuworld.training.packing import Packing, packed_batches, row_of

@@ -25,6 +25,7 @@ from emuworld.envs.tabletop.orders import draw_task, task_of_prompt
 from emuworld.envs.tabletop.plans import Task
 from emuworld.envs.tabletop.scene import TableScene
 from emuworld.envs.tabletop.subtasks import parse
+from emuworld.tasks.checks import check_amounts, check_choices
 from emuworld.tasks.film import write_film
 from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.robot.agents import AGENTS, NEEDS_MODEL, make_agent
@@ -58,14 +59,8 @@ class MakePlan:
 
     def __post_init__(self) -> None:
         """ValueError for what cannot be done, before a picture is imagined."""
-        for key, known in (("agent", AGENTS), ("use", USES), ("split", SPLITS), ("strategy", STRATEGIES)):
-            if getattr(self, key) not in known:
-                raise ValueError(
-                    f"{key}={getattr(self, key)!r} is unknown; expected one of {', '.join(known)}"
-                )
-        for key in ("size_px", "num_plans", "max_pictures", "max_steps"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}; expected 1 or more")
+        check_choices(self, agent=AGENTS, use=USES, split=tuple(SPLITS), strategy=STRATEGIES)
+        check_amounts(self, 1, "size_px", "num_plans", "max_pictures", "max_steps")
         checked_backend(self.renderer)
         if self.run is not None:
             if self.instruction is not None:

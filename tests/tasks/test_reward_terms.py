@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from emuworld.checkpoint_folder import BUILTIN
+from emuworld.checkpoint_folder import BUILTIN, DETECTOR_FILE
 from emuworld.envs.palette import SHAPES
 from emuworld.tasks.detector import Detector
 from emuworld.tasks.reward_prompts import FILE_NAME, RewardPrompts, run
-from emuworld.tasks.rewards import DETECTOR_FILE, Objects, edit, likeness, share_found, terms
+from emuworld.tasks.rewards import Objects, edit, likeness, share_found, terms
 from emuworld.training.rewards import Scale
 
 

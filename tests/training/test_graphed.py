@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from emuworld.model.transformer import Transformer, sized
 from emuworld.tokens.vocabulary import builtin
 from emuworld.training.examples import Batch
+from emuworld.training.objective import _cross_entropies
 from emuworld.training.ranks import Ranks
-from emuworld.training.trainer import Optimisation, SupervisedTrainer, _cross_entropies
+from emuworld.training.trainer import Optimisation, SupervisedTrainer
 
 VOCABULARY = builtin(num_text_tokens=259, num_visual_tokens=512)
 SETTINGS = Optimisation(loss_tokens=1024, compile=True)

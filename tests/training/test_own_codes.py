@@ -13,9 +13,9 @@ from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vocabulary import builtin
 from emuworld.training.data import TokenStory
 from emuworld.training.examples import Bucket, ExampleSampler, Mixture
+from emuworld.training.objective import Objective, _drawn
 from emuworld.training.packing import Packing
 from emuworld.training.supervised import PretrainTraining
-from emuworld.training.trainer import Objective, _drawn
 
 WALK = Bucket(kind="walk", frames=4, batch_size=40)
 

@@ -15,8 +15,8 @@ from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vocabulary import builtin
 from emuworld.training.data import TokenStory
 from emuworld.training.examples import Bucket, ExampleSampler, Mixture
+from emuworld.training.objective import Objective
 from emuworld.training.packing import Packing, packed, packed_batches, row_of
-from emuworld.training.trainer import Objective
 
 BUCKETS = (Bucket(kind="walk", frames=3, batch_size=1), Bucket(kind="picture", batch_size=3))
 
