@@ -50,10 +50,10 @@ def score_start(suite: ExploreTwin, folder: Path, truth: StartTruth, dreamt: Dre
             for metric, region in product(figures, REGIONS):
                 figures[metric][region][one] = [None] * steps
             continue
-        for frame, reference, mask in zip(frames, true, truth.seen, strict=True):
-            for metric, whole, seen in _frame_figures(frame, reference, mask):
-                figures[metric]["whole"][one].append(whole)
-                figures[metric]["seen"][one].append(seen)
+        for frame, reference, *masks in zip(frames, true, truth.seen, truth.given, strict=True):
+            for metric, by_region in _frame_figures(frame, reference, masks).items():
+                for region, value in zip(REGIONS, by_region, strict=True):
+                    figures[metric][region][one].append(value)
     distances = [[mse(frame, reference) for reference in truth.branch_frames] for frame in dreamt.branches]
     if truth.index < suite.num_pictures:
         _keep_start(folder, truth, dreamt, figures["psnr"])
@@ -66,6 +66,7 @@ def score_start(suite: ExploreTwin, folder: Path, truth: StartTruth, dreamt: Dre
         "other_commands": truth.other_commands,
         "moved": truth.moved,
         "seen_share": [float(mask.mean()) for mask in truth.seen],
+        "given_share": [float(mask.mean()) for mask in truth.given],
         "branches": {
             "commands": truth.branch_commands,
             "hits": [
@@ -78,15 +79,13 @@ def score_start(suite: ExploreTwin, folder: Path, truth: StartTruth, dreamt: Dre
     }
 
 
-def _frame_figures(
-    frame: Frame, reference: Frame, mask: Mask
-) -> list[tuple[str, float | None, float | None]]:
-    """(metric, over the whole frame, over the mask) for PSNR and SSIM."""
+def _frame_figures(frame: Frame, reference: Frame, masks: Sequence[Mask]) -> dict[str, list[float | None]]:
+    """PSNR and SSIM over the whole frame and over each mask."""
     similarity = ssim_map(frame, reference)
-    return [
-        ("psnr", known(psnr(frame, reference)), known(psnr(frame, reference, mask=mask))),
-        ("ssim", known(mean_inside(similarity)), known(mean_inside(similarity, mask=mask))),
-    ]
+    return {
+        "psnr": [known(psnr(frame, reference, mask=mask)) for mask in (None, *masks)],
+        "ssim": [known(mean_inside(similarity, mask=mask)) for mask in (None, *masks)],
+    }
 
 
 def known(value: float) -> float | None:

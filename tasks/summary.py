@@ -23,7 +23,9 @@ CONTENDERS = {
 }
 # Whose frames the detector looks at: the last are the simulator's own and tell the judge's error.
 JUDGED = {"dream": "dream", "tokenizer": "tokenizer alone", "truth": "simulator (judge)"}
-REGIONS = {"whole": "whole frame", "seen": "pixels in view before"}
+# What an earlier frame of the true walk showed, the dream was only told of where it was in view at the start.
+REGIONS = {"whole": "whole frame", "seen": "pixels in view before", "given": "pixels in view at the start"}
+ONE_STEP_REGIONS = ("whole", "seen")  # one step ahead the last two are the same
 
 
 # Explore twin: figures ------------------------------------------------------------------------------------
@@ -67,12 +69,13 @@ def _fidelity(starts: Sequence[Record]) -> Figures:
             region: {one: _steps([start[metric][region][one] for start in starts]) for one in CONTENDERS}
             for region in REGIONS
         }
-    figures["seen_share"] = _steps([start["seen_share"] for start in starts])
+    for share in ("seen_share", "given_share"):
+        figures[share] = _steps([start[share] for start in starts])
     moving = [start for start in starts if start["moved"][0]]
     figures["one_step_moves"] = {
         metric: {
             region: {one: _mean([start[metric][region][one][0] for start in moving]) for one in CONTENDERS}
-            for region in REGIONS
+            for region in ONE_STEP_REGIONS
         }
         for metric in ("psnr", "ssim")
     }
@@ -198,9 +201,10 @@ def _bars(figures: Figures) -> Figures:
         )
         rows["counterfactual retrieval"] = bar(figures["retrieval"], BARS["retrieval"])
         if len(seen) >= int(last):
-            rows[f"{last} steps open loop, in view before: dB"] = bar(
-                seen[int(last) - 1], BARS["step_10_seen_db"]
-            )
+            for region, name in (("seen", "before"), ("given", "at the start")):
+                rows[f"{last} steps open loop, in view {name}: dB"] = bar(
+                    figures["psnr"][region]["dream"][int(last) - 1], BARS["step_10_seen_db"]
+                )
     return rows
 
 

@@ -65,6 +65,9 @@ class StartTruth:
     other_commands: tuple[str, ...]  # at each step another command than the true one
     frames: NDArray[np.uint8]  # [K + 1, H, W, 3]
     seen: NDArray[np.bool_]  # [K, H, W], True = this pixel's surface point was in view in an earlier frame
+    given: NDArray[
+        np.bool_
+    ]  # [K, H, W], True = it was in view in the first frame, the only one that is given
     moved: tuple[bool, ...]  # whether the command changed the pose
     labels: Labels  # of the K + 1 frames
     branch_commands: tuple[str, ...]
@@ -124,10 +127,9 @@ def make_start(request: Request) -> StartTruth:
     poses = _poses(scene, start, commands)
     frames, depths, labels = _look(scene, poses, request, with_depth=True)
     cameras = [scene.camera(pose) for pose in poses]
-    seen = [
-        seen_before_mask(depths[step], cameras[step], list(zip(depths[:step], cameras[:step], strict=True)))
-        for step in range(1, len(poses))
-    ]
+    looks = list(zip(depths, cameras, strict=True))
+    seen = [seen_before_mask(*looks[step], looks[:step]) for step in range(1, len(poses))]
+    given = [seen_before_mask(*look, looks[:1]) for look in looks[1:]]
     branches = _branches(scene, start, request, rng)
     branch_frames, _, _ = _look(scene, [scene.execute(start, command).pose for command in branches], request)
     return StartTruth(
@@ -137,6 +139,7 @@ def make_start(request: Request) -> StartTruth:
         other_commands=_words(_others(commands, request, rng), request, rng),
         frames=frames,
         seen=np.stack(seen),
+        given=np.stack(given),
         moved=tuple(a != b for a, b in pairwise(poses)),
         labels=labels,
         branch_commands=_words(branches, request, rng),

@@ -135,6 +135,9 @@ class Mixture:
     # Half of the rows read up to this share of codes as the model itself draws them after the given ones
     # (scheduled sampling, Bengio et al. 2015): of what it is to answer with, but the row's first picture.
     own_codes: float = 0.0
+    # Times that they are drawn, each after those of the time before and with the same random numbers: as many
+    # more forward passes of these rows. The n-th begins to be what drawing code after code gives.
+    own_passes: int = 1
     text_weight: float = 1.0  # of a text token in the loss
     visual_weight: float = 0.5  # of a code; the paper has 0.5, in some stages 1
     # How many times the codes that an edit or a subtask changes count beside those that stay; each picture
@@ -147,6 +150,8 @@ class Mixture:
     def __post_init__(self) -> None:
         if not 0 <= self.own_codes <= 1:
             raise ValueError(f"mixture.own_codes is a share of all codes, 0 to 1, got {self.own_codes}")
+        if self.own_passes < 1:
+            raise ValueError(f"mixture.own_passes must be at least 1, got {self.own_passes}")
         for name in ("change_weight", "begin_weight"):
             if getattr(self, name) <= 0:
                 raise ValueError(

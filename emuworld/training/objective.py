@@ -35,6 +35,8 @@ class Objective(nn.Module):
         autocast: type of the products where it is not that of the weights.
         tensor_mesh: the processes that share each layer, where several do.
         loss_tokens: logits of so many tokens are held at once; the backward pass computes them again.
+        own_passes: how often the model draws the codes of its own that it reads, each time after those that
+            it drew before.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Objective(nn.Module):
         autocast: torch.dtype | None,
         tensor_mesh: DeviceMesh | None,
         loss_tokens: int,
+        own_passes: int = 1,
     ) -> None:
         super().__init__()
         self.model = model
@@ -52,6 +55,7 @@ class Objective(nn.Module):
         self._autocast = autocast
         self._mesh = tensor_mesh
         self._loss_tokens = loss_tokens
+        self._own_passes = own_passes
         self._cross_entropies: Callable[[Tensor, Tensor, int], Tensor] = _cross_entropies
         self._draw: Callable[[Tensor, Tensor], Tensor] = _drawn
 
@@ -76,7 +80,9 @@ class Objective(nn.Module):
         first R rows read some codes as the model draws them (`examples.Batch.draws`).
         """
         if draws_RT is not None and len(draws_RT):
-            own_RT = self.own_codes(inputs_BT[: len(draws_RT)], draws_RT)
+            own_RT = inputs_BT[: len(draws_RT)]
+            for _ in range(self._own_passes):
+                own_RT = self.own_codes(own_RT, draws_RT)
             inputs_BT = torch.cat([own_RT, inputs_BT[len(draws_RT) :]])
         losses_BT = self.losses(inputs_BT, targets_BT, documents)
         visual = (targets_BT >= self._vocabulary.visual_start) & (weights_BT > 0)

@@ -172,6 +172,7 @@ def train(config: PretrainTraining) -> dict[str, float]:
         device=device,
         ranks=ranks,
         next_batches=examples.stream.next if examples else list,
+        own_passes=config.mixture.own_passes,
         seed=config.seed,
     )
 

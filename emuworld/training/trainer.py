@@ -65,6 +65,7 @@ class SupervisedTrainer:
     Args:
         model: initialised, alike in every process; it is moved, and cut where there are several processes.
         next_batches: the batches of this process's row for the next step.
+        own_passes: as `Objective` takes it.
         seed: of dropout, where the transformer has it.
         adapter: trained in place of the model that it is attached to.
     """
@@ -78,6 +79,7 @@ class SupervisedTrainer:
         device: torch.device,
         ranks: Ranks,
         next_batches: Callable[[], list[Batch]],
+        own_passes: int = 1,
         seed: int = 0,
         adapter: Adapter | None = None,
     ) -> None:
@@ -102,6 +104,7 @@ class SupervisedTrainer:
             autocast=torch.bfloat16 if alone and dtype == torch.bfloat16 else None,
             tensor_mesh=tensor_mesh,
             loss_tokens=config.loss_tokens,
+            own_passes=own_passes,
         )
         self._cut(tensor_mesh, dtype)
         self._graphs = BatchGraphs(self._learn, device=device) if config.graphs else None

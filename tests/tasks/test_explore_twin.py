@@ -23,6 +23,8 @@ def _noise(*shape: int, seed: int = 0) -> np.ndarray:
 def _truth() -> StartTruth:
     seen = np.zeros((3, 32, 32), bool)
     seen[:, :, :16] = True
+    given = seen.copy()
+    given[1:, :, 8:] = False
     return StartTruth(
         index=0,
         prompt="a room",
@@ -30,6 +32,7 @@ def _truth() -> StartTruth:
         other_commands=("turn right", "look down", "move forward"),
         frames=_noise(4, 32, 32),
         seen=seen,
+        given=given,
         moved=(True, True, False),
         labels=Labels(shapes=np.zeros((4, 8, 8), np.uint8), colours=np.zeros((4, 8, 8), np.uint8)),
         branch_commands=("a", "b"),
@@ -53,7 +56,7 @@ def test_a_perfect_dream_scores_as_equal_and_brings_every_branch_home(tmp_path: 
     assert record["psnr"]["whole"]["dream"] == [EQUAL_DB] * 3
     assert record["ssim"]["seen"]["dream"] == [pytest.approx(1.0, abs=1e-3)] * 3
     assert record["branches"]["hits"] == [True, True]
-    assert record["seen_share"] == [0.5] * 3
+    assert record["seen_share"] == [0.5] * 3 and record["given_share"] == [0.5, 0.25, 0.25]
     assert record["psnr"]["whole"]["copy"][0] < 10
     assert record["psnr"]["whole"]["shuffled"] == record["ssim"]["seen"]["shuffled"] == [None] * 3
 
@@ -62,10 +65,12 @@ def test_the_mask_decides_what_counts_as_seen(tmp_path: Path) -> None:
     truth = _truth()
     frames = truth.frames.copy()
     frames[1:, :, 16:] = 0  # right where it was seen, wrong where nobody could know
+    frames[2:, :, 8:16] = 0  # and later where the dream itself made up what came into view
     swapped = list(truth.branch_frames[::-1])
     dreamt = replace(_perfect(truth), frames=frames, shuffled=truth.frames[1:], branches=swapped)
     record = score_start(ExploreTwin(num_pictures=0), tmp_path, truth, dreamt)
-    assert record["psnr"]["seen"]["dream"] == [EQUAL_DB] * 3
+    assert record["psnr"]["given"]["dream"] == [EQUAL_DB] * 3
+    assert record["psnr"]["seen"]["dream"][0] == EQUAL_DB and max(record["psnr"]["seen"]["dream"][1:]) < 12
     assert max(record["psnr"]["whole"]["dream"]) < 12
     assert record["psnr"]["whole"]["shuffled"] == [EQUAL_DB] * 3
     assert record["branches"]["hits"] == [False, False], "swapped branches are nearer to the other's truth"

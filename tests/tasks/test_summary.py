@@ -11,7 +11,9 @@ from emuworld.tasks.summary import summarise_explore_twin, summarise_t2i
 
 def _start(index: int, *, dream: float, moved: bool = True, hits: int = 4) -> dict[str, Any]:
     rows = {"dream": dream, "tokenizer": 33.0, "copy": 20.0, "shuffled": 15.0}
-    both = {region: {one: [value] * 10 for one, value in rows.items()} for region in ("whole", "seen")}
+    both = {
+        region: {one: [value] * 10 for one, value in rows.items()} for region in ("whole", "seen", "given")
+    }
     counts = {name: [2] * 11 for name in ("found", "right", "visible", "recalled")}
     return {
         "kind": "start",
@@ -19,6 +21,7 @@ def _start(index: int, *, dream: float, moved: bool = True, hits: int = 4) -> di
         "commands": ["turn left" if index % 2 else "go to the red ball"] * 10,
         "moved": [moved] * 10,
         "seen_share": [0.5] * 10,
+        "given_share": [0.4] * 10,
         "codes_used": base64.b64encode(bytes([255 if index < 3 else 0, 0, 240, 0])).decode(),
         "num_codes": 16 if index < 3 else 32,
         "branches": {"commands": list("abcd"), "hits": [i < hits for i in range(4)]},
@@ -48,9 +51,9 @@ def test_differences_are_paired_and_moves_are_apart() -> None:
 
 def test_bars_are_met_exactly_where_the_figures_reach_them() -> None:
     good = summarise_explore_twin([_start(i, dream=32.0) for i in range(4)])
-    assert all(bar["met"] for bar in good["bars"].values()) and len(good["bars"]) == 6
+    assert all(bar["met"] for bar in good["bars"].values()) and len(good["bars"]) == 7
     poor = summarise_explore_twin([_start(i, dream=23.0, hits=3) for i in range(4)])
-    assert [bar["met"] for bar in poor["bars"].values()] == [True, True, False, False, False, False]
+    assert [bar["met"] for bar in poor["bars"].values()] == [True, True, False, False, False, False, False]
     assert poor["retrieval"]["value"] == 0.75 and poor["retrieval_chance"] == 0.25
 
 

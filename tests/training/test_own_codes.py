@@ -106,7 +106,36 @@ def test_what_is_read_is_what_the_model_draws_after_the_given_codes(words: TextT
     assert not torch.equal(found, objective(inputs, ids[:, 1:], weights)[0])
 
 
+def test_many_passes_give_what_drawing_code_after_code_gives(words: TextTokenizer) -> None:
+    vocabulary = words.vocabulary
+    model = Transformer(sized("tiny", vocab_size=vocabulary.size))
+    model.init_weights(torch.Generator().manual_seed(0))
+    batch = _sampler(words, Mixture(own_codes=1.0)).batch(WALK, np.random.default_rng(3))
+    assert batch.draws is not None
+    ids, weights = torch.from_numpy(batch.ids)[:2], torch.from_numpy(batch.weights)[:2]
+    drawn, draws = ids[:, :-1].clone(), torch.from_numpy(batch.draws[:2])
+    places = torch.nonzero(draws >= 0).tolist()
+    assert len(places) > 8
+    for row, at in places:
+        with torch.no_grad():
+            hidden = model(drawn[row : row + 1, :at])[0, -1:]
+            scores = model.logits(hidden, start=vocabulary.visual_start, stop=vocabulary.visual_stop)
+        drawn[row, at] = int(_drawn(scores, draws[row, at : at + 1])) + vocabulary.visual_start
+
+    def loss(passes: int) -> torch.Tensor:
+        settings = {"autocast": None, "tensor_mesh": None, "loss_tokens": 50, "own_passes": passes}
+        objective = Objective(model, vocabulary=vocabulary, **settings)  # type: ignore[arg-type]
+        return objective(ids[:, :-1], ids[:, 1:], weights, draws)[0]
+
+    plain = Objective(model, vocabulary=vocabulary, autocast=None, tensor_mesh=None, loss_tokens=50)
+    expected, _, _ = plain(drawn, ids[:, 1:], weights)
+    torch.testing.assert_close(loss(len(places)), expected)
+    assert not torch.allclose(loss(1), expected)
+
+
 def test_settings_that_cannot_be_had_are_refused() -> None:
+    with pytest.raises(ValueError, match="own_passes must be at least 1, got 0"):
+        Mixture(own_codes=1.0, own_passes=0)
     with pytest.raises(ValueError, match="own_codes is a share of all codes, 0 to 1, got"):
         Mixture(own_codes=1.5)
     own = Mixture(own_codes=0.5)
