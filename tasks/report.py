@@ -165,8 +165,10 @@ def _action_section(figures: Figures) -> str:
         "Does it follow the command?",
         page.text(
             f"Counterfactual retrieval: {retrieval} of the imagined branches are nearer to their own true "
-            f"frame than to those of other commands (chance {figures['retrieval_chance']:.0%}). The shuffle "
-            "gap is how much nearer the dream is to the truth than the same dream under other commands."
+            f"frame than to those of other commands (chance {figures['retrieval_chance']:.0%}); of those "
+            f"whose view the start shows a tenth of or more, {words(figures['retrieval_known'], 'rate')}. "
+            "The shuffle gap is how much nearer the dream is to the truth than the same dream under other "
+            "commands."
         ),
         gap,
         page.subsection(

@@ -69,6 +69,7 @@ def score_start(suite: ExploreTwin, folder: Path, truth: StartTruth, dreamt: Dre
         "given_share": [float(mask.mean()) for mask in truth.given],
         "branches": {
             "commands": truth.branch_commands,
+            "given_share": truth.branch_given,
             "hits": [
                 row.count(min(row)) == 1 and row.index(min(row)) == i for i, row in enumerate(distances)
             ],

@@ -25,6 +25,7 @@ CONTENDERS = {
 JUDGED = {"dream": "dream", "tokenizer": "tokenizer alone", "truth": "simulator (judge)"}
 # What an earlier frame of the true walk showed, the dream was only told of where it was in view at the start.
 REGIONS = {"whole": "whole frame", "seen": "pixels in view before", "given": "pixels in view at the start"}
+KNOWN_SHARE = 0.1  # a branch's view that the start shows less of is a guess, whoever dreams it
 ONE_STEP_REGIONS = ("whole", "seen")  # one step ahead the last two are the same
 
 
@@ -112,6 +113,11 @@ def _action_figures(starts: Sequence[Record]) -> Figures:
     gap = [[_minus(one, "whole", "dream", "shuffled", step) for step in range(steps)] for one in starts]
     hits = [sum(start["branches"]["hits"]) for start in starts]
     sizes = [len(start["branches"]["hits"]) for start in starts]
+    known = [[share >= KNOWN_SHARE for share in start["branches"]["given_share"]] for start in starts]
+    known_hits = [
+        sum(hit and of_known for hit, of_known in zip(start["branches"]["hits"], row, strict=True))
+        for start, row in zip(starts, known, strict=True)
+    ]
     by_command: dict[str, list[tuple[float | None, float | None]]] = {}
     for start in starts:
         kind = "go to the ..." if start["commands"][0].startswith("go to") else start["commands"][0]
@@ -120,6 +126,7 @@ def _action_figures(starts: Sequence[Record]) -> Figures:
     return {
         "shuffle_gap_db": _steps(gap),
         "retrieval": bootstrap(hits, weights=sizes).as_dict(),
+        "retrieval_known": bootstrap(known_hits, weights=[sum(row) for row in known]).as_dict(),
         "retrieval_chance": 1.0 / sizes[0],
         "first_command_psnr_seen": {
             command: {"dream": _mean([d for d, _ in pairs]), "tokenizer": _mean([t for _, t in pairs])}
@@ -200,6 +207,9 @@ def _bars(figures: Figures) -> Figures:
             figures["one_step_moves"]["over_copy_db"], BARS["step_1_moves_over_copy_db"]
         )
         rows["counterfactual retrieval"] = bar(figures["retrieval"], BARS["retrieval"])
+        rows["the same, of views that the start shows a part of"] = bar(
+            figures["retrieval_known"], BARS["retrieval"]
+        )
         if len(seen) >= int(last):
             for region, name in (("seen", "before"), ("given", "at the start")):
                 rows[f"{last} steps open loop, in view {name}: dB"] = bar(

@@ -72,6 +72,7 @@ class StartTruth:
     labels: Labels  # of the K + 1 frames
     branch_commands: tuple[str, ...]
     branch_frames: NDArray[np.uint8]  # [branches, H, W, 3]
+    branch_given: tuple[float, ...]  # of each branch's view the share that was in view at the start
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,7 +132,9 @@ def make_start(request: Request) -> StartTruth:
     seen = [seen_before_mask(*looks[step], looks[:step]) for step in range(1, len(poses))]
     given = [seen_before_mask(*look, looks[:1]) for look in looks[1:]]
     branches = _branches(scene, start, request, rng)
-    branch_frames, _, _ = _look(scene, [scene.execute(start, command).pose for command in branches], request)
+    reached = [scene.execute(start, command).pose for command in branches]
+    branch_frames, branch_depths, _ = _look(scene, reached, request, with_depth=True)
+    branch_looks = zip(branch_depths, (scene.camera(pose) for pose in reached), strict=True)
     return StartTruth(
         index=request.index,
         prompt=prompt,
@@ -144,6 +147,7 @@ def make_start(request: Request) -> StartTruth:
         labels=labels,
         branch_commands=_words(branches, request, rng),
         branch_frames=branch_frames,
+        branch_given=tuple(float(seen_before_mask(*look, looks[:1]).mean()) for look in branch_looks),
     )
 
 

@@ -37,6 +37,7 @@ def _truth() -> StartTruth:
         labels=Labels(shapes=np.zeros((4, 8, 8), np.uint8), colours=np.zeros((4, 8, 8), np.uint8)),
         branch_commands=("a", "b"),
         branch_frames=_noise(2, 32, 32, seed=5),
+        branch_given=(0.5, 0.0),
     )
 
 
@@ -55,7 +56,7 @@ def test_a_perfect_dream_scores_as_equal_and_brings_every_branch_home(tmp_path: 
     record = score_start(ExploreTwin(num_pictures=0), tmp_path, _truth(), _perfect(_truth()))
     assert record["psnr"]["whole"]["dream"] == [EQUAL_DB] * 3
     assert record["ssim"]["seen"]["dream"] == [pytest.approx(1.0, abs=1e-3)] * 3
-    assert record["branches"]["hits"] == [True, True]
+    assert record["branches"]["hits"] == [True, True] and record["branches"]["given_share"] == (0.5, 0.0)
     assert record["seen_share"] == [0.5] * 3 and record["given_share"] == [0.5, 0.25, 0.25]
     assert record["psnr"]["whole"]["copy"][0] < 10
     assert record["psnr"]["whole"]["shuffled"] == record["ssim"]["seen"]["shuffled"] == [None] * 3

@@ -24,7 +24,11 @@ def _start(index: int, *, dream: float, moved: bool = True, hits: int = 4) -> di
         "given_share": [0.4] * 10,
         "codes_used": base64.b64encode(bytes([255 if index < 3 else 0, 0, 240, 0])).decode(),
         "num_codes": 16 if index < 3 else 32,
-        "branches": {"commands": list("abcd"), "hits": [i < hits for i in range(4)]},
+        "branches": {
+            "commands": list("abcd"),
+            "given_share": [0.6, 0.5, 0.1, 0.0],
+            "hits": [i < hits for i in range(4)],
+        },
         "objects": {"dream": {**counts, "recalled": [1] * 11}, "tokenizer": counts, "truth": counts},
         "psnr": both,
         "ssim": both,
@@ -51,10 +55,20 @@ def test_differences_are_paired_and_moves_are_apart() -> None:
 
 def test_bars_are_met_exactly_where_the_figures_reach_them() -> None:
     good = summarise_explore_twin([_start(i, dream=32.0) for i in range(4)])
-    assert all(bar["met"] for bar in good["bars"].values()) and len(good["bars"]) == 7
+    assert all(bar["met"] for bar in good["bars"].values()) and len(good["bars"]) == 8
     poor = summarise_explore_twin([_start(i, dream=23.0, hits=3) for i in range(4)])
-    assert [bar["met"] for bar in poor["bars"].values()] == [True, True, False, False, False, False, False]
+    assert [bar["met"] for bar in poor["bars"].values()] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
     assert poor["retrieval"]["value"] == 0.75 and poor["retrieval_chance"] == 0.25
+    assert poor["retrieval_known"]["value"] == 1.0 and poor["retrieval_known"]["count"] == 4
 
 
 def test_permanence_is_a_rate_over_events_not_over_walks() -> None:
