@@ -10,6 +10,16 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 
+def _mode_of_new_files() -> int:
+    """What the process's umask leaves of rw for all."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+_MODE = _mode_of_new_files()
+
+
 @contextlib.contextmanager
 def written(path: str | os.PathLike[str], *, suffix: str = ".part") -> Iterator[Path]:
     """A place beside `path` for the block to write to: it becomes `path` at the end of the block, and goes
@@ -23,6 +33,8 @@ def written(path: str | os.PathLike[str], *, suffix: str = ".part") -> Iterator[
     beside = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
     try:
         yield beside
+        with contextlib.suppress(PermissionError):  # of file systems without modes
+            beside.chmod(_MODE)  # some writers (safetensors) make files that nobody else can read
         beside.replace(path)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # a write for which there is no room

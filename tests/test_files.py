@@ -35,6 +35,13 @@ def test_what_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_others_may_read_what_its_writer_kept_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "usual").write_text("")
+    with written(tmp_path / "weights") as beside:
+        beside.touch(mode=0o600)
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "runs" / "one").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
