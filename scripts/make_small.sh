@@ -40,7 +40,7 @@ measured() { # model, stages
 }
 
 phase data data &
-until compgen -G "$WORK/train/tables/*.stories" >/dev/null; do sleep 1; done
+until compgen -G "$WORK/train/tables-0/*.stories" >/dev/null; do sleep 1; done
 if [ -n "$INIT" ]; then
     mkdir -p "$WORK/tokenizer" "$WORK/text"
     cp "$INIT"/vision.* "$WORK/tokenizer/" && cp "$INIT/text.tiktoken" "$WORK/text/" || exit 1
