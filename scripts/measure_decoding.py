@@ -45,7 +45,7 @@ def built() -> ExactTransformer:
 
 
 def milliseconds(model: ExactTransformer, *, num_rows: int, context: int) -> list[float]:
-    cache = StaticCache(model.config, num_rows=num_rows, capacity=context + NUM_STEPS)
+    cache = StaticCache(model.config, num_rows=num_rows, capacity=context + NUM_STEPS, dtype=model.dtype)
     cache.finish(cache.begin(context))  # as if so many tokens had been written
     ids_R1 = torch.zeros(num_rows, 1, dtype=torch.int64)
 

@@ -12,7 +12,7 @@ from emuworld.model.exact import ExactTransformer, exact
 from emuworld.model.transformer import Transformer, sized
 
 VOCAB = 97
-TOKEN_BYTES = 2 * 2 * 2 * 16 * 4  # layers, keys and values, key-value heads, head_dim, fp32
+TOKEN_BYTES = 2 * 2 * 2 * 16 * 2  # layers, keys and values, key-value heads, head_dim, fp16
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def held(cache: StaticCache, row: int) -> torch.Tensor:
 
 def fresh(transformer: ExactTransformer, chunks: list[Ids]) -> tuple[torch.Tensor, torch.Tensor]:
     """The canonical form by definition: one pass a chunk, in a cache of one row."""
-    cache = StaticCache(transformer.config, num_rows=1, capacity=400)
+    cache = StaticCache(transformer.config, num_rows=1, capacity=400, dtype=transformer.dtype)
     hidden = torch.empty(0)
     for ids in chunks:
         hidden = transformer(torch.tensor([ids]), cache=cache)[0, -1]

@@ -39,8 +39,8 @@ LAZY = {
     # `import emuworld` registers the environments and must not wait a second or two for torch.
     ("emuworld", "__getattr__"): "emuworld.world_model",
     # numba and what it has compiled take half a second, and machines that run on GPUs only do without.
-    ("emuworld.model.exact", "_kernel"): "emuworld.model.exact_kernel",
-    ("emuworld.decoding.sampling", "_compiled"): "emuworld.decoding.compiled_draw",
+    ("emuworld.model.exact_linear", "kernel"): "emuworld.model.exact_kernel",
+    ("emuworld.decoding.sampling", "compiled_draw"): "emuworld.decoding.compiled_draw",
     # What reads published checkpoints brings rich, yaml and the hub along: a tenth of a second for nothing.
     ("emuworld.checkpoint_folder", "locate"): "emuworld.published",
     # Importing mujoco.egl or mujoco.osmesa loads system libraries that a machine may lack, and binds PyOpenGL

@@ -25,16 +25,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from emuworld.decoding.cache_rows import CacheRows, index_tensor, rides_along
+from emuworld.decoding.cache_rows import CacheRows, rides_along
 from emuworld.decoding.dida import Draft, Painter, Picture
 from emuworld.decoding.drafting import Drafter
+from emuworld.decoding.draws import draw_run, draws_of
 from emuworld.decoding.grammar import Grammar, Span
 from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.request import Progress, Request, Stop, Written
-from emuworld.decoding.sampling import Truncation, favour, pick_guided
 from emuworld.model.cache import StaticCache
 from emuworld.tokens.vocabulary import Vocabulary
 
@@ -174,45 +173,12 @@ def write(
         if drafting:
             drafter.step(worlds, drafting)
         if members := [i for i in active if i not in waiting and i not in drafting]:
-            draws = _draws(worlds, members, grammar=grammar, layout=layout, banned=banned)
-            _draw_run(model, rows, worlds, draws)
+            draws = draws_of(worlds, members, grammar=grammar, layout=layout, banned=banned)
+            draw_run(model, rows, worlds, draws)
         if on_step is not None:
             on_step(*_tokens(worlds))
         yield _news(worlds)
     return [worlds[i].written for i in sorted(worlds)]
-
-
-def _draw_run(
-    model: LanguageModel, rows: CacheRows, worlds: Mapping[int, Progress], draws: Sequence[_Draw]
-) -> None:
-    """Draw a token for each world, or as many as are visual for all of them, and write them down."""
-    members = [i for draw in draws for i in draw.members]
-    count = max(1, min(worlds[i].visual_run for i in members))
-    uniforms_WN = [worlds[i].uniforms(count) for i in members]
-    uniforms_NW = torch.tensor(uniforms_WN, dtype=torch.float64).t().to(model.device)
-    stays = [_stays(draw, worlds, count, device=model.device) for draw in draws]
-    drawn_rows, places = rows.rows_of(members)
-    tokens_NW: list[Tensor] = []
-    for n, uniforms_W in enumerate(uniforms_NW):
-        if tokens_NW:
-            rows.feed_drawn(drawn_rows, tokens_NW[-1][places])
-        parts = uniforms_W.split([len(draw.members) for draw in draws])
-        drawn = [
-            draw(model, rows.hidden_RD, part, None if stays_NW is None else stays_NW[n])
-            for draw, part, stays_NW in zip(draws, parts, stays, strict=True)
-        ]
-        tokens_NW.append(drawn[0] if len(drawn) == 1 else torch.cat(drawn))
-    for i, tokens in zip(members, torch.stack(tokens_NW, dim=1).tolist(), strict=True):
-        worlds[i].write(tokens)
-
-
-def _stays(draw: _Draw, worlds: Mapping[int, Progress], count: int, *, device: torch.device) -> Tensor | None:
-    """What `Sampling.stay` favours in the next draws, codes int64 [N, W] or -1; None where it is off."""
-    if not draw.stay:
-        return None
-    positions = [(worlds[i], worlds[i].state.position) for i in draw.members]
-    codes_WN = [world.stays(range(position, position + count)) for world, position in positions]
-    return torch.tensor(codes_WN, dtype=torch.int64).t().to(device)
 
 
 def _drafter(
@@ -274,90 +240,3 @@ def _news(worlds: Mapping[int, Progress]) -> News:
 def _tokens(worlds: Mapping[int, Progress]) -> tuple[int, int]:
     """Tokens written, and those expected when all are done."""
     return sum(len(w.ids) for w in worlds.values()), sum(w.expected_tokens() for w in worlds.values())
-
-
-class _Draw:
-    """One draw for the worlds `members`, which stand before the same span with the same settings.
-
-    `scales` are guidance and image guidance, as many as the worlds have rows beside the conditional one;
-    `stay` is that of the settings where visual tokens are drawn, else 0.
-    """
-
-    def __init__(
-        self,
-        members: list[int],
-        *,
-        span: Span,
-        truncation: Truncation,
-        scales: tuple[float, ...],
-        stay: float,
-        layout: Sequence[Sequence[int]],
-        banned: Tensor | None,
-    ) -> None:
-        self.members = members
-        self.stay = stay
-        self._span = span
-        self._truncation = truncation
-        self._scales = scales
-        self._rows = [layout[i][rank] for rank in range(1 + len(scales)) for i in members]
-        self._banned_V = banned
-        self._index: Tensor | None = None
-
-    def __call__(
-        self, model: LanguageModel, hidden_RD: Tensor, uniforms_W: Tensor, stays_W: Tensor | None
-    ) -> Tensor:
-        """Logits of the span, guidance, what is allowed, the draw: ids [W] on the device."""
-        if self._index is None:
-            self._index = index_tensor(self._rows, hidden_RD.device)
-            self._all = self._rows == list(range(len(hidden_RD)))
-        if not self._all:
-            hidden_RD = hidden_RD[self._index]
-        logits_RV = model.logits(hidden_RD, start=self._span.start, stop=self._span.stop)
-        if stays_W is not None:
-            logits_RV = favour(logits_RV, stays_W.repeat(1 + len(self._scales)), amount=self.stay)
-        conditional_WV, *unguided_WV = logits_RV.split(len(self.members))
-        if self._banned_V is not None:
-            conditional_WV = conditional_WV.masked_fill(self._banned_V, float("-inf"))
-        guidance, image_guidance = (*self._scales, 1.0, 1.0)[:2]
-        drawn_W = pick_guided(
-            [conditional_WV, *unguided_WV],
-            uniforms_W,
-            truncation=self._truncation,
-            guidance=guidance,
-            image_guidance=image_guidance,
-        )
-        return drawn_W + self._span.start
-
-
-def _draws(
-    worlds: Mapping[int, Progress],
-    active: Sequence[int],
-    *,
-    grammar: Grammar,
-    layout: Sequence[Sequence[int]],
-    banned: dict[Span, Tensor],
-) -> list[_Draw]:
-    """The draws that the active worlds are before, worlds with the same one together."""
-    groups: dict[tuple[Span, Truncation, tuple[float, ...], float], list[int]] = {}
-    for i in active:
-        request = worlds[i].request
-        span = grammar.allowed(worlds[i].state)
-        assert isinstance(span, Span), "forced tokens are written with the token before them"
-        truncation = request.sampling.image if span.image else request.sampling.text
-        scales = (request.sampling.guidance, request.sampling.image_guidance)[: request.num_rows - 1]
-        stay = request.sampling.stay if span.visual and request.before is not None else 0.0
-        groups.setdefault((span, truncation, scales if span.visual else (), stay), []).append(i)
-        if span.mask is not None and span not in banned:
-            banned[span] = torch.from_numpy(~span.mask).to(request.hidden_D.device)  # True = may not be drawn
-    return [
-        _Draw(
-            members,
-            span=span,
-            truncation=truncation,
-            scales=scales,
-            stay=stay,
-            layout=layout,
-            banned=banned.get(span),
-        )
-        for (span, truncation, scales, stay), members in groups.items()
-    ]

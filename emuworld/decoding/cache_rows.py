@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emuworld.decoding.grammar import Span
 from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.request import Progress
 from emuworld.model.cache import StaticCache
+from emuworld.model.exact import Chooser, ExactTransformer
 
 _SHORT = 2  # tokens of one feed up to which rows of any lengths go together: a token, and the EOL behind it
 _GROWTH = 1.5  # a cache that a long text fills grows by this factor, so that copying it stays rare
@@ -82,6 +84,18 @@ class CacheRows:
         """Put one drawn visual token into each of these rows; nothing waits for the device."""
         self._feed(rows, tokens_R[:, None])
 
+    def draw_ahead(
+        self, rows: list[int], sources_R: Tensor, ids_WN: np.ndarray, *, span: Span, chooser: Chooser
+    ) -> None:
+        """Put a token into each of these rows, draw the next, and so on, in one call of the CPU form."""
+        assert isinstance(self._model, ExactTransformer)
+        self._reserve(ids_WN.shape[1] - 1)
+        cache = self._cache if len(rows) == self._cache.num_rows else self._cache.rows(rows)
+        hidden_RD = self._model.draw_ahead(
+            ids_WN, sources_R.numpy(), cache=cache, start=span.start, stop=span.stop, chooser=chooser
+        )
+        self.hidden_RD = self.hidden_RD.index_copy(0, self._index_of(rows), hidden_RD)
+
     def read(self, rows: list[int], ids_RT: Tensor) -> Tensor:
         """See `drafting.WindowRows`."""
         everyone = range(self._cache.num_rows)
@@ -90,9 +104,7 @@ class CacheRows:
 
     def _read(self, rows: list[int], ids_RT: Tensor, *, rides: bool) -> Tensor:
         """Hidden states [rows, T, D]; with `rides`, rows between them may go along without advancing."""
-        needed = int(self._cache.lengths.max()) + ids_RT.shape[1]
-        if needed > self._cache.capacity:
-            self._cache.reserve(max(needed, int(_GROWTH * self._cache.capacity)))
+        self._reserve(ids_RT.shape[1])
         if len(rows) == self._cache.num_rows:
             return self._model(ids_RT, cache=self._cache)
         neighbours = rows[-1] - rows[0] + 1 == len(rows)
@@ -102,6 +114,11 @@ class CacheRows:
         all_RT = ids_RT.new_zeros((self._cache.num_rows, ids_RT.shape[1])).index_copy_(0, index, ids_RT)
         advance_R = np.isin(np.arange(self._cache.num_rows), rows)
         return self._model(all_RT, cache=self._cache, advance_B=advance_R)[index]
+
+    def _reserve(self, num_tokens: int) -> None:
+        needed = int(self._cache.lengths.max()) + num_tokens
+        if needed > self._cache.capacity:
+            self._cache.reserve(max(needed, int(_GROWTH * self._cache.capacity)))
 
     def take_back(self, rows: Sequence[int], num_tokens: int) -> None:
         """See `drafting.WindowRows`."""

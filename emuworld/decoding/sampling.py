@@ -257,7 +257,8 @@ def _drawer(rows: Sequence[Tensor], truncation: Truncation) -> Callable[..., tup
     compiled function on a CPU."""
     if _has_kernel(rows, truncation):
         return draw_kernel.draw
-    return _draw_compiled if _is_compiled(rows, truncation) else None
+    is_compiled = rows[0].device.type == "cpu" and is_compiled_for(truncation, num_ids=rows[0].shape[-1])
+    return _draw_compiled if is_compiled else None
 
 
 def _has_kernel(rows: Sequence[Tensor], truncation: Truncation) -> bool:
@@ -269,9 +270,10 @@ def _has_kernel(rows: Sequence[Tensor], truncation: Truncation) -> bool:
     )
 
 
-def _is_compiled(rows: Sequence[Tensor], truncation: Truncation) -> bool:
-    limited = 0 < truncation.top_k < rows[0].shape[-1]
-    return _HAS_NUMBA and rows[0].device.type == "cpu" and truncation.temperature > 0.0 and not limited
+def is_compiled_for(truncation: Truncation, *, num_ids: int) -> bool:
+    """Whether such a draw is machine code on a CPU."""
+    limited = 0 < truncation.top_k < num_ids
+    return _HAS_NUMBA and truncation.temperature > 0.0 and not limited
 
 
 def _draw_compiled(
@@ -284,25 +286,35 @@ def _draw_compiled(
 ) -> tuple[Tensor, Tensor]:
     """What `pick_and_rate` gives."""
     kinds = [row_RV.detach().float().contiguous().numpy() for row_RV in rows]
-    uniforms, num_rows = uniforms_R.contiguous().numpy(), len(uniforms_R)
-    ids_R, rates_R = np.empty(num_rows, np.int64), np.empty(num_rows, np.float32)
-    settings = (truncation.temperature, guidance, image_guidance)
+    num_rows, num_ids = kinds[0].shape
+    compiled, settings = compiled_draw(), compiled_settings(truncation, guidance, image_guidance)
+    draws = compiled.Draws(
+        uniforms_R[:, None].numpy(), settings_WS=[settings] * num_rows, num_kinds_W=[len(kinds)] * num_rows
+    )
+    ids_R1, starts_3 = np.empty((num_rows, 1), np.int64), [kind.ctypes.data for kind in kinds]
+    starts_3 += starts_3[:1] * (3 - len(kinds))  # those that are not there are not read
+    addresses_R3 = np.array(starts_3) + 4 * num_ids * np.arange(num_rows)[:, None]
+    table = draws.table(addresses_R3, num_ids, ids_R1, 0)
     is_worth_it = kinds[0].size >= _WORTH_A_THREAD
     num_shares = min(num_rows, torch.get_num_threads()) if is_worth_it else 1
-    draw = _compiled().draw
 
     def draw_share(share: int) -> None:
-        part = slice(num_rows * share // num_shares, num_rows * (share + 1) // num_shares)
-        mine = [kind[part] for kind in kinds]
-        scores = (*mine, mine[0], mine[0])[:3]  # those that are not there are not read
-        draw(scores, len(mine), uniforms[part], settings, truncation.top_p, ids_R[part], rates_R[part])
+        part = num_rows * share // num_shares, num_rows * (share + 1) // num_shares
+        compiled.draw(draws.function, table, *part)
 
     in_shares(num_shares, draw_share)
-    return torch.from_numpy(ids_R), torch.from_numpy(rates_R)
+    return torch.from_numpy(ids_R1[:, 0]), torch.from_numpy(draws.rates_WN[:, 0])
+
+
+def compiled_settings(
+    truncation: Truncation, guidance: float, image_guidance: float, stay: float = 0.0
+) -> tuple[float, ...]:
+    """As `compiled_draw.Draws` takes them."""
+    return truncation.temperature, guidance, image_guidance, truncation.top_p, stay
 
 
 @memoise
-def _compiled() -> ModuleType:
+def compiled_draw() -> ModuleType:
     """Imported when it is first needed, as `model.exact` does with its kernel."""
     from emuworld.decoding import compiled_draw
 

@@ -7,26 +7,50 @@ the token sees. So neither the rows beside a row nor the way in which its tokens
 bit. The layers are machine code (`exact_kernel`); this module lays out the weights and shares out the work.
 
 Shapes: B rows of the cache, T new tokens of each, M = B * T, D hidden size, K inputs, N outputs, P positions,
-d head_dim, L layers, F fields of a layer, X whatever is needed most; weights in the order of `ExactLinear`.
+d head_dim, L layers, F fields of a layer, X whatever is needed most, W worlds, N steps, V scores; weights in
+the order of `ExactLinear`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache as memoise
-from types import ModuleType
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
-from emuworld.model import int8
+from emuworld.model import exact_linear
 from emuworld.model.cache import CacheStep, StaticCache
 from emuworld.model.config import TransformerConfig
+from emuworld.model.exact_linear import ExactLinear, address_of, do_parts, kernel
 from emuworld.model.huge_pages import HugePages
-from emuworld.model.threads import crew_of
 from emuworld.model.transformer import Transformer, rotary_angles
 
-_QUANTISED_AT_ONCE = 16 << 20  # elements: 64 MiB of fp32
-_WORTH_A_HELPER = 1 << 20  # products of a layer or a matrix, some 50 us
+
+class Chooser(Protocol):
+    """Machine code that draws the next ids from scores; see `ExactTransformer.draw_ahead`."""
+
+    @property
+    def function(self) -> int:
+        """Address of a C function (argument, world, step), int64 each, which any thread may call."""
+
+    def argument(self, scores_BV: np.ndarray, ids_WN: np.ndarray) -> int:
+        """Its first argument. From the scores that are there when it is called, it puts the id that `world`
+        draws at `step` into ids_WN[world, step + 1]. The argument is good while the chooser is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Steps:
+    """What a run reads: ids [W, N], a step a column, and of each token in x the row of ids that has its id.
+
+    With a chooser the run goes on with what that draws from the scores of `num_scores` ids from `start` on.
+    """
+
+    ids_WN: np.ndarray
+    sources_M: np.ndarray
+    num_steps: int = 1
+    start: int = 0
+    num_scores: int = 0
+    chooser: Chooser | None = None
 
 
 def exact(
@@ -50,7 +74,7 @@ class ExactTransformer:
         with torch.inference_mode():
             weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
             self.config = model.config
-            self.embedding_VD = model.model.embed_tokens.weight.detach().to("cpu", copy=True)
+            self.embedding_VD = _readable(model.model.embed_tokens.weight.detach())
             self.layers: list[ExactLayer] = []
             pages = HugePages()  # in the order in which a token needs them
             for index in range(model.config.num_layers):
@@ -60,9 +84,9 @@ class ExactTransformer:
             self.norm = _norm_weight(weights["model.norm.weight"])
             self.head = ExactLinear(weights["lm_head.weight"], pages=pages)
             self._rotary_2Pd = _signed_rotary_tables(0, model.config)
-        self._layers_LF = np.zeros((len(self.layers) + 1, _kernel().FIELDS), np.int64)
+        self._layers_LF = np.zeros((len(self.layers) + 1, kernel().FIELDS), np.int64)
         self._layers_LF[:-1, :-1] = [layer.addresses for layer in self.layers]
-        self._layers_LF[-1, 0] = _address(self.norm)
+        self._layers_LF[-1, 0] = address_of(self.norm)
         sizes = np.array([model.config.hidden_size, model.config.head_dim])
         self._eps = (sizes * model.config.rms_norm_eps).astype(np.float32).view(np.int32).tolist()
 
@@ -72,8 +96,8 @@ class ExactTransformer:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of hidden states and of the cache."""
-        return torch.float32
+        """The type of keys and values in the cache; hidden states are fp32."""
+        return torch.float16
 
     def __call__(
         self,
@@ -97,16 +121,51 @@ class ExactTransformer:
         """Hidden states [B, T, D] after the final norm; see `Transformer.forward`."""
         num_rows, num_tokens = ids_BT.shape
         if cache is None:
-            cache = StaticCache(self.config, num_rows=num_rows, capacity=num_tokens)
+            cache = StaticCache(self.config, num_rows=num_rows, capacity=num_tokens, dtype=self.dtype)
         if num_rows != cache.num_rows:
             raise ValueError(f"ids has {num_rows} rows, the cache {cache.num_rows}; expected one for each")
         step = cache.begin(num_tokens, causal=causal)
-        if cache.capacity > self._rotary_2Pd.shape[1]:
-            self._rotary_2Pd = _signed_rotary_tables(cache.capacity, self.config)
-        x_MD = F.embedding(ids_BT.flatten(), self.embedding_VD).float()  # kept in the checkpoint's type
-        hidden_MD = self._run(x_MD, cache=cache, step=step)
+        ids_M1 = np.ascontiguousarray(ids_BT.numpy().reshape(-1, 1), dtype=np.int64)
+        self._check(ids_M1)
+        steps = _Steps(ids_WN=ids_M1, sources_M=np.arange(len(ids_M1)))
+        hidden_MD = self._run(steps, places_M3=_places(cache, step, num_tokens), cache=cache)
         cache.finish(step, advance_B=advance_B, ids_RT=ids_BT.numpy() if causal else None)
         return hidden_MD.view(num_rows, num_tokens, -1)
+
+    @torch.inference_mode()
+    def draw_ahead(
+        self,
+        ids_WN: np.ndarray,
+        sources_B: np.ndarray,
+        *,
+        cache: StaticCache,
+        start: int,
+        stop: int,
+        chooser: Chooser,
+    ) -> torch.Tensor:
+        """Append a token to every row, draw the next ones from the scores of ids start to stop, and so on, in
+        one call. Hidden states [B, D] behind the last token that was appended.
+
+        Args:
+            ids_WN: C-contiguous int64. The first column is given; the others are what the chooser draws. All
+                but the last column are appended.
+            sources_B: which row of ids each row of the cache reads, int64.
+        """
+        assert ids_WN.flags.c_contiguous and ids_WN.dtype == np.int64
+        self._check(ids_WN[:, 0])
+        num_steps = ids_WN.shape[1] - 1
+        step = cache.begin(num_steps)
+        steps = _Steps(
+            ids_WN=ids_WN,
+            sources_M=sources_B,
+            num_steps=num_steps,
+            start=start,
+            num_scores=stop - start,
+            chooser=chooser,
+        )
+        hidden_BD = self._run(steps, places_M3=_places(cache, step, 1), cache=cache)
+        cache.finish(step, ids_RT=ids_WN[sources_B, :-1])
+        return hidden_BD
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor, *, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -114,37 +173,57 @@ class ExactTransformer:
         scores_MN = self.head.part(hidden.reshape(-1, hidden.shape[-1]), start=start, stop=stop)
         return scores_MN.view(*hidden.shape[:-1], -1)
 
-    def _run(self, x_MD: torch.Tensor, *, cache: StaticCache, step: CacheStep) -> torch.Tensor:
-        """All layers over the embedded tokens; keys and values go into the cache. Hidden states [M, D].
+    def _check(self, ids: np.ndarray) -> None:
+        """The kernel looks up whatever it is given."""
+        if ids.size and not 0 <= ids.min() <= ids.max() < len(self.embedding_VD):
+            raise ValueError(
+                f"ids must lie in 0..{len(self.embedding_VD) - 1}, got {ids.min()} to {ids.max()}"
+            )
+
+    def _run(self, steps: _Steps, *, places_M3: np.ndarray, cache: StaticCache) -> torch.Tensor:
+        """All layers over the tokens of each step; keys and values go into the cache. Hidden states [M, D] of
+        the last step.
 
         Threads share every part of a layer, so that each weight is read by one of them; the results are the
         same for any number.
         """
-        assert cache.dtype == torch.float32 and cache.device.type == "cpu"
-        config, layer, num_tokens = self.config, self.layers[0], len(x_MD)
+        assert cache.dtype == self.dtype and cache.device.type == "cpu"
+        config, layer, num_tokens = self.config, self.layers[0], len(places_M3)
+        if cache.capacity > self._rotary_2Pd.shape[1]:
+            self._rotary_2Pd = _signed_rotary_tables(cache.capacity, config)
         layers_LF = self._layers_LF.copy()
         layers_LF[:-1, -1] = cache.memory.addresses_L
-        y_MX = torch.zeros(num_tokens, layer.down.num_outputs)
-        wide_MX = torch.empty(num_tokens, layer.most_outputs)
-        integers_MX = torch.zeros(num_tokens, layer.most_inputs, dtype=torch.int16)
-        places_M3, table_LF = torch.from_numpy(_places(cache, step)), torch.from_numpy(layers_LF)
+        num_parts = len(self.layers) * kernel().NUM_PARTS + 1
+        *layers_LF[-1, 1:3], width, offset = self.head.span(steps.start, steps.start + steps.num_scores)
+        wide_MX, choice = torch.empty(num_tokens, max(width, layer.most_outputs)), (0, 0, 0)
+        if steps.chooser is not None:
+            num_parts += 2
+            scores_MV = wide_MX.numpy()[:, offset : offset + steps.num_scores]
+            argument = steps.chooser.argument(scores_MV, steps.ids_WN)
+            choice = (len(steps.ids_WN), steps.chooser.function, argument)
+        y_MX = torch.empty(num_tokens, layer.down.num_outputs)
         heads = (config.num_heads, config.num_kv_heads, config.head_dim)
         rows = (len(cache.memory.kv_RKCd[0]), cache.capacity)
-        _do(
+        do_parts(
             (
-                x_MD,
+                torch.empty(num_tokens, config.hidden_size),
                 y_MX,
                 wide_MX,
-                integers_MX,
+                torch.zeros(num_tokens, layer.most_inputs, dtype=torch.int16),
                 torch.empty(num_tokens),
-                places_M3,
+                torch.from_numpy(np.column_stack((places_M3, steps.sources_M))),
                 self._rotary_2Pd,
-                table_LF,
+                torch.from_numpy(layers_LF),
+                torch.from_numpy(steps.ids_WN),
+                self.embedding_VD,
             ),
-            parts=(0, len(self.layers) * _kernel().NUM_PARTS + 1),
-            sizes=(config.hidden_size, *heads, config.intermediate_size, *rows),
+            num_layers=len(self.layers),
+            parts=(0, num_parts),
+            sizes=(config.hidden_size, *heads, config.intermediate_size, *rows, width),
             eps=self._eps,
-            most_threads=1 + num_tokens * layer.num_weights // _WORTH_A_HELPER,
+            most_threads=1 + num_tokens * layer.num_weights // exact_linear.WORTH_A_HELPER,
+            num_steps=steps.num_steps,
+            choice=choice,
         )
         return y_MX[:, : config.hidden_size]
 
@@ -179,115 +258,28 @@ class ExactLayer:
         """The first of `exact_kernel.FIELDS`."""
         attention = (self.attention_norm, *self.qkv.tensors, self.head_norm, *self.out.tensors)
         mlp = (self.mlp_norm, *self.gate_up.tensors, *self.down.tensors)
-        return [_address(tensor) for tensor in (*attention, *mlp)]
+        return [address_of(tensor) for tensor in (*attention, *mlp)]
 
 
-class ExactLinear:
-    """x @ W.T for int8 weights with one scale for each output; several weights are laid side by side.
-
-    Weights lie in the order in which the kernel reads them: blocks of outputs (as many as a vector has
-    lanes), in a block pairs of inputs, of a pair the outputs. The last block is filled up with zeros, and so
-    are the inputs, to a multiple of twice the lanes.
-    """
-
-    def __init__(self, *weights_NK: torch.Tensor, pages: HugePages | None = None) -> None:
-        self._lanes: int = _kernel().LANES
-        num_inputs, width = weights_NK[0].shape[1], 2 * self._lanes
-        self._num_rows = sum(map(len, weights_NK))
-        self.num_outputs = _round_up(self._num_rows, self._lanes)
-        self.num_inputs = _round_up(num_inputs, width)
-        self.scale_N = torch.zeros(self.num_outputs)
-        weight_NK = torch.zeros(self.num_outputs, self.num_inputs, dtype=torch.int8)
-        start = 0
-        for rows_NK in (rows for weight in weights_NK for rows in weight.split(_rows_at_once(num_inputs))):
-            stop = start + len(rows_NK)
-            weight_NK[start:stop, :num_inputs], scale_N1 = int8.quantised(rows_NK)
-            self.scale_N[start:stop] = scale_N1[:, 0]
-            start = stop
-        blocks = weight_NK.view(-1, self._lanes, self.num_inputs // 2, 2)
-        memory = (HugePages() if pages is None else pages).take(weight_NK.numel())
-        self.weights = memory.view(blocks.transpose(1, 2).shape).copy_(blocks.transpose(1, 2))
-
-    @property
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.weights, self.scale_N
-
-    def __call__(self, x_MK: torch.Tensor) -> torch.Tensor:
-        """[M, K] fp32 -> [M, N] fp32."""
-        return self.part(x_MK, start=0, stop=None)
-
-    def part(self, x_MK: torch.Tensor, *, start: int, stop: int | None) -> torch.Tensor:
-        """The outputs start to stop only."""
-        start, stop, _ = slice(start, stop).indices(self._num_rows)
-        first, last = start // self._lanes, -(-stop // self._lanes)
-        x_MK, num_tokens, width = x_MK.contiguous(), len(x_MK), (last - first) * self._lanes
-        block_bytes = self._lanes * self.num_inputs
-        fields = np.zeros((1, _kernel().FIELDS), np.int64)
-        fields[0, 4] = _address(self.weights) + first * block_bytes
-        fields[0, 5] = _address(self.scale_N) + 4 * first * self._lanes
-        layers_LF = torch.from_numpy(fields)
-        out_MN, unit_M = torch.empty(num_tokens, width), torch.empty(num_tokens)
-        integers_MX = torch.zeros(num_tokens, self.num_inputs, dtype=torch.int16)
-        _do(
-            (x_MK, out_MN, x_MK, integers_MX, unit_M, layers_LF, layers_LF, layers_LF),
-            parts=_kernel().PRODUCT,
-            sizes=(width, 1, 1, x_MK.shape[1], 0, 0, 0),
-            most_threads=1 + num_tokens * width * self.num_inputs // _WORTH_A_HELPER,
-        )
-        return out_MN[:, start - first * self._lanes : stop - first * self._lanes].contiguous()
-
-
-def _do(
-    arrays: Sequence[torch.Tensor],
-    *,
-    parts: tuple[int, int],
-    sizes: Sequence[int],
-    eps: Sequence[int] = (0, 0),
-    most_threads: int,
-) -> None:
-    """What `exact_kernel.run` does; `arrays` in the order of its JOB, which holds their addresses."""
-    _, y_MX, wide_MX, integers_MX, unit_M, _, rotary_2Pd, _ = arrays
-    widths = [array.shape[1] for array in (y_MX, wide_MX, integers_MX, rotary_2Pd)]
-    addresses = [array.data_ptr() for array in arrays]
-    num_threads = min(torch.get_num_threads(), most_threads)
-    job = (0, num_threads, len(unit_M), *addresses, *widths, *parts, *sizes, *eps)
-    crew_of(_kernel().run).do(np.array(job))
-
-
-@memoise
-def _kernel() -> ModuleType:
-    """Imported when it is first needed: it takes a second, and some more where nothing is compiled yet."""
-    from emuworld.model import exact_kernel
-
-    return exact_kernel
-
-
-def _places(cache: StaticCache, step: CacheStep) -> np.ndarray:
-    """Of each new token its row of the memory, its position and how many keys it sees, int64 [M, 3]."""
-    places_BT3 = np.empty((len(step.starts), step.num_tokens, 3), np.int64)
+def _places(cache: StaticCache, step: CacheStep, num_tokens: int) -> np.ndarray:
+    """Of each token, `num_tokens` a row, its row of the memory, its position and how many keys it sees, int64
+    [M, 3]."""
+    places_BT3 = np.empty((len(step.starts), num_tokens, 3), np.int64)
     places_BT3[..., 0] = cache.indices[:, None]
-    places_BT3[..., 1] = step.starts[:, None] + np.arange(step.num_tokens)
-    places_BT3[..., 2] = places_BT3[..., 1] + 1 if step.causal else step.starts[:, None] + step.num_tokens
+    places_BT3[..., 1] = step.starts[:, None] + np.arange(num_tokens)
+    places_BT3[..., 2] = places_BT3[..., 1] + 1 if step.causal else step.starts[:, None] + num_tokens
     return places_BT3.reshape(-1, 3)
 
 
-def _address(tensor: torch.Tensor) -> int:
-    assert tensor.is_contiguous() and tensor.device.type == "cpu"
-    assert tensor.dtype in (torch.float32, torch.int8)
-    return tensor.data_ptr()
-
-
-def _round_up(size: int, unit: int) -> int:
-    return -(-size // unit) * unit
+def _readable(embedding_VD: torch.Tensor) -> torch.Tensor:
+    """As the kernel reads it: bfloat16 stays, everything else becomes fp32."""
+    dtype = torch.bfloat16 if embedding_VD.dtype == torch.bfloat16 else torch.float32
+    return embedding_VD.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _norm_weight(weight: torch.Tensor) -> torch.Tensor:
     """With the mean in it: x / sqrt(sum / D + eps) = sqrt(D) x / sqrt(sum + D eps)."""
     return (weight.float() * weight.shape[-1] ** 0.5).contiguous()
-
-
-def _rows_at_once(num_inputs: int) -> int:
-    return max(1, _QUANTISED_AT_ONCE // num_inputs)
 
 
 def _signed_rotary_tables(num_positions: int, config: TransformerConfig) -> torch.Tensor:

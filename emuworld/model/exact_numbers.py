@@ -19,6 +19,9 @@ from emuworld.model.exact_vectors import LANES
 
 _ACTIVATION_MAX = np.float32(127 * 128)  # 15 bits and a sign; 1,024 products with int8 fit into 32 bits
 _PAIRS_AT_ONCE = 1024 // 2
+_AHEAD = 4096  # bytes that keys are fetched ahead
+_HALF_MAX, _HALF_LEAST = np.float32(65504), np.float32(2.0**-14)  # of fp16, and the least normal one
+_HALF, _HALF_BITS = np.float32(0.5), np.int32(0x3F000000)
 _TINY = np.float32(1e-30)  # keeps the scale of a token of zeros finite
 _ROUNDS = np.float32(3 << 22)  # added and taken off again, it leaves the nearest integer, ties to even
 
@@ -49,6 +52,26 @@ def exp(x: Any) -> Any:
 def _nearest(x: Any) -> Any:
     """The nearest integer, for |x| < 2 ** 22."""
     return (x + _ROUNDS) - _ROUNDS
+
+
+@njit(**PLAIN)
+def narrowed(x: Any) -> Any:
+    """The bits of the nearest fp16, ties to even; beyond its range the largest."""
+    size = min(np.float32(abs(x)), _HALF_MAX)
+    if size < _HALF_LEAST:  # added to a half, its last bit is worth what that of a small fp16 is
+        bits = np.int32(np.float32(size + _HALF).view(np.int32) - _HALF_BITS)
+    else:  # exponents of fp16 begin 112 lower
+        bits = np.int32(np.float32(size).view(np.int32) - np.int32(112 << 23))
+        bits = np.int32((bits + np.int32(0x0FFF) + ((bits >> np.int32(13)) & np.int32(1))) >> np.int32(13))
+    return np.int16(bits | ((np.float32(x).view(np.int32) >> np.int32(16)) & np.int32(0x8000)))
+
+
+@njit(**PLAIN)
+def widened(half: Any) -> Any:
+    """fp16, given by its bits, as fp32."""
+    size = np.int32((np.int32(half) & np.int32(0x7FFF)) << np.int32(13)).view(np.float32)
+    size *= np.float32(2.0**112)
+    return -size if half < 0 else size
 
 
 @njit(**SUMS)
@@ -134,40 +157,42 @@ def _softmax(scores_S: Any, scale: Any) -> Any:
 
 @njit(**FUSED)
 def attend(q_nd: Any, k_Cd: Any, v_Cd: Any, num_keys: int, scores_nX: Any, sum_n: Any, out_nd: Any) -> None:
-    """The queries that share a key-value head attend to its first keys.
+    """The queries that share a key-value head attend to its first keys; keys and values are fp16, int16 here.
 
     Scores come several at once: some are of places behind the last key (the capacity is a multiple of LANES),
-    and not looked at.
+    and not looked at. Values are fetched beside them.
     """
     num_queries, head_dim = q_nd.shape
-    whole, row = num_queries - num_queries % 4, 4 * head_dim
+    whole, row, half_row = num_queries - num_queries % 4, 4 * head_dim, 2 * head_dim
     score_row = 4 * scores_nX.shape[1]
     for s in range(0, num_keys, LANES // 4):
+        vectors.fetch(k_Cd[s].ctypes.data + _AHEAD, LANES // 4 * half_row)
+        vectors.fetch(v_Cd[s].ctypes.data, LANES // 4 * half_row)
         for h in range(0, whole, 4):
-            at = k_Cd[s].ctypes.data, row, q_nd[h].ctypes.data, row, head_dim // LANES
+            at = k_Cd[s].ctypes.data, half_row, q_nd[h].ctypes.data, row, head_dim // LANES
             vectors.scores_4(at[0], at[1], at[2], at[3], at[4], scores_nX[h].ctypes.data + 4 * s, score_row)
     for h in range(whole, num_queries):
         for s in range(0, num_keys, LANES):
-            at = k_Cd[s].ctypes.data, row, q_nd[h].ctypes.data, row, head_dim // LANES
+            at = k_Cd[s].ctypes.data, half_row, q_nd[h].ctypes.data, row, head_dim // LANES
             vectors.scores_1(at[0], at[1], at[2], at[3], at[4], scores_nX[h].ctypes.data + 4 * s, score_row)
     for h in range(num_queries):
         for i in range(head_dim - head_dim % LANES, head_dim):
             for s in range(num_keys):
-                scores_nX[h, s] += q_nd[h, i] * k_Cd[s, i]
+                scores_nX[h, s] += q_nd[h, i] * widened(k_Cd[s, i])
         sum_n[h] = _softmax(scores_nX[h, :num_keys], np.float32(1.0) / np.sqrt(np.float32(head_dim)))
     in_vectors = head_dim - head_dim % vectors.COLUMNS
     for i in range(0, in_vectors, vectors.COLUMNS):
         for h in range(0, whole, 4):
-            at = v_Cd.ctypes.data + 4 * i, row, num_keys, scores_nX[h].ctypes.data, score_row
+            at = v_Cd.ctypes.data + 2 * i, half_row, num_keys, scores_nX[h].ctypes.data, score_row
             vectors.weighted_sums_4(at[0], at[1], at[2], at[3], at[4], out_nd[h].ctypes.data + 4 * i, row)
         for h in range(whole, num_queries):
-            at = v_Cd.ctypes.data + 4 * i, row, num_keys, scores_nX[h].ctypes.data, score_row
+            at = v_Cd.ctypes.data + 2 * i, half_row, num_keys, scores_nX[h].ctypes.data, score_row
             vectors.weighted_sums_1(at[0], at[1], at[2], at[3], at[4], out_nd[h].ctypes.data + 4 * i, row)
     for h in range(num_queries):
         for i in range(in_vectors, head_dim):
             out_nd[h, i] = np.float32(0.0)
         for s in range(num_keys):
             for i in range(in_vectors, head_dim):
-                out_nd[h, i] += scores_nX[h, s] * v_Cd[s, i]
+                out_nd[h, i] += scores_nX[h, s] * widened(v_Cd[s, i])
         for i in range(head_dim):
             out_nd[h, i] /= sum_n[h]

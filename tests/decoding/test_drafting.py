@@ -252,7 +252,7 @@ def draw_many(model: ExactTransformer, sampling: Sampling, *, num_worlds: int) -
     num_rows = 2 if sampling.guided else 1
     forced = [V.boi]
     starts = [[V.bos, 65, V.bss]] * num_worlds + [[V.bos, V.bss]] * (num_worlds * (num_rows - 1))
-    cache = StaticCache(model.config, num_rows=len(starts), capacity=64)
+    cache = StaticCache(model.config, num_rows=len(starts), capacity=64, dtype=model.dtype)
     hidden_D = torch.zeros(model.config.hidden_size)
     for begin, stop in ((0, num_worlds), (num_worlds, len(starts))):
         if begin < stop:

@@ -23,7 +23,7 @@ def model() -> Transformer:
 
 
 def behind(form: Transformer, block: torch.Tensor, *, causal: bool) -> torch.Tensor:
-    cache = StaticCache(form.config, num_rows=2, capacity=64)
+    cache = StaticCache(form.config, num_rows=2, capacity=64, dtype=form.dtype)
     form(PREFIX, cache=cache)
     hidden = form(block, cache=cache, advance_B=[False] * 2, causal=causal).clone()
     assert cache.lengths.tolist() == [7, 7]

@@ -7,7 +7,8 @@ import torch
 
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig, sized
-from emuworld.model.exact import ExactLinear, ExactTransformer, exact
+from emuworld.model.exact import ExactTransformer, exact
+from emuworld.model.exact_linear import ExactLinear
 from emuworld.model.transformer import Transformer
 
 SMALL = sized("small", vocab_size=400, num_layers=2)
@@ -37,7 +38,7 @@ class Rows:
     def __init__(self, config: TransformerConfig) -> None:
         self.model = exact(built(config))
         generator = torch.Generator().manual_seed(1)
-        self.base = StaticCache(config, num_rows=len(LENGTHS), capacity=max(LENGTHS))
+        self.base = StaticCache(config, num_rows=len(LENGTHS), capacity=max(LENGTHS), dtype=torch.float16)
         for row, length in enumerate(LENGTHS):
             prompt_1T = torch.randint(0, config.vocab_size, (1, length), generator=generator)
             self.model(prompt_1T, cache=self.base.rows([row]))
@@ -47,7 +48,7 @@ class Rows:
     def run(self, rows: list[int], *, waiting: int | None = None) -> list[list[bytes]]:
         """Three steps of these rows together: [row][step] hidden state. Row `waiting` does step 1 twice."""
         config = self.model.config
-        cache = StaticCache(config, num_rows=len(rows), capacity=max(LENGTHS) + 3)
+        cache = StaticCache(config, num_rows=len(rows), capacity=max(LENGTHS) + 3, dtype=torch.float16)
         for place, row in enumerate(rows):
             cache.copy_row(row, place, origin=self.base)
         results: list[list[bytes]] = [[] for _ in rows]
@@ -93,7 +94,7 @@ def test_one_and_two_threads_give_equal_bits() -> None:
         for num_threads in (1, 2):
             torch.set_num_threads(num_threads)
             model = exact(built(SMALL))
-            cache = StaticCache(SMALL, num_rows=1, capacity=640)
+            cache = StaticCache(SMALL, num_rows=1, capacity=640, dtype=torch.float16)
             states = [model(ids_BT, cache=cache), model(ids_BT[:, :1], cache=cache)]
             results.append([state.numpy().tobytes() for state in states])
     finally:
@@ -104,8 +105,10 @@ def test_one_and_two_threads_give_equal_bits() -> None:
 def test_rotary_positions_do_not_depend_on_the_capacity() -> None:
     model, other = exact(built(ODD)), exact(built(ODD))
     ids_BT = torch.randint(0, 101, (1, 50), generator=torch.Generator().manual_seed(4))
-    small = model(ids_BT, cache=StaticCache(ODD, num_rows=1, capacity=50))
-    assert torch.equal(other(ids_BT, cache=StaticCache(ODD, num_rows=1, capacity=5000)), small)
+    small = model(ids_BT, cache=StaticCache(ODD, num_rows=1, capacity=50, dtype=torch.float16))
+    assert torch.equal(
+        other(ids_BT, cache=StaticCache(ODD, num_rows=1, capacity=5000, dtype=torch.float16)), small
+    )
     assert torch.equal(other(ids_BT), small)
 
 
@@ -120,7 +123,7 @@ def test_close_to_the_model_it_was_made_of(tied: bool) -> None:
         wanted = model.logits(model(ids_BT))
     got = form.logits(form(ids_BT))
     assert (got - wanted).norm() / wanted.norm() < 0.04
-    cache = StaticCache(config, num_rows=1, capacity=60)
+    cache = StaticCache(config, num_rows=1, capacity=60, dtype=torch.float16)
     steps = [form(ids_BT[:, :40], cache=cache)]
     steps += [form(ids_BT[:, at : at + 1], cache=cache) for at in range(40, 60)]
     torch.testing.assert_close(form.logits(torch.cat(steps, dim=1)), got, atol=2e-3, rtol=0)
@@ -144,4 +147,7 @@ def test_exact_of_an_exact_form_is_itself() -> None:
     model = exact(built(ODD))
     assert isinstance(model, ExactTransformer) and exact(model) is model
     with pytest.raises(ValueError, match="2 rows, the cache 1"):
-        model(torch.zeros(2, 1, dtype=torch.int64), cache=StaticCache(ODD, num_rows=1, capacity=4))
+        model(
+            torch.zeros(2, 1, dtype=torch.int64),
+            cache=StaticCache(ODD, num_rows=1, capacity=4, dtype=torch.float16),
+        )
