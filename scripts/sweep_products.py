@@ -3,7 +3,8 @@
 ./run python scripts/sweep_products.py [--budget-s 90] [--kinds bf16 fp8] [--rows 2 16] [--out FILE.json]
 
 Every plan that this GPU can run is checked against fp32 and timed in a CUDA graph that goes through more
-weights than its cache holds, beside the library's product. What is printed last goes into `few_rows.BEST`.
+weights than its cache holds, beside the library's product. What is printed last goes into `few_rows.BEST`,
+for 64 rows (bf16 only) into `BEST_OF_MANY`.
 The file is written after each matrix.
 """
 
@@ -66,6 +67,21 @@ TILES = {  # outputs, inputs of a block, warps, stages: likeliest first
         (64, 128, 8, 6),
     ),
 }
+TILES_OF_MANY = (  # for more than 16 rows, in bf16
+    (128, 128, 8, 3),
+    (128, 64, 4, 4),
+    (128, 64, 8, 4),
+    (256, 64, 8, 4),
+    (64, 128, 4, 3),
+    (128, 128, 8, 4),
+    (64, 128, 4, 4),
+    (64, 64, 4, 6),
+    (128, 64, 8, 6),
+    (256, 64, 8, 3),
+    (128, 128, 4, 3),
+    (256, 128, 8, 3),
+    (64, 256, 4, 3),
+)
 SPLITS = (1, 2, 3, 4, 5, 6, 8, 10)
 LEAST_PROGRAMS, MOST_PROGRAMS = 1.5, 13.0  # for each multiprocessor; fewer cannot, more need not be split
 FEWEST_BLOCKS = 3  # of a program
@@ -173,10 +189,11 @@ def others(case: Case) -> dict[str, Product]:
     return {"library": library, "widened": widened}
 
 
-def plans(kind: str, shape: tuple[int, int]) -> Iterator[Plan]:
+def plans(kind: str, shape: tuple[int, int], *, num_rows: int) -> Iterator[Plan]:
     num_multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
     num_outputs, num_inputs = shape
-    for outputs, block, warps, stages in TILES[kind]:
+    tiles = TILES[kind] if num_rows <= few_rows.MOST_ROWS else TILES_OF_MANY
+    for outputs, block, warps, stages in tiles:
         for split in SPLITS:
             programs = split * -(-num_outputs // outputs) / num_multiprocessors
             enough = programs >= LEAST_PROGRAMS and num_inputs >= FEWEST_BLOCKS * split * block
@@ -206,7 +223,7 @@ def swept(kind: str, shape: tuple[int, int], *, num_rows: int, stop_s: float) ->
         )
 
     tried: list[dict[str, Any]] = []
-    waiting = list(plans(kind, shape))
+    waiting = list(plans(kind, shape, num_rows=num_rows))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         while waiting and time.perf_counter() < stop_s:
             batch, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
@@ -275,7 +292,7 @@ def main() -> None:
             (kind, name)
             for kind in options.kinds
             for name in options.shapes
-            if kind == "bf16" or name != "head"
+            if kind == "bf16" or (name != "head" and num_rows <= few_rows.MOST_ROWS)
         ]
         for index, (kind, name) in enumerate(cases):
             now_s = time.perf_counter()

@@ -17,6 +17,7 @@ import triton.language as tl
 from emuworld.model.kernels import num_multiprocessors, silu_times
 
 MOST_ROWS = 16  # what a matrix unit takes
+MOST_ROWS_16_BITS = 64  # of a matrix in 16 bits that has a plan for so many
 _FEWEST_OUTPUTS, _MOST_OUTPUTS = 16, 64  # of one program
 _PROGRAMS = 4  # for each multiprocessor, so that enough is on its way from memory
 _FEWEST_BLOCKS, _MOST_SPLIT = 4, 8
@@ -50,11 +51,17 @@ BEST = {
     (torch.float8_e4m3fn, 5120, 25600): Plan(outputs=128, block=256, split=6, warps=4, stages=3),
 }
 
+# The same for 64 rows (`--rows 64`): attention's output of the 34 B, in seven eighths of the library's time.
+# What is not here is left to the library from 17 rows on, which is as fast or faster for the others.
+BEST_OF_MANY = {
+    (torch.bfloat16, 5120, 8192): Plan(outputs=64, block=128, split=3, warps=4, stages=3),
+}
 
-def plan_for(weight_NK: torch.Tensor) -> Plan:
+
+def plan_for(weight_NK: torch.Tensor, *, num_rows: int = 1) -> Plan:
     """What was measured; else programs of the widest kind, with so much split that there are enough."""
     num_outputs, num_inputs = weight_NK.shape
-    best = BEST.get((weight_NK.dtype, num_outputs, num_inputs))
+    best = _best(num_rows).get((weight_NK.dtype, num_outputs, num_inputs))
     if best is not None:
         return best
     outputs = min(_MOST_OUTPUTS, max(_FEWEST_OUTPUTS, 1 << (num_outputs.bit_length() - 1)))
@@ -65,29 +72,36 @@ def plan_for(weight_NK: torch.Tensor) -> Plan:
     return Plan(outputs, block, split, warps=4, stages=4)
 
 
-def pays(weight_NK: torch.Tensor) -> bool:
-    """Whether the kernel is known to be faster than the library: where a plan was measured, and for matrices
-    with two programs of the widest kind for every multiprocessor. On an H200 such ones (gate and up of the
-    34 B, its head) are read at 4.1 and 4.5 TB/s, 6 and 60 % faster than by the library.
+def _best(num_rows: int) -> dict[tuple[torch.dtype, int, int], Plan]:
+    return BEST if num_rows <= MOST_ROWS else BEST_OF_MANY
+
+
+def pays(weight_NK: torch.Tensor, *, num_rows: int = 1) -> bool:
+    """Whether the kernel is known to be faster than the library: where a plan was measured, and up to
+    `MOST_ROWS` for matrices with two programs of the widest kind for every multiprocessor. On an H200 such
+    ones (gate and up of the 34 B, its head) are read at 4.1 and 4.5 TB/s, 6 and 60 % faster than by the
+    library.
     """
-    if (weight_NK.dtype, *weight_NK.shape) in BEST:
-        return True
+    if (weight_NK.dtype, *weight_NK.shape) in _best(num_rows):
+        return num_rows <= MOST_ROWS_16_BITS
+    if num_rows > MOST_ROWS:
+        return False
     return len(weight_NK) >= 2 * num_multiprocessors(weight_NK.device) * _MOST_OUTPUTS
 
 
-def gates(weight_NK: torch.Tensor) -> bool:
+def gates(weight_NK: torch.Tensor, *, num_rows: int = 1) -> bool:
     """Whether gates and ups may be multiplied where they are summed: each program has whole sums."""
-    return plan_for(weight_NK).split == 1
+    return plan_for(weight_NK, num_rows=num_rows).split == 1
 
 
 def linear(
     x_MK: torch.Tensor, weight_NK: torch.Tensor, *, plan: Plan | None = None, gated: bool = False
 ) -> torch.Tensor:
-    """x @ weight.T for at most `MOST_ROWS` rows: the weight is read once, in long runs. `gated`, with a plan
-    without split: silu(gate) * up of that, [M, N / 2], bit for bit what two kernels give.
+    """x @ weight.T for at most `MOST_ROWS_16_BITS` rows: the weight is read once, in long runs. `gated`,
+    with a plan without split: silu(gate) * up of that, [M, N / 2], bit for bit what two kernels give.
     """
     num_rows, num_inputs = x_MK.shape
-    plan = plan or plan_for(weight_NK)
+    plan = plan or plan_for(weight_NK, num_rows=num_rows)
     assert plan.split == 1 or not gated
     num_outputs, num_tiles = len(weight_NK) // (1 + gated), triton.cdiv(len(weight_NK), plan.outputs)
     out_MN = x_MK.new_empty((num_rows, num_outputs))
@@ -99,7 +113,7 @@ def linear(
         num_rows,
         num_inputs,
         num_outputs,
-        rows=MOST_ROWS,
+        rows=max(MOST_ROWS, triton.next_power_of_2(num_rows)),
         outputs=plan.outputs,
         block=plan.block,
         split=plan.split,

@@ -276,17 +276,23 @@ class FusedTransformer:
     def _gated_product(self, x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
         """silu(gate) * up of x @ weight.T, in one launch where our kernel can."""
         own = self._own_product(x_MK, weight)
-        if own is not None and few_rows.gates(weight.values_NK if isinstance(weight, Fp8Weight) else weight):
+        if own is not None and self._gates(x_MK, weight):
             return own(gated=True)
         return self.operations.swiglu(self.product(x_MK, weight))
 
+    def _gates(self, x_MK: torch.Tensor, weight: Weight) -> bool:
+        if isinstance(weight, Fp8Weight):
+            return few_rows.gates(weight.values_NK)
+        return few_rows.gates(weight, num_rows=len(x_MK))
+
     def _own_product(self, x_MK: torch.Tensor, weight: Weight) -> Callable[..., torch.Tensor] | None:
         """Our kernel with its arguments, where a step takes it."""
-        if not (self._own_products and self.uses_kernels and len(x_MK) <= few_rows.MOST_ROWS):
+        if not (self._own_products and self.uses_kernels):
             return None
         if isinstance(weight, Fp8Weight):
-            return partial(fp8_kernels.linear_in_parts, x_MK, weight.values_NK, weight.scales_N)
-        return partial(few_rows.linear, x_MK, weight) if few_rows.pays(weight) else None
+            is_taken = len(x_MK) <= few_rows.MOST_ROWS
+            return partial(fp8_kernels.linear_in_parts, x_MK, *weight) if is_taken else None
+        return partial(few_rows.linear, x_MK, weight) if few_rows.pays(weight, num_rows=len(x_MK)) else None
 
     def _summed(self, delta_MD: torch.Tensor) -> torch.Tensor:
         return delta_MD if self._reduce is None else self._reduce(delta_MD)

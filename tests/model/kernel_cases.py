@@ -35,6 +35,7 @@ def compare() -> None:
     for num_rows, num_inputs, num_outputs in ((2, 272, 80), (7, 1024, 64), (16, 640, 208)):
         for split in (1, 3, 8):
             compare_plan(num_rows, num_inputs, num_outputs, split=split, generator=generator)
+    compare_many(generator=generator)
     for num_rows, num_inputs, num_outputs in ((1, 96, 80), (2, 272, 24), (16, 640, 208)):
         compare_gated(num_rows, num_inputs, num_outputs, generator=generator)
 
@@ -132,6 +133,20 @@ def compare_plan(
         rows_agree(found, fp8.by_definition(x_MK, weight), within=1e-5)
 
 
+def compare_many(*, generator: torch.Generator) -> None:
+    """Products of more rows than a matrix unit takes, which are no power of two."""
+    weight_NK = torch.randn(208, 272, generator=generator)
+    for num_rows in (17, 50, 64):
+        x_MK = torch.randn(num_rows, 272, generator=generator)
+        for split in (1, 3):
+            plan = few_rows.Plan(outputs=64, block=64, split=split, warps=4, stages=3)
+            rows_agree(few_rows.linear(x_MK, weight_NK, plan=plan), x_MK @ weight_NK.T)
+        plan = few_rows.Plan(outputs=32, block=64, split=1, warps=4, stages=3)
+        rows_agree(
+            few_rows.linear(x_MK, weight_NK, plan=plan, gated=True), operations.swiglu(x_MK @ weight_NK.T)
+        )
+
+
 def compare_gated(num_rows: int, num_inputs: int, num_outputs: int, *, generator: torch.Generator) -> None:
     """Gates and ups multiplied where they are summed, and by a kernel of their own."""
     x_MK = torch.randn(num_rows, num_inputs, generator=generator).bfloat16().float()
@@ -182,6 +197,16 @@ def compile_all() -> None:
         sizes = {"rows": 16, "outputs": outputs, "block": block, "split": split}
         for gated in (False, True)[: 1 + (split == 1)]:
             compiled(few_rows._linear, sizes | {"gated": gated}, num_warps=4, num_stages=4)
+    for plan in few_rows.BEST_OF_MANY.values():
+        sizes = {
+            "rows": 64,
+            "outputs": plan.outputs,
+            "block": plan.block,
+            "split": plan.split,
+            "gated": False,
+        }
+        ptx = compiled(few_rows._linear, sizes, num_warps=plan.warps, num_stages=plan.stages)
+        assert "wgmma.mma_async" in ptx
     for rows, split, gated in ((8, 1, False), (8, 8, False), (16, 1, False), (8, 1, True), (16, 1, True)):
         sizes = {"rows": rows, "outputs": 64, "block": 256, "split": split, "gated": gated}
         ptx = compiled(fp8_kernels._linear_in_parts, sizes, num_warps=4, num_stages=4)

@@ -27,10 +27,25 @@ def test_narrow_matrices_get_programs_by_split_inputs(monkeypatch: pytest.Monkey
     assert few_rows.pays(measured_NK)
 
 
+def test_many_rows_are_the_librarys_where_nothing_was_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight_NK, wide_NK = (
+        torch.empty(size, 8192, dtype=torch.bfloat16, device="meta") for size in (5120, 512_000)
+    )
+    assert few_rows.pays(weight_NK, num_rows=64)  # was measured
+    plan = Plan(128, 64, 6, 8, 4)
+    monkeypatch.setattr(few_rows, "BEST_OF_MANY", {(torch.bfloat16, 5120, 8192): plan})
+    assert few_rows.plan_for(weight_NK, num_rows=64) == plan != few_rows.plan_for(weight_NK, num_rows=16)
+    assert not few_rows.gates(weight_NK, num_rows=64)
+    assert few_rows.pays(weight_NK, num_rows=17) and few_rows.pays(weight_NK, num_rows=64)
+    assert not few_rows.pays(weight_NK, num_rows=65) and not few_rows.pays(wide_NK, num_rows=17)
+
+
 @pytest.mark.gpu
 @torch.no_grad()
 @pytest.mark.parametrize("split", [1, 2, 3, 8])
-@pytest.mark.parametrize("num_rows", [1, 2, 16])
+@pytest.mark.parametrize("num_rows", [1, 2, 16, 33, 64])
 def test_products_on_the_gpu(num_rows: int, split: int) -> None:
     """Proves that programs which share their outputs wait for each other, with other products between and in
     a graph that is replayed, and that they add in the same order.
