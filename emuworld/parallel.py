@@ -107,7 +107,9 @@ class SplitTransformer:
             dtype=dtype,
             in_turn=weights == "fp8",
         )
-        self._fused = FusedTransformer(narrow, weights=weights, device=device, reduce=self._reduce)
+        self._fused = FusedTransformer(
+            narrow, weights=weights, head="bf16", device=device, reduce=self._reduce
+        )
         if self._reduce is not None and device.type == "cuda":
             # The first messages make the connections, which no CUDA graph may record: one of either kind.
             self._reduce(torch.zeros(1, device=device))

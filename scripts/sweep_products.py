@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from emuworld.model import few_rows, fp8, fp8_kernels
 from emuworld.model.few_rows import Plan
 
-SHAPES = {  # [N, K]; the layers' own and, in bf16 only, the head
+SHAPES = {  # [N, K]; the layers' own and the visual ids of the head
     "down": (5120, 25600),
     "qkv": (10240, 5120),
     "attention out": (5120, 8192),
@@ -260,15 +260,14 @@ def summary(figures: dict[str, Any], *, num_rows: int) -> None:
     for kind in TILES:
         total_us = 0.0
         for name, (num_outputs, num_inputs) in SHAPES.items():
-            # The head is in 16 bits whatever the layers are.
-            found = figures.get(f"{'bf16' if name == 'head' else kind}, {name}, {num_rows} rows")
+            found = figures.get(f"{kind}, {name}, {num_rows} rows")
             if found is None or found["best"] is None:
                 break
             library_us = found["library"].get("us", float("inf"))
             best_us = found["best"]["us"]
             total_us += best_us * (1 if name == "head" else NUM_LAYERS)
             plan = ", ".join(f"{key}={value}" for key, value in found["best"]["plan"].items())
-            dtype = "torch.bfloat16" if kind == "bf16" or name == "head" else "torch.float8_e4m3fn"
+            dtype = "torch.bfloat16" if kind == "bf16" else "torch.float8_e4m3fn"
             print(
                 f"({dtype}, {num_outputs}, {num_inputs}): Plan({plan}),  # {found['best']['tb_a_s']} TB/s, "
                 f"{library_us / best_us:.2f} times the library"
@@ -292,7 +291,7 @@ def main() -> None:
             (kind, name)
             for kind in options.kinds
             for name in options.shapes
-            if kind == "bf16" or (name != "head" and num_rows <= few_rows.MOST_ROWS)
+            if kind == "bf16" or num_rows <= few_rows.MOST_ROWS
         ]
         for index, (kind, name) in enumerate(cases):
             now_s = time.perf_counter()

@@ -22,8 +22,9 @@ from emuworld.cache_pool import CachedModel
 from emuworld.decoding.drafting import exponentials
 from emuworld.decoding.sampling import Truncation, guide, pick_guided, race
 from emuworld.model.cache import StaticCache
-from emuworld.model.fp8 import Weight
-from emuworld.model.fused import FusedLayer, FusedTransformer
+from emuworld.model.fp8_numbers import Weight
+from emuworld.model.fused import FusedTransformer
+from emuworld.model.fused_layer import FusedLayer
 from emuworld.model.operations import Place
 from emuworld.model.transformer import Transformer
 from emuworld.tasks.published_way import Branch, PublishedWay

@@ -2,8 +2,8 @@
 
 Every output channel has a scale of its own. Where few rows meet a weight, reading it is all that costs, and
 the activations stay as they are; where many do (prefill, refinement of whole pictures), they are brought to
-8 bits too, with a scale for every row, and the product runs at twice the speed of 16 bits. Embedding, norms
-and head stay in 16 bits.
+8 bits too, with a scale for every row, and the product runs at twice the speed of 16 bits. Embedding and
+norms stay in 16 bits.
 
 On the CPU it is computed by definition, from the same rounded numbers: for tests and for the accuracy report
 (`emuworld bench what=fp8-accuracy`), not for speed.
@@ -12,47 +12,23 @@ Shapes: M rows, K inputs, N outputs.
 """
 
 import importlib.util
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
+
+from emuworld.model.fp8_numbers import FORMAT, Fp8Weight, Weight
 
 if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     from emuworld.model import fp8_kernels
 else:
     fp8_kernels = None  # type: ignore[assignment]
 
-FORMAT = torch.float8_e4m3fn
 LARGEST = 448.0
 MOST_WIDE_ROWS = 64
 """Up to so many rows activations keep their 16 bits."""
 _TINY = 1e-12  # keeps the scale of zeros finite
 _ALIGNED = 16  # of both sides of a weight, for `torch._scaled_mm` and for the kernel's loads
-
-
-class Fp8Weight(NamedTuple):
-    """A matrix that products are taken with: weight = values * scales."""
-
-    values_NK: torch.Tensor
-    """float8_e4m3fn."""
-    scales_N: torch.Tensor
-    """fp32."""
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.values_NK.shape
-
-    @property
-    def nbytes(self) -> int:
-        return self.values_NK.nbytes + self.scales_N.nbytes
-
-    def dequantised(self) -> torch.Tensor:
-        """fp32 [N, K]."""
-        return self.values_NK.float() * self.scales_N[:, None]
-
-
-Weight = torch.Tensor | Fp8Weight
-"""[N, K]."""
 
 
 def supports(device: torch.device) -> bool:
@@ -74,6 +50,27 @@ def quantise(weight_NK: torch.Tensor) -> Fp8Weight:
     return Fp8Weight(values_NK, scales_N1[:, 0])
 
 
+def quantise_head(head_VD: torch.Tensor) -> Fp8Weight:
+    """The same of a matrix with any number of ids, of which any range is multiplied (`scores`): rows of zeros
+    behind them make the last range a multiple of 16 too.
+    """
+    return quantise(F.pad(head_VD, (0, 0, 0, -len(head_VD) % _ALIGNED + _ALIGNED)))
+
+
+def scores(
+    hidden: torch.Tensor,
+    head: Fp8Weight,
+    *,
+    start: int,
+    stop: int,
+    product: Callable[[torch.Tensor, Fp8Weight], torch.Tensor],
+) -> torch.Tensor:
+    """[..., D] -> [..., stop - start] by a product of so many outputs as it can take."""
+    filled = start + -(-(stop - start) // _ALIGNED) * _ALIGNED
+    scores_MN = product(hidden.reshape(-1, hidden.shape[-1]), head.outputs(start, filled))
+    return scores_MN[:, : stop - start].reshape(*hidden.shape[:-1], stop - start)
+
+
 def linear(x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
     """x @ weight.T in the type of x, [M, N]."""
     if isinstance(weight, torch.Tensor):
@@ -92,10 +89,15 @@ def linear(x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
         values_MK,
         weight.values_NK.t(),
         scale_a=scales_M1,
-        scale_b=weight.scales_N[None],
+        scale_b=_aligned(weight.scales_N)[None],
         out_dtype=x_MK.dtype,
         use_fast_accum=True,
     )
+
+
+def _aligned(scales_N: torch.Tensor) -> torch.Tensor:
+    """Where the library may read four at once: a head's ids may begin anywhere."""
+    return scales_N.clone() if scales_N.data_ptr() % 16 else scales_N
 
 
 def by_definition(x_MK: torch.Tensor, weight: Fp8Weight) -> torch.Tensor:

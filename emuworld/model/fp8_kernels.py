@@ -1,6 +1,7 @@
 """Products of few rows with 8-bit weights as Triton kernels, which read a weight once, as 8 bits: `linear`
-widens it in registers, `linear_in_parts` brings the activations to 8 bits instead, without loss. And the
-rounding of activations for products of many rows, which are left to the library.
+widens it in registers, `linear_in_parts` brings the activations to 8 bits instead, without loss, and
+`linear_of_parts` takes them as `fp8_norms` has brought them there. And the rounding of activations for
+products of many rows, which are left to the library.
 
 Import it only where Triton is installed. `emuworld.model.fp8` says what it computes.
 
@@ -12,6 +13,7 @@ import triton
 import triton.language as tl
 
 from emuworld.model.few_rows import Plan, outputs_of, plan_for, shared_sums, write, write_gated
+from emuworld.model.fp8_numbers import TwoParts
 from emuworld.model.kernels import num_multiprocessors
 
 _FEWEST_ROWS = 16  # what a matrix unit takes, with 8 bits on both sides too
@@ -73,6 +75,41 @@ def linear_in_parts(
     out_MN = x_MK.new_empty((num_rows, num_outputs))
     _linear_in_parts[(plan.split, num_tiles)](
         x_MK.contiguous(),
+        values_NK,
+        scales_N,
+        out_MN,
+        *shared_sums(out_MN, plan),
+        num_rows,
+        num_inputs,
+        num_outputs,
+        rows=max(_FEWEST_ROWS // 2, triton.next_power_of_2(num_rows)),
+        outputs=plan.outputs,
+        block=plan.block,
+        split=plan.split,
+        gated=gated,
+        num_warps=plan.warps,
+        num_stages=plan.stages,
+    )
+    return out_MN
+
+
+def linear_of_parts(
+    x: TwoParts,
+    values_NK: torch.Tensor,
+    scales_N: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+    plan: Plan | None = None,
+    gated: bool = False,
+) -> torch.Tensor:
+    """The same of activations that come in their parts: nothing but products is left to do."""
+    num_rows, num_inputs = len(x.scales_M), values_NK.shape[1]
+    plan = plan or plan_for(values_NK)
+    assert plan.split == 1 or not gated
+    num_outputs, num_tiles = len(values_NK) // (1 + gated), triton.cdiv(len(values_NK), plan.outputs)
+    out_MN = x.values_PK.new_empty((num_rows, num_outputs), dtype=dtype)
+    _linear_of_parts[(plan.split, num_tiles)](
+        *x,
         values_NK,
         scales_N,
         out_MN,
@@ -182,6 +219,48 @@ def _linear_in_parts(
         total += (high + low * 0.0625) * scale[None, :]
     scales = tl.load(scales_ptr + output, mask=is_output, other=0.0)
     total *= scales[:, None]
+    if gated:
+        write_gated(total, row, out_ptr, num_rows, num_outputs, outputs, rows)
+    else:
+        write(total, row, output, out_ptr, sums_ptr, counters_ptr, num_rows, num_outputs, split)
+
+
+@triton.jit
+def _linear_of_parts(
+    parts_ptr: tl.tensor,
+    row_scales_ptr: tl.tensor,
+    values_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    sums_ptr: tl.tensor,
+    counters_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    num_inputs: tl.tensor,
+    num_outputs: tl.tensor,
+    rows: tl.constexpr,
+    outputs: tl.constexpr,
+    block: tl.constexpr,
+    split: tl.constexpr,
+    gated: tl.constexpr,
+) -> None:
+    """As `_linear_in_parts`, with a scale for each row."""
+    row, part_row = tl.arange(0, rows), tl.arange(0, 2 * rows)
+    output, is_output = outputs_of(tl.program_id(1), num_outputs, outputs, gated)
+    at = tl.arange(0, block)
+    is_part = part_row < 2 * num_rows
+    parts_at = part_row[:, None] * num_inputs + at[None, :]
+    values_at = output.to(tl.int64)[:, None] * num_inputs + at[None, :]
+    part = tl.cdiv(tl.cdiv(num_inputs, split), block) * block
+    first = tl.program_id(0) * part
+    both = tl.zeros((outputs, 2 * rows), tl.float32)
+    for start in range(first, tl.minimum(first + part, num_inputs), block):
+        inside = start + at < num_inputs
+        values = tl.load(values_ptr + values_at + start, mask=is_output[:, None] & inside[None, :], other=0.0)
+        parts = tl.load(parts_ptr + parts_at + start, mask=is_part[:, None] & inside[None, :], other=0.0)
+        both += tl.dot(values, tl.trans(parts))
+    high, low = tl.split(tl.reshape(both, (outputs, rows, 2)))
+    total = (high + low * 0.0625) * tl.load(row_scales_ptr + row, mask=row < num_rows, other=0.0)[None, :]
+    total *= tl.load(scales_ptr + output, mask=is_output, other=0.0)[:, None]
     if gated:
         write_gated(total, row, out_ptr, num_rows, num_outputs, outputs, rows)
     else:

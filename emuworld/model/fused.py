@@ -3,7 +3,8 @@
 Projections that read the same input are one product (query-key-value, gate-up), what lies between products
 runs as a few Triton kernels, and a step of few tokens a row is replayed as a CUDA graph. Guided and unguided
 rows are rows of one call. Weights are not copied: the `Transformer` it is made of becomes a set of views of
-the fused ones and computes as before; with 8-bit weights (`emuworld.model.fp8`) it loses its matrices.
+the fused ones and computes as before; with 8-bit weights (`emuworld.model.fp8`) its layers lose their
+matrices.
 
 It runs on the CPU too, in plain PyTorch and without graphs, which is how it is tested; for inference there,
 `emuworld.model.exact` is the form that keeps its promises.
@@ -15,29 +16,28 @@ import contextlib
 import copy
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from emuworld.model import operations
 from emuworld.model.attention import cached_attention
 from emuworld.model.cache import CacheStep, Memory, StaticCache
-from emuworld.model.config import TransformerConfig
-from emuworld.model.fp8 import FORMAT, Fp8Weight, Weight, linear, quantise
+from emuworld.model.fp8 import linear, quantise_head, scores
+from emuworld.model.fp8_numbers import Fp8Weight, TwoParts, Weight
+from emuworld.model.fused_layer import FusedLayer, join_as_they_are, join_in_8_bits, placed, rotary_tables
 from emuworld.model.graphs import StepGraphs
-from emuworld.model.operations import Norms, Place, Rotary
-from emuworld.model.transformer import Layer, Linear, Transformer, rotary_angles
+from emuworld.model.operations import Place
+from emuworld.model.transformer import Layer, Transformer
 
 if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
-    from emuworld.model import few_rows, fp8_kernels, kernels
+    from emuworld.model import few_rows, fp8_kernels, fp8_norms, kernels
 else:
-    few_rows = fp8_kernels = kernels = None  # type: ignore[assignment]
+    few_rows = fp8_kernels = fp8_norms = kernels = None  # type: ignore[assignment]
 
 # Of a key-value head; above it a step is prefill, with PyTorch's own attention where all rows are equally
 # long. A window of 16 of the 34 B.
@@ -47,6 +47,8 @@ _MOST_RECORDED_TOKENS = 2048
 WEIGHTS = ("bf16", "fp8")
 _KEY_STEP = 512  # without the kernels, attention reads the cache up to a multiple of this: one graph for each
 Reduce = Callable[[torch.Tensor], torch.Tensor]
+Activations = torch.Tensor | TwoParts
+"""[M, K]."""
 Attend = Callable[[torch.Tensor, int], torch.Tensor]
 """Queries [M, H, d] and the layer's index -> [M, H d]."""
 
@@ -62,6 +64,7 @@ class FusedTransformer:
     Args:
         model: its weights are fused in place, layer by layer: one layer's are there twice for a moment.
         weights: "bf16", as they are; "fp8", the layers' matrices in 8 bits.
+        head: of the head the same. Default: as `weights`; "bf16" for one that is not used.
         device: where 8-bit weights go, layer by layer, so that a model larger than the device in 16 bits can
             be on the host (its other weights become bf16 on CUDA). Default: the model's.
         use_kernels: Triton kernels, else plain PyTorch. Default: on CUDA where Triton is installed.
@@ -76,14 +79,17 @@ class FusedTransformer:
         model: Transformer,
         *,
         weights: str = "bf16",
+        head: str | None = None,
         device: torch.device | None = None,
         use_kernels: bool | None = None,
         use_graphs: bool | None = None,
         on_layer: Callable[[int, int], None] | None = None,
         reduce: Reduce | None = None,
     ) -> None:
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights must be {' or '.join(map(repr, WEIGHTS))}, got {weights!r}")
+        head = head or weights
+        for name, kind in (("weights", weights), ("head", head)):
+            if kind not in WEIGHTS:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, WEIGHTS))}, got {kind!r}")
         self.config = model.config
         self.weights = weights
         self._reduce = reduce
@@ -91,18 +97,19 @@ class FusedTransformer:
         device = model.device if device is None or weights == "bf16" else device
         with torch.no_grad():
             decoder = model.model
-            self.embedding_VD = _placed(decoder.embed_tokens.weight, device)
+            self.embedding_VD = placed(decoder.embed_tokens.weight, device)
             tied = model.lm_head.weight is decoder.embed_tokens.weight
-            self.head_VD = self.embedding_VD if tied else _placed(model.lm_head.weight, device)
-            self.norm_D = _placed(decoder.norm.weight, device)
-            join = _join if weights == "bf16" else partial(_join_in_8_bits, device=device)
+            head_VD = self.embedding_VD if tied else placed(model.lm_head.weight, device)
+            self.head_VD: Weight = head_VD if head == "bf16" else quantise_head(head_VD)
+            self.norm_D = placed(decoder.norm.weight, device)
+            join = join_as_they_are if weights == "bf16" else partial(join_in_8_bits, device=device)
             self.layers: list[FusedLayer] = []
             for layer in decoder.layers:
                 assert isinstance(layer, Layer)
                 self.layers.append(FusedLayer.take(layer, join=join, device=device))
                 if on_layer:
                     on_layer(len(self.layers), model.config.num_layers)
-            self.rotary = _rotary_tables(model.config, device=device)
+            self.rotary = rotary_tables(model.config, device=device)
         self._choose(use_kernels=use_kernels, use_graphs=use_graphs)
 
     def variant(
@@ -117,7 +124,7 @@ class FusedTransformer:
 
         With `own_products` products of few rows are kernels of ours, where there are kernels: in 16 bits
         where they are known to be faster than the library's (`few_rows.pays`), in 8 bits by activations in
-        8-bit parts (`fp8_kernels.linear_in_parts`).
+        8-bit parts (`fp8_kernels.linear_in_parts`, `linear_of_parts`).
         """
         other = copy.copy(self)
         other._own_products = own_products
@@ -196,6 +203,9 @@ class FusedTransformer:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor, *, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """[..., D] -> [..., stop - start]: the scores of ids start to stop only."""
+        if isinstance(self.head_VD, Fp8Weight):
+            stop = self.config.vocab_size if stop is None else stop
+            return scores(hidden, self.head_VD, start=start, stop=stop, product=self.product)
         head_VD = self.head_VD[start:stop]
         return self.product(hidden, head_VD) if hidden.ndim == 2 else F.linear(hidden, head_VD)
 
@@ -251,11 +261,11 @@ class FusedTransformer:
         attend: Attend,
     ) -> torch.Tensor:
         """Hidden states [R, T, D]; writes keys and values where `place` says."""
-        ops, eps = self.operations, self.config.rms_norm_eps
+        ops = self.operations
         x_MD = F.embedding(ids_RT.flatten(), self.embedding_VD)
         delta_MD: torch.Tensor | None = None
         for index, layer in enumerate(self.layers):
-            h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.attention_norm_D, eps=eps)
+            h_MD = self._normed(x_MD, delta_MD, layer.attention_norm_D, before=layer.qkv_XD)
             q_MHd = ops.write_heads(
                 self.product(h_MD, layer.qkv_XD),
                 layers_RKCd[index],
@@ -264,106 +274,59 @@ class FusedTransformer:
                 rotary=self.rotary,
             )
             delta_MD = self._summed(self.product(attend(q_MHd, index), layer.out_DX))
-            h_MD = ops.add_rms_norm(x_MD, delta_MD, layer.mlp_norm_D, eps=eps)
+            h_MD = self._normed(x_MD, delta_MD, layer.mlp_norm_D, before=layer.gate_up_XD)
             delta_MD = self._summed(self.product(self._gated_product(h_MD, layer.gate_up_XD), layer.down_DI))
+        eps = self.config.rms_norm_eps
         return ops.add_rms_norm(x_MD, delta_MD, self.norm_D, eps=eps).unflatten(0, ids_RT.shape)
 
-    def product(self, x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
+    def product(self, x_MK: Activations, weight: Weight) -> torch.Tensor:
         """x @ weight.T, as a step takes it."""
         own = self._own_product(x_MK, weight)
-        return linear(x_MK, weight) if own is None else own()
+        if own is not None:
+            return own()
+        assert isinstance(x_MK, torch.Tensor), "nothing but our kernel takes parts"
+        return linear(x_MK, weight)
 
-    def _gated_product(self, x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
+    def _normed(
+        self, x_MD: torch.Tensor, delta_MD: torch.Tensor | None, weight_D: torch.Tensor, *, before: Weight
+    ) -> Activations:
+        """`operations.add_rms_norm` as the product with `before` takes it."""
+        eps, few = self.config.rms_norm_eps, self._takes_own and len(x_MD) <= few_rows.MOST_ROWS
+        if few and isinstance(before, Fp8Weight):
+            return fp8_norms.add_rms_norm_in_parts(x_MD, delta_MD, weight_D, eps=eps)
+        return self.operations.add_rms_norm(x_MD, delta_MD, weight_D, eps=eps)
+
+    def _gated_product(self, x_MK: Activations, weight: Weight) -> torch.Tensor:
         """silu(gate) * up of x @ weight.T, in one launch where our kernel can."""
         own = self._own_product(x_MK, weight)
         if own is not None and self._gates(x_MK, weight):
             return own(gated=True)
         return self.operations.swiglu(self.product(x_MK, weight))
 
-    def _gates(self, x_MK: torch.Tensor, weight: Weight) -> bool:
+    def _gates(self, x_MK: Activations, weight: Weight) -> bool:
         if isinstance(weight, Fp8Weight):
             return few_rows.gates(weight.values_NK)
         return few_rows.gates(weight, num_rows=len(x_MK))
 
-    def _own_product(self, x_MK: torch.Tensor, weight: Weight) -> Callable[..., torch.Tensor] | None:
+    def _own_product(self, x_MK: Activations, weight: Weight) -> Callable[..., torch.Tensor] | None:
         """Our kernel with its arguments, where a step takes it."""
-        if not (self._own_products and self.uses_kernels):
+        if isinstance(x_MK, TwoParts):
+            assert isinstance(weight, Fp8Weight)
+            return partial(fp8_kernels.linear_of_parts, x_MK, *weight, dtype=self.dtype)
+        if not self._takes_own:
             return None
         if isinstance(weight, Fp8Weight):
             is_taken = len(x_MK) <= few_rows.MOST_ROWS
             return partial(fp8_kernels.linear_in_parts, x_MK, *weight) if is_taken else None
         return partial(few_rows.linear, x_MK, weight) if few_rows.pays(weight, num_rows=len(x_MK)) else None
 
+    @property
+    def _takes_own(self) -> bool:
+        """Whether products of few rows are kernels of ours."""
+        return self._own_products and self.uses_kernels
+
     def _summed(self, delta_MD: torch.Tensor) -> torch.Tensor:
         return delta_MD if self._reduce is None else self._reduce(delta_MD)
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FusedLayer:
-    """One layer's weights, those with a common input in one tensor."""
-
-    attention_norm_D: torch.Tensor
-    qkv_XD: Weight
-    norms: Norms
-    out_DX: Weight
-    mlp_norm_D: torch.Tensor
-    gate_up_XD: Weight
-    down_DI: Weight
-
-    @classmethod
-    def take(cls, layer: Layer, *, join: Callable[..., Weight], device: torch.device) -> "FusedLayer":
-        """The layer's weights; `join` makes one matrix of those that read the same."""
-        attention, mlp = layer.self_attn, layer.mlp
-        return cls(
-            attention_norm_D=_placed(layer.input_layernorm.weight, device),
-            qkv_XD=join(attention.q_proj, attention.k_proj, attention.v_proj),
-            norms=Norms(
-                _placed(attention.q_norm.weight, device),
-                _placed(attention.k_norm.weight, device),
-                attention.q_norm.eps,
-            ),
-            out_DX=join(attention.o_proj),
-            mlp_norm_D=_placed(layer.post_attention_layernorm.weight, device),
-            gate_up_XD=join(mlp.gate_proj, mlp.up_proj),
-            down_DI=join(mlp.down_proj),
-        )
-
-
-def _placed(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """As it is where it is there already; brought to a GPU it becomes bf16."""
-    weight = weight.detach()
-    return weight if weight.device == device else weight.to(device, torch.bfloat16)
-
-
-def _join_in_8_bits(*projections: Linear, device: torch.device) -> Fp8Weight:
-    """One weight for all; the projections are left without."""
-    parts = []
-    for projection in projections:
-        parts.append(quantise(projection.weight.detach().to(device)))
-        projection.weight = nn.Parameter(projection.weight.new_empty(0), requires_grad=False)
-    values = torch.cat([part.values_NK.view(torch.uint8) for part in parts]).view(FORMAT)
-    return Fp8Weight(values, torch.cat([part.scales_N for part in parts]))
-
-
-def _join(*projections: Linear) -> torch.Tensor:
-    """One weight for all; each projection's own becomes a view of it."""
-    if len(projections) == 1:
-        return projections[0].weight.detach()
-    joined = torch.cat([projection.weight.detach() for projection in projections])
-    stop = 0
-    for projection in projections:
-        start, stop = stop, stop + len(projection.weight)
-        projection.weight = nn.Parameter(joined[start:stop], requires_grad=False)
-    if joined.is_cuda:
-        torch.cuda.empty_cache()  # what was joined is never asked for again in these sizes
-    return joined
-
-
-def _rotary_tables(config: TransformerConfig, *, device: torch.device) -> Rotary:
-    """For every position of the context; 32 MiB for 32,768 positions and heads of 128."""
-    angles_Pd = rotary_angles(torch.arange(config.max_position_embeddings, device=device), config)
-    angles_Ph = angles_Pd[:, : config.head_dim // 2]
-    return Rotary(angles_Ph.cos().contiguous(), angles_Ph.sin().contiguous())

@@ -67,10 +67,13 @@ def run(config: Fp8Accuracy, *, on_progress: OnProgress = quiet) -> Path:
 def _forms(plain: Transformer, vocabulary: Vocabulary) -> dict[str, Reader]:
     """The rounded forms; those in fp8 take their weights from copies."""
     in_fp8 = FusedTransformer(copy.deepcopy(plain), weights="fp8")
+    head_in_bf16 = FusedTransformer(copy.deepcopy(plain), weights="fp8", head="bf16")
     forms: dict[str, Reader] = {
         "bf16": _reader(copy.deepcopy(plain).bfloat16(), vocabulary, num_tokens=None),
         "fp8, few rows (weights alone)": _reader(in_fp8, vocabulary, num_tokens=_FEW_TOKENS),
         "fp8, many rows (activations too)": _reader(in_fp8, vocabulary, num_tokens=None),
+        "fp8, few rows, head as it was": _reader(head_in_bf16, vocabulary, num_tokens=_FEW_TOKENS),
+        "fp8, many rows, head as it was": _reader(head_in_bf16, vocabulary, num_tokens=None),
     }
     if plain.device.type == "cpu":
         forms["int8, the exact form"] = _reader(exact(plain), vocabulary, num_tokens=None)
@@ -90,7 +93,9 @@ def _reader(
         hidden_TD = torch.cat(parts, dim=1)[0]
         visual = torch.tensor([vocabulary.is_visual(token) for token in ids[1:]], device=form.device)
         start, stop = vocabulary.visual_start, vocabulary.visual_stop
-        return form.logits(hidden_TD[:-1][visual], start=start, stop=stop).float()
+        places_ND = hidden_TD[:-1][visual]
+        chunks = places_ND.split(num_tokens or max(1, len(places_ND)))
+        return torch.cat([form.logits(chunk_ND, start=start, stop=stop).float() for chunk_ND in chunks])
 
     return read
 

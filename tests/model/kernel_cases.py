@@ -8,13 +8,14 @@ from typing import Any
 import torch
 import triton_cases
 
-from emuworld.model import few_rows, fp8, fp8_kernels, kernels, operations
+from emuworld.model import few_rows, fp8, fp8_kernels, fp8_norms, kernels, operations
 from emuworld.model.operations import Norms, Place, Rotary
 
 # The interpreter's bfloat16 products are wrong (it multiplies the bits), so float16 stands for it.
 LARGEST_ERROR = {torch.float32: 1e-6, torch.float16: 1e-3}
 POINTERS = {"cos_ptr": "*fp32", "sin_ptr": "*fp32", "rows_ptr": "*i32", "starts_ptr": "*i32"}
 POINTERS |= {"values_ptr": "*fp8e4nv", "scales_ptr": "*fp32"}
+POINTERS |= {"parts_ptr": "*fp8e4nv", "row_scales_ptr": "*fp32"}
 POINTERS |= {"sums_ptr": "*fp32", "maxima_ptr": "*fp32", "weights_ptr": "*fp32", "counters_ptr": "*i32"}
 
 
@@ -36,6 +37,8 @@ def compare() -> None:
         for split in (1, 3, 8):
             compare_plan(num_rows, num_inputs, num_outputs, split=split, generator=generator)
     compare_many(generator=generator)
+    for num_rows, num_inputs, num_outputs in ((2, 272, 80), (7, 1024, 64), (16, 640, 208)):
+        compare_parts(num_rows, num_inputs, num_outputs, generator=generator)
     for num_rows, num_inputs, num_outputs in ((1, 96, 80), (2, 272, 24), (16, 640, 208)):
         compare_gated(num_rows, num_inputs, num_outputs, generator=generator)
 
@@ -133,6 +136,35 @@ def compare_plan(
         rows_agree(found, fp8.by_definition(x_MK, weight), within=1e-5)
 
 
+def compare_parts(num_rows: int, num_inputs: int, num_outputs: int, *, generator: torch.Generator) -> None:
+    """Norms in two parts: their sum, also of numbers a thousand times smaller; and products with it."""
+    x_MD = (torch.randn(num_rows, num_inputs, generator=generator) * 2.0).half()
+    x_MD[:, 5] *= 500.0
+    x_MD[1] = 0.0
+    delta_MD = torch.randn(num_rows, num_inputs, generator=generator).half()
+    weight_D = (0.5 + torch.rand(num_inputs, generator=generator)).half()
+    found_x, expected_x = x_MD.clone(), x_MD.clone()
+    parts = fp8_norms.add_rms_norm_in_parts(found_x, delta_MD, weight_D, eps=1e-5)
+    h_MD = kernels.add_rms_norm(expected_x, delta_MD, weight_D, eps=1e-5).float()
+    assert torch.equal(found_x, expected_x)
+    high_MK, low_MK = parts.values_PK.float().unflatten(0, (num_rows, 2)).unbind(1)
+    sum_MK = (high_MK + low_MK / 16) * parts.scales_M[:, None]
+    # Halves have three bits more than the parts; and the interpreter loses a carry, as in `compare_fp8`.
+    least_MK = h_MD.abs().amax(dim=1, keepdim=True) * 1e-6
+    error_MK = (sum_MK - h_MD).abs()
+    assert (error_MK <= h_MD.abs() * 2.0**-4 + 10 * least_MK).all()
+    assert float((error_MK <= h_MD.abs() * 2.0**-8 + least_MK).float().mean()) > 0.95
+    weight = fp8.quantise(torch.randn(2 * num_outputs, num_inputs, generator=generator))
+    expected_MN = sum_MK @ weight.dequantised().T
+    for split in (1, 3):
+        plan = few_rows.Plan(outputs=64, block=64, split=split, warps=4, stages=3)
+        found = fp8_kernels.linear_of_parts(parts, *weight, dtype=torch.float32, plan=plan)
+        rows_agree(found, expected_MN, within=1e-5)
+    plan = few_rows.Plan(outputs=64, block=64, split=1, warps=4, stages=3)
+    found = fp8_kernels.linear_of_parts(parts, *weight, dtype=torch.float32, plan=plan, gated=True)
+    rows_agree(found, operations.swiglu(expected_MN), within=1e-4)
+
+
 def compare_many(*, generator: torch.Generator) -> None:
     """Products of more rows than a matrix unit takes, which are no power of two."""
     weight_NK = torch.randn(208, 272, generator=generator)
@@ -211,9 +243,12 @@ def compile_all() -> None:
         sizes = {"rows": rows, "outputs": 64, "block": 256, "split": split, "gated": gated}
         ptx = compiled(fp8_kernels._linear_in_parts, sizes, num_warps=4, num_stages=4)
         assert "wgmma.mma_async" in ptx and ".e4m3.e4m3" in ptx, "weights are widened"
+        ptx = compiled(fp8_kernels._linear_of_parts, sizes, num_warps=4, num_stages=4)
+        assert "wgmma.mma_async" in ptx and ".e4m3.e4m3" in ptx, "weights are widened"
     rounding = {"largest": 448.0, "tiny": 1e-12, "block": 4096}
     for x_type in ("*bf16", "*fp32"):
         compiled(fp8_kernels._round_rows, rounding, x_type=x_type, num_warps=8)
+    compiled(fp8_norms._add_rms_norm_in_parts, {"adds": True, "block": 8192}, num_warps=8)
     compiled(kernels._join_parts, {"repeats": 8, "parts": 16, **heads}, num_warps=4)
     compiled(kernels._swiglu, {"block": 1024}, num_warps=4)
 

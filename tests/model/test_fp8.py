@@ -71,20 +71,48 @@ def test_products_round_activations_only_where_rows_are_many(num_rows: int) -> N
 
 
 @torch.no_grad()
-def test_a_model_in_8_bits_is_the_model_with_rounded_weights() -> None:
+@pytest.mark.parametrize("head", ["bf16", "fp8", None])
+def test_a_model_in_8_bits_is_the_model_with_rounded_weights(head: str | None) -> None:
     """Token by token nothing else is rounded: the transformer with dequantised matrices is the truth."""
     model, rounded = built(), built()
     for layer in rounded.model.layers:
         for linear in (*_linears(layer.self_attn), *_linears(layer.mlp)):
             linear.weight.copy_(fp8.quantise(linear.weight).dequantised())
-    form = FusedTransformer(model, weights="fp8")
+    head_VD = rounded.lm_head.weight
+    if head != "bf16":
+        head_VD = fp8.quantise_head(head_VD).dequantised()[:300]
+    form = FusedTransformer(model, weights="fp8", head=head)
     assert form.layers[0].qkv_XD.shape == (8 * 16 + 2 * 2 * 16, 64)
     assert all(not linear.weight.numel() for linear in _linears(model.model.layers[0].mlp))
     ids_BT = random_ids(2, 30)
     cache = StaticCache(form.config, num_rows=2, capacity=64)
     hidden_BTD = torch.cat([form(ids_BT[:, at : at + 3], cache=cache) for at in range(0, 30, 3)], dim=1)
     torch.testing.assert_close(hidden_BTD, rounded(ids_BT), atol=3e-5, rtol=0)
-    torch.testing.assert_close(form.logits(hidden_BTD), rounded.logits(rounded(ids_BT)), atol=2e-4, rtol=0)
+    expected_BTV = F.linear(rounded(ids_BT), head_VD)
+    torch.testing.assert_close(form.logits(hidden_BTD), expected_BTV, atol=2e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_rows", [3, fp8.MOST_WIDE_ROWS + 1])
+@pytest.mark.parametrize(("start", "stop"), [(0, 300), (7, 10), (44, 300), (5, 101)])
+def test_scores_of_any_range_of_ids(num_rows: int, start: int, stop: int) -> None:
+    """300 ids are no multiple of 16, nor are these ranges; each product's outputs are."""
+    form = FusedTransformer(built(), weights="fp8")
+    assert isinstance(form.head_VD, fp8.Fp8Weight)
+    hidden_MD = torch.randn(num_rows, 64, generator=torch.Generator().manual_seed(5))
+    expected_MV = fp8.by_definition(hidden_MD, form.head_VD)[:, start:stop]
+    found_MV = form.logits(hidden_MD, start=start, stop=stop)
+    assert found_MV.shape == (num_rows, stop - start)
+    torch.testing.assert_close(found_MV, expected_MV)
+    outputs = []
+    fp8.scores(
+        hidden_MD,
+        form.head_VD,
+        start=start,
+        stop=stop,
+        product=lambda x_MK, part: outputs.append(part.shape[0]) or fp8.linear(x_MK, part),
+    )
+    assert outputs == [-(-(stop - start) // 16) * 16]
 
 
 def _linears(module: torch.nn.Module) -> list[torch.nn.Linear]:
@@ -107,6 +135,8 @@ def test_what_does_not_fit_is_refused(tiny_folder: str) -> None:
         fp8.quantise(torch.zeros(40, 32))
     with pytest.raises(ValueError, match="'bf16' or 'fp8', got 'int4'"):
         FusedTransformer(built(), weights="int4")
+    with pytest.raises(ValueError, match="head must be 'bf16' or 'fp8', got 'int4'"):
+        FusedTransformer(built(), weights="fp8", head="int4")
     with pytest.raises(ValueError, match="'bf16' or 'fp8', got 'int4'"):
         emuworld.load(tiny_folder, device="cpu", weights="int4")
     with pytest.raises(ValueError, match="needs a GPU of compute capability"):
@@ -154,6 +184,56 @@ def test_activations_in_two_parts_lose_nothing(num_rows: int, split: int) -> Non
                 found_MN = fp8_kernels.linear_in_parts(x_MK.cuda(), values_NK, scales_N, plan=plan).cpu()
                 error = (found_MN.float() - expected_MN).norm() / expected_MN.norm()
                 assert float(error) < 0.004
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("num_rows", [1, 2, 16])
+def test_norms_in_two_parts_are_the_norms(num_rows: int) -> None:
+    """Proves that two numbers of 8 bits hold a bfloat16, beside one that is hundreds of times larger too, and
+    that products of them are those of the bfloat16s.
+    """
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    from emuworld.model import few_rows, fp8_kernels, fp8_norms, kernels
+
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device="cuda", generator=generator).bfloat16()
+
+    for num_inputs, num_outputs in ((5120, 1024), (272, 48), (5120, 10240)):
+        x_MD, delta_MD, weight_D = noise(num_rows, num_inputs), noise(num_rows, num_inputs), noise(num_inputs)
+        x_MD[:, 7] *= 300.0
+        h_MD = kernels.add_rms_norm(x_MD.clone(), delta_MD, weight_D, eps=1e-5).float()
+        parts = fp8_norms.add_rms_norm_in_parts(x_MD.clone(), delta_MD, weight_D, eps=1e-5)
+        high_MK, low_MK = parts.values_PK.float().unflatten(0, (num_rows, 2)).unbind(1)
+        sum_MK = (high_MK + low_MK / 16) * parts.scales_M[:, None]
+        error_MK = (sum_MK - h_MD).abs() / h_MD.abs().amax(dim=1, keepdim=True)
+        assert float(error_MK.max()) < 1e-6
+        weight = fp8.quantise(noise(num_outputs, num_inputs))
+        expected_MN = F.linear(h_MD, weight.dequantised())
+        for outputs, block, split, warps in ((128, 256, 1, 8), (128, 128, 3, 8), (64, 256, 1, 4)):
+            plan = few_rows.Plan(outputs, block, split, warps, stages=3)
+            found_MN = fp8_kernels.linear_of_parts(parts, *weight, dtype=torch.bfloat16, plan=plan)
+            assert float((found_MN.float() - expected_MN).norm() / expected_MN.norm()) < 0.004
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("num_rows", [2, 300])
+def test_scores_on_the_gpu_begin_at_any_id(num_rows: int) -> None:
+    """Proves that products take a head's rows whose scales are not aligned, and outputs that fill no tile."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    form = FusedTransformer(built(), weights="fp8", device=torch.device("cuda"))
+    assert isinstance(form.head_VD, fp8.Fp8Weight)
+    hidden_MD = torch.randn(num_rows, 64, generator=torch.Generator().manual_seed(5)).bfloat16()
+    head = fp8.Fp8Weight(*(part.cpu() for part in form.head_VD))
+    for start, stop in ((0, 300), (7, 10), (45, 300), (6, 101)):
+        expected_MV = fp8.by_definition(hidden_MD, head)[:, start:stop].float()
+        found_MV = form.logits(hidden_MD.cuda(), start=start, stop=stop).cpu().float()
+        assert float((found_MV - expected_MV).norm() / expected_MV.norm()) < 0.005
 
 
 @pytest.mark.gpu

@@ -2,6 +2,8 @@
 
 import gc
 import importlib.util
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from triton_cases import run_cases
 
+import emuworld
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig, sized
 from emuworld.model.fused import FusedTransformer, fused
@@ -28,6 +31,17 @@ CONFIGS = {
 }
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 KERNELS_SCRIPT = Path(__file__).with_name("kernel_cases.py")
+# Each module before all others; modules that are there with CUDA only are imported while others still are.
+IMPORTS_WITH_CUDA = """
+import importlib, sys, torch
+torch.cuda.is_available = lambda: True
+for name in sys.argv[1:]:
+    for known in [known for known in sys.modules if known.split(".")[0] == "emuworld"]:
+        del sys.modules[known]
+    importlib.import_module(name)
+    assert not name.endswith(".fused") or sys.modules[name].kernels is not None
+    print("imported", name)
+"""
 
 
 def built(config: TransformerConfig, *, seed: int = 0) -> Transformer:
@@ -139,17 +153,31 @@ def test_a_cache_that_grows_lets_go_of_its_old_memory() -> None:
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_every_module_about_kernels_imports_first_where_there_is_cuda() -> None:
+    """A circle among them would show on a GPU machine only; the child process believes that it is on one."""
+    root = Path(emuworld.__file__).parents[1]
+    files = [path for name in ("model", "decoding") for path in (root / "emuworld" / name).glob("*.py")]
+    names = [f"emuworld.{path.parent.name}.{path.stem}" for path in files if "triton" in path.read_text()]
+    assert {"emuworld.model.fp8", "emuworld.model.fused", "emuworld.decoding.sampling"} <= set(names)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS_WITH_CUDA, *sorted(names)], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("imported") == len(names)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_kernels_agree_with_plain_pytorch() -> None:
     """In Triton's interpreter, in a process of its own: what `import triton` finds decides."""
     printed = run_cases(KERNELS_SCRIPT, "compare", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
-    assert printed.count("agrees") == 136
+    assert printed.count("agrees") == 145
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_kernels_compile_for_the_published_sizes(tmp_path: Path) -> None:
     """To machine code for compute capability 9.0, which needs no GPU; nothing is spilled to local memory."""
     printed = run_cases(KERNELS_SCRIPT, "compile", TRITON_CACHE_DIR=str(tmp_path))
-    assert printed.count("compiled") == 30
+    assert printed.count("compiled") == 36
 
 
 def cuda_model(**changes: object) -> Transformer:
