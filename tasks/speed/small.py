@@ -91,7 +91,7 @@ def _processes(code: str, num_processes: int) -> Figures:
 
 
 def _token(model: ExactTransformer, *, num_rows: int) -> Figures:
-    cache = StaticCache(model.config, num_rows=num_rows, capacity=_CONTEXT_TOKENS + 8)
+    cache = StaticCache(model.config, num_rows=num_rows, capacity=_CONTEXT_TOKENS + 8, dtype=model.dtype)
     cache.finish(cache.begin(_CONTEXT_TOKENS))
     ids_R1 = torch.zeros(num_rows, 1, dtype=torch.int64)
     stay_R = [False] * num_rows
