@@ -323,7 +323,7 @@ def test_one_command_makes_everything_once(tmp_path: Path) -> None:
         "dida": ("dida.safetensors", "emuworld.json", "dida.log.jsonl"),
         "detector": ("detector.safetensors",),
         "measured": ("x.tar.gz",),
-        "train/tables": ("train-0-1.stories",),
+        "train/tables-0": ("train-0-1.stories",),
     }
     for folder, names in kept.items():
         (tmp_path / folder).mkdir(parents=True)
