@@ -8,7 +8,7 @@ Shapes: M rows, K inputs, N outputs.
 """
 
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -102,20 +102,47 @@ def linear(
     """x @ weight.T for at most `MOST_ROWS_16_BITS` rows: the weight is read once, in long runs. `gated`,
     with a plan without split: silu(gate) * up of that, [M, N / 2], bit for bit what two kernels give.
     """
-    num_rows, num_inputs = x_MK.shape
-    plan = plan or plan_for(weight_NK, num_rows=num_rows)
-    assert plan.split == 1 or not gated
-    num_outputs, num_tiles = len(weight_NK) // (1 + gated), triton.cdiv(len(weight_NK), plan.outputs)
-    out_MN = x_MK.new_empty((num_rows, num_outputs))
-    _linear[(plan.split, num_tiles)](
-        x_MK.contiguous(),
+    return launched(
+        _linear,
+        (x_MK.contiguous(), weight_NK),
         weight_NK,
+        num_rows=len(x_MK),
+        dtype=x_MK.dtype,
+        fewest_rows=MOST_ROWS,
+        plan=plan or plan_for(weight_NK, num_rows=len(x_MK)),
+        gated=gated,
+    )
+
+
+def launched(
+    kernel: Any,
+    tensors: tuple[torch.Tensor, ...],
+    weight_NK: torch.Tensor,
+    *,
+    num_rows: int,
+    dtype: torch.dtype,
+    fewest_rows: int,
+    plan: Plan,
+    gated: bool,
+) -> torch.Tensor:
+    """What a kernel of few rows makes of its `tensors`, activations and weight: [M, N], gated [M, N / 2].
+
+    Args:
+        weight_NK: for its sides.
+        dtype: of the result.
+        fewest_rows: that the kernel takes, filled up.
+    """
+    assert plan.split == 1 or not gated
+    num_inputs, num_outputs = weight_NK.shape[1], len(weight_NK) // (1 + gated)
+    out_MN = weight_NK.new_empty((num_rows, num_outputs), dtype=dtype)
+    kernel[(plan.split, triton.cdiv(len(weight_NK), plan.outputs))](
+        *tensors,
         out_MN,
-        *shared_sums(out_MN, plan),
+        *_shared_sums(out_MN, plan),
         num_rows,
         num_inputs,
         num_outputs,
-        rows=max(MOST_ROWS, triton.next_power_of_2(num_rows)),
+        rows=max(fewest_rows, triton.next_power_of_2(num_rows)),
         outputs=plan.outputs,
         block=plan.block,
         split=plan.split,
@@ -126,7 +153,7 @@ def linear(
     return out_MN
 
 
-def shared_sums(out_MN: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+def _shared_sums(out_MN: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
     """Places for what each program sums, fp32 [split, M, N], and for how many are done, int32 zeros by tile
     of outputs. Neither is touched where inputs are not split.
     """

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from emuworld.model.few_rows import Plan, outputs_of, plan_for, shared_sums, write, write_gated
+from emuworld.model.few_rows import Plan, launched, outputs_of, plan_for, write, write_gated
 from emuworld.model.fp8_numbers import TwoParts
 from emuworld.model.kernels import num_multiprocessors
 
@@ -68,29 +68,16 @@ def linear_in_parts(
     the sum of two 8-bit numbers, which hold the 8 bits of a bfloat16's mantissa. A plan needs 64 outputs or
     more: for smaller tiles Triton takes older instructions, which widen. `gated` as in `few_rows.linear`.
     """
-    num_rows, num_inputs = x_MK.shape
-    plan = plan or plan_for(values_NK)
-    assert plan.split == 1 or not gated
-    num_outputs, num_tiles = len(values_NK) // (1 + gated), triton.cdiv(len(values_NK), plan.outputs)
-    out_MN = x_MK.new_empty((num_rows, num_outputs))
-    _linear_in_parts[(plan.split, num_tiles)](
-        x_MK.contiguous(),
+    return launched(
+        _linear_in_parts,
+        (x_MK.contiguous(), values_NK, scales_N),
         values_NK,
-        scales_N,
-        out_MN,
-        *shared_sums(out_MN, plan),
-        num_rows,
-        num_inputs,
-        num_outputs,
-        rows=max(_FEWEST_ROWS // 2, triton.next_power_of_2(num_rows)),
-        outputs=plan.outputs,
-        block=plan.block,
-        split=plan.split,
+        num_rows=len(x_MK),
+        dtype=x_MK.dtype,
+        fewest_rows=_FEWEST_ROWS // 2,
+        plan=plan or plan_for(values_NK),
         gated=gated,
-        num_warps=plan.warps,
-        num_stages=plan.stages,
     )
-    return out_MN
 
 
 def linear_of_parts(
@@ -103,29 +90,16 @@ def linear_of_parts(
     gated: bool = False,
 ) -> torch.Tensor:
     """The same of activations that come in their parts: nothing but products is left to do."""
-    num_rows, num_inputs = len(x.scales_M), values_NK.shape[1]
-    plan = plan or plan_for(values_NK)
-    assert plan.split == 1 or not gated
-    num_outputs, num_tiles = len(values_NK) // (1 + gated), triton.cdiv(len(values_NK), plan.outputs)
-    out_MN = x.values_PK.new_empty((num_rows, num_outputs), dtype=dtype)
-    _linear_of_parts[(plan.split, num_tiles)](
-        *x,
+    return launched(
+        _linear_of_parts,
+        (*x, values_NK, scales_N),
         values_NK,
-        scales_N,
-        out_MN,
-        *shared_sums(out_MN, plan),
-        num_rows,
-        num_inputs,
-        num_outputs,
-        rows=max(_FEWEST_ROWS // 2, triton.next_power_of_2(num_rows)),
-        outputs=plan.outputs,
-        block=plan.block,
-        split=plan.split,
+        num_rows=len(x.scales_M),
+        dtype=dtype,
+        fewest_rows=_FEWEST_ROWS // 2,
+        plan=plan or plan_for(values_NK),
         gated=gated,
-        num_warps=plan.warps,
-        num_stages=plan.stages,
     )
-    return out_MN
 
 
 def round_rows(x_MK: torch.Tensor, *, largest: float, tiny: float) -> tuple[torch.Tensor, torch.Tensor]:
