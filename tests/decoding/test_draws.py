@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -24,14 +23,6 @@ SETTINGS = [
     dataclasses.replace(FREE, guidance=1.0, image=Truncation(temperature=1.3, top_p=0.5)),
 ]
 SIZES = [(64, 96), (64, 96), (32, 64), (64, 64), (96, 64)]
-
-
-@pytest.fixture(params=[1, 2])
-def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def begun(model: WorldModel) -> list[WorldState]:

@@ -1,7 +1,5 @@
 """The CPU form: what a row gets is equal to the last bit whatever is beside it, and close to fp32."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -22,14 +20,6 @@ def built(config: TransformerConfig, *, seed: int = 0) -> Transformer:
     model = Transformer(config).eval()
     model.init_weights(torch.Generator().manual_seed(seed))
     return model
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 class Rows:
@@ -62,7 +52,7 @@ class Rows:
 
 
 @pytest.mark.parametrize("config", [SMALL, ODD], ids=["small", "odd"])
-def test_a_row_is_the_same_alone_and_among_others(config: TransformerConfig, threads: int) -> None:
+def test_a_row_is_the_same_alone_and_among_others(config: TransformerConfig, num_threads: int) -> None:
     rows = Rows(config)
     everyone = list(range(len(LENGTHS)))
     for chosen in (everyone[:2], everyone[3:5], everyone[::2], everyone[::-1], everyone[5:] + everyone[:5]):
@@ -75,7 +65,9 @@ def test_a_row_is_the_same_alone_and_among_others(config: TransformerConfig, thr
 
 
 @pytest.mark.parametrize("config", [SMALL, ODD], ids=["small", "odd"])
-def test_a_prefilled_row_is_the_same_alone_and_among_others(config: TransformerConfig, threads: int) -> None:
+def test_a_prefilled_row_is_the_same_alone_and_among_others(
+    config: TransformerConfig, num_threads: int
+) -> None:
     model = exact(built(config))
     ids_BT = torch.randint(0, config.vocab_size, (5, 271), generator=torch.Generator().manual_seed(2))
     together = model(ids_BT)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,14 +34,6 @@ def built(config: TransformerConfig) -> ExactTransformer:
 
 def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, 101, shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture(params=[1, 2, 3])
-def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("num_inputs", [1, 31, 64, 150, 1024, 1152, 2500])
