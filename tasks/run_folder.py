@@ -19,7 +19,7 @@ from emuworld.files import written
 from emuworld.tasks.metrics import Frame
 
 Record = dict[str, Any]
-FORMAT = 2  # of the records; 2: what the tokenizer alone shows is judged too
+FORMAT = 3  # of the records; 3: what the start shows is told apart
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -65,9 +65,7 @@ class StartTruth:
     other_commands: tuple[str, ...]  # at each step another command than the true one
     frames: NDArray[np.uint8]  # [K + 1, H, W, 3]
     seen: NDArray[np.bool_]  # [K, H, W], True = this pixel's surface point was in view in an earlier frame
-    given: NDArray[
-        np.bool_
-    ]  # [K, H, W], True = it was in view in the first frame, the only one that is given
+    given: NDArray[np.bool_]  # [K, H, W], True = it was in view in the first frame, which alone is given
     moved: tuple[bool, ...]  # whether the command changed the pose
     labels: Labels  # of the K + 1 frames
     branch_commands: tuple[str, ...]
