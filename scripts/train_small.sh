@@ -37,18 +37,18 @@ GRAPHS=${GRAPHS:-$COMPILE} # batches replayed as CUDA graphs
 RENDERER=${RENDERER:-auto}
 # What a room and what a table-top gives. Many table-tops told four times each, and not few told eight times: few are learnt
 # by heart (docs/log.md).
-ROOM_KINDS="num_frames=42 num_pictures=8 num_edits=12 num_tales=1 episodes_per_shard=4"
-TABLE_KINDS="num_frames=0 num_pictures=0 num_tasks=1 num_views=4 num_tables=10 num_table_edits=12 episodes_per_shard=6"
-# The rows of a step by kind and length: about 210,000 tokens, two fifths of them walks. Every bucket is some work for the
+ROOM_KINDS="num_frames=42 num_pictures=8 num_edits=20 num_tales=1 episodes_per_shard=4"
+TABLE_KINDS="num_frames=0 num_pictures=0 num_tasks=1 num_views=4 num_tables=10 num_table_edits=18 episodes_per_shard=6"
+# The rows of a step by kind and length: about 225,000 tokens, two fifths of them walks. Every bucket is some work for the
 # processor, whatever its size, so few and large ones take part in a step. On several GPUs a step is as large as on one and
 # takes less time: fewer buckets at once, each with as many rows for every GPU.
 bucket() { # what, rows on one GPU, in each so many-th step
     printf ',{%s,batch_size:%d,every:%d}' "$1" $(($2 * GPUS)) $(($3 * GPUS))
 }
-BUCKETS="buckets=[{kind:walk,frames:12,batch_size:24}$(bucket kind:picture 132 2)$(bucket kind:x2i,frames:2 132 2)"
+BUCKETS="buckets=[{kind:walk,frames:12,batch_size:24}$(bucket kind:picture 132 2)$(bucket kind:x2i,frames:2 88 1)"
 BUCKETS="$BUCKETS$(bucket kind:table 84 3)$(bucket kind:vla,frames:2 72 3)$(bucket kind:vla,frames:4,at_least:3 30 3)"
 BUCKETS="$BUCKETS$(bucket kind:howto,frames:3 18 3)$(bucket kind:walk,frames:42 3 8)$(bucket kind:story,frames:6 12 4)"
-BUCKETS="$BUCKETS$(bucket kind:x2i,frames:3 16 8)$(bucket kind:vla,frames:7,at_least:5 21 8)"
+BUCKETS="$BUCKETS$(bucket kind:x2i,frames:3 24 8)$(bucket kind:vla,frames:7,at_least:5 21 8)"
 BUCKETS="$BUCKETS$(bucket kind:howto,frames:6,at_least:4 21 8)]"
 DIDA_BUCKETS="buckets=[{kind:walk,frames:6,batch_size:8},{kind:picture,batch_size:16},{kind:table,batch_size:8}"
 DIDA_BUCKETS="$DIDA_BUCKETS,{kind:x2i,frames:2,batch_size:8},{kind:story,frames:6,batch_size:4,every:2}"

@@ -1,8 +1,11 @@
 """Records of edited pictures -> figures with Wilson's intervals, the judge's own errors among them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from emuworld.envs.rooms.edit_words import PHRASINGS
+from emuworld.envs.tabletop.edit_words import TABLE_PHRASINGS
 from emuworld.tasks.metrics import wilson
 from emuworld.tasks.run_folder import Record
 from emuworld.tasks.suites import BARS
@@ -20,17 +23,25 @@ EXPECTED: dict[str, tuple[bool, bool | None]] = {
     "spoilt, tokenizer": (True, False),
 }
 VERDICTS = ("success", "done", "kept")
+KNOWN_WORDS, OTHER_WORDS = "words of all splits", "words of the test split alone"
+_OTHER_WORDS = [
+    re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(template)))
+    for one in (*PHRASINGS.values(), *TABLE_PHRASINGS.values())
+    for template in one.held_out
+]
 
 
 def summarise_x2i(records: Sequence[Record]) -> dict[str, Any]:
-    """Share of edits that are done and leave the rest as it was, by kind and by world, and how often the
-    judge says so of pictures that are not, or does not of pictures that are.
+    """Share of edits that are done and leave the rest as it was, by kind, by world and by whether training
+    ever words one so, and how often the judge says so of pictures that are not, or does not of pictures that
+    are.
     """
     cases = [record for record in records if record["kind"] == "edit"]
     figures: dict[str, Any] = {"num_edits": len(cases), "groups": {}}
-    names = [*sorted({case["world"] for case in cases}), *sorted({case["group"] for case in cases})]
+    labelled = [(case["judged"], (case["world"], _words(case), case["group"])) for case in cases]
+    names = {name: None for place in range(3) for name in sorted({labels[place] for _, labels in labelled})}
     for name in ("all", *names):
-        chosen = [case["judged"] for case in cases if name in ("all", case["world"], case["group"])]
+        chosen = [judged for judged, labels in labelled if name in ("all", *labels)]
         figures["groups"][name] = {
             "dream": {verdict: _rate([one["dream"] for one in chosen], verdict) for verdict in VERDICTS},
             "judge": _errors(chosen),
@@ -51,6 +62,11 @@ def summarise_x2i(records: Sequence[Record]) -> dict[str, Any]:
         "edit done, rest kept": {"estimate": success, "bar": bar, "at_least": True, "met": met}
     }
     return figures
+
+
+def _words(case: Record) -> str:
+    asked = case["instruction"]
+    return OTHER_WORDS if any(other.fullmatch(asked) for other in _OTHER_WORDS) else KNOWN_WORDS
 
 
 def _errors(judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

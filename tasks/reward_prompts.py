@@ -1,20 +1,19 @@
 """Command `data prompts`: what GRPO asks, with the truth its rewards compare: lines of JSON and PNG files.
 
-t2i: captions of true views with one or two objects. x2i: edits that MuJoCo carries out. explore: walks from a
-true first view. Training and held-out prompts come from the splits of the suites, so what is asked in
-training is never asked in an evaluation.
+t2i: captions of true views with one or two objects. x2i: edits that MuJoCo carries out, of rooms and of
+table-tops and all kinds in turn, as the suite asks them. explore: walks from a true first view. Training and
+held-out prompts come from the splits of the suites, so what is asked in training is never asked in an
+evaluation.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from os import cpu_count
 from pathlib import Path
@@ -23,11 +22,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from emuworld.envs.rooms.edit_episodes import edit_stories
 from emuworld.files import write_text
+from emuworld.tasks.edit_truth import make_edit
 from emuworld.tasks.metrics import Frame
 from emuworld.tasks.progress import OnProgress, quiet
-from emuworld.tasks.truth import Request, make_prompt, make_start, render_pool, shared_renderer
+from emuworld.tasks.truth import Request, make_prompt, make_start, render_pool
 
 FILE_NAME = "prompts.jsonl"
 _SEED_STRIDE = 1_000_003  # rooms of different kinds are different rooms
@@ -40,7 +39,7 @@ class RewardPrompts:
     out: str = "outputs/data/reward-prompts"  # folder of prompts.jsonl and the pictures that it names
     split: str = "train"  # train | validation | test
     num_t2i: int = 64  # captions
-    num_x2i: int = 64  # edits of one picture
+    num_x2i: int = 64  # edits
     num_explore: int = 64  # walks
     num_steps: int = 1  # commands of a walk
     size_px: int = 256
@@ -108,36 +107,16 @@ def _captions(config: RewardPrompts, out: Path, count: int, ordered: _Ordered) -
 
 
 def _edits(config: RewardPrompts, out: Path, count: int, ordered: _Ordered) -> Iterator[dict[str, Any]]:
-    seeds = itertools.count(config.first_seed + _SEED_STRIDE)
-    edits = ordered(partial(_edits_of, config), seeds if count else ())
-    of_all_rooms = itertools.chain.from_iterable(edits)
-    for done, (text, *frames) in enumerate(islice(of_all_rooms, count)):
-        names = (f"x2i-{done:05d}-{when}.png" for when in ("before", "after"))
-        before, after = (_save(frame, out / name) for frame, name in zip(frames, names, strict=True))
+    for truth in ordered(make_edit, [_request(config, index, kind=1) for index in range(count)]):
+        stem = f"x2i-{truth.index:05d}"
+        given = [_save(one, out / f"{stem}-given-{at}.png") for at, one in enumerate(truth.references)]
+        after = _save(truth.after, out / f"{stem}-after.png")
         yield {
             "mode": "x2i",
-            "prompt": text,
-            "images": [before],
-            "truth": {"before": before, "pictures": [after]},
+            "prompt": truth.instruction,
+            "images": given,
+            "truth": {"before": given[-1], "pictures": [after], "edit": truth.group},
         }
-
-
-def _edits_of(config: RewardPrompts, seed: int) -> list[tuple[str, Frame, Frame]]:
-    """Edits of one picture of one room: words, the picture before and after."""
-    stories = edit_stories(
-        config.split,
-        seed,
-        num_edits=2,
-        renderer=shared_renderer(config.renderer),
-        size=config.size_px,
-        format="PNG",
-    )
-    return [
-        (segment.text, story.reference_images[0].to_array(), segment.images[0].to_array())
-        for story in stories
-        if len(story.reference_images) == 1
-        for segment in story.segments[:1]
-    ]
 
 
 def _walks(config: RewardPrompts, out: Path, count: int, ordered: _Ordered) -> Iterator[dict[str, Any]]:

@@ -281,15 +281,15 @@ def _viewpoint(shot: Shot, rng: np.random.Generator) -> _Change | None:
 
 
 _MAKERS: dict[str, tuple[Callable[[Shot, np.random.Generator], _Change | None], float]] = {
-    "add": (_add, 2.0),
-    "remove": (_remove, 1.5),
+    "add": (_add, 2.5),
+    "remove": (_remove, 2.0),
     "recolour": (_recolour, 2.0),
-    "move": (_move, 3.0),
-    "replace": (_replace, 1.5),
-    "walls": (_walls, 1.2),
-    "floor": (_floor, 0.7),
-    "light": (_light, 1.0),
-    "viewpoint": (_viewpoint, 1.2),
+    "move": (_move, 4.5),
+    "replace": (_replace, 2.5),
+    "walls": (_walls, 1.8),
+    "floor": (_floor, 1.8),
+    "light": (_light, 1.8),
+    "viewpoint": (_viewpoint, 2.0),
 }
 EDIT_KINDS = tuple(_MAKERS)
 

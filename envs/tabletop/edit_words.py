@@ -20,14 +20,35 @@ TABLE_PHRASINGS: dict[str, Phrasing] = {
     **{name: ROOM_PHRASINGS[name] for name in _SHARED},
     "add": Phrasing(
         templates=("add {an_a}", "put {an_a} on the table", "place {an_a} on the table"),
+        training=(
+            "there should be {an_a}",
+            "i want {an_a} on the table",
+            "draw {an_a}",
+            "include {an_a}",
+            "bring in {an_a}",
+            "let there be {an_a} too",
+        ),
         held_out=("insert {an_a}",),
     ),
     "add where": Phrasing(
         templates=("add {an_a} {where}", "put {an_a} {where}", "place {an_a} {where}"),
+        training=ROOM_PHRASINGS["add where"].training,
         held_out=("insert {an_a} {where}",),
     ),
     "remove": Phrasing(
         templates=("remove the {a}", "take away the {a}", "take the {a} off the table"),
+        training=(
+            "delete the {a}",
+            "erase the {a}",
+            "clear the {a} away",
+            "get the {a} out of here",
+            "make the {a} disappear",
+            "show it without the {a}",
+            "leave out the {a}",
+            "there should be no {a}",
+            "i do not want the {a}",
+            "the {a} should be gone",
+        ),
         held_out=("get rid of the {a}",),
     ),
     "put into": Phrasing(
@@ -35,6 +56,14 @@ TABLE_PHRASINGS: dict[str, Phrasing] = {
             "put the {a} {relation} the {b}",
             "move the {a} {relation}to the {b}",
             "place the {a} {relation} the {b}",
+        ),
+        training=(
+            "bring the {a} {relation} the {b}",
+            "drop the {a} {relation} the {b}",
+            "the {a} should be {relation} the {b}",
+            "i want the {a} {relation} the {b}",
+            "the {a} goes {relation} the {b}",
+            "get the {a} {relation} the {b}",
         ),
         held_out=("set the {a} {relation} the {b}",),
     ),
@@ -44,38 +73,69 @@ TABLE_PHRASINGS: dict[str, Phrasing] = {
             "make the wall {wall}",
             "change the colour of the wall to {wall}",
         ),
+        training=(
+            "colour the wall {wall}",
+            "turn the wall {wall}",
+            "the wall should be {wall}",
+            "i want the wall {wall}",
+            "redo the wall in {wall}",
+        ),
         held_out=("recolour the wall {wall}",),
     ),
     "table": Phrasing(
         templates=("make the table {top}", "change the table to {a_top} table", "use {a_top} table"),
+        training=(
+            "the table should be {top}",
+            "i want {a_top} table",
+            "turn the table {top}",
+            "replace the table with {a_top} table",
+            "there should be {a_top} table",
+            "show it on {a_top} table",
+            "everything should stand on {a_top} table",
+        ),
         held_out=("put it on {a_top} table",),
     ),
     "darker": Phrasing(
         templates=("make it darker", "dim the light", "make the picture darker"),
+        training=ROOM_PHRASINGS["darker"].training,
         held_out=("turn down the light",),
     ),
     "brighter": Phrasing(
         templates=("make it brighter", "brighten the light", "make the picture brighter"),
+        training=ROOM_PHRASINGS["brighter"].training,
         held_out=("turn up the light",),
     ),
     "warm": Phrasing(
         templates=("make the light warm", "change the light to warm", "give the table warm light"),
+        training=ROOM_PHRASINGS["warm"].training,
         held_out=("use warm light",),
     ),
     "cold": Phrasing(
         templates=("make the light cold", "change the light to cold", "give the table cold light"),
+        training=ROOM_PHRASINGS["cold"].training,
         held_out=("use cold light",),
     ),
     "move up": Phrasing(
-        templates=("show it from further up", "move the camera up"), held_out=("view it from further up",)
+        templates=("show it from further up", "move the camera up"),
+        training=(
+            "look at it from further up",
+            "go further up",
+            "i want to see it from further up",
+        ),
+        held_out=("view it from further up",),
     ),
     "move down": Phrasing(
         templates=("show it from further down", "move the camera down"),
+        training=(
+            "look at it from further down",
+            "go further down",
+            "i want to see it from further down",
+        ),
         held_out=("view it from further down",),
     ),
 }
 
 
 def table_edit_phrase(name: str, rng: np.random.Generator, split: str, **words: str) -> str:
-    """An instruction: the plainest template every second time, else any that texts of the split may use."""
+    """See `emuworld.envs.rooms.edit_words.edit_phrase`."""
     return said(TABLE_PHRASINGS[name], rng, split, **words)

@@ -314,13 +314,13 @@ def _turned(camera: CameraPlan, turn_deg: float, rise_deg: float, share: float) 
 _MAKERS: dict[str, tuple[Callable[[TableShot, np.random.Generator], _Change | None], float]] = {
     "add": (_add, 2.0),
     "remove": (_remove, 1.5),
-    "recolour": (_recolour, 2.0),
-    "move": (_move, 3.5),
-    "replace": (_replace, 1.5),
-    "wall": (_wall, 0.5),
-    "table": (_table, 0.8),
-    "light": (_light, 1.0),
-    "viewpoint": (_viewpoint, 0.8),
+    "recolour": (_recolour, 1.5),
+    "move": (_move, 5.0),
+    "replace": (_replace, 2.5),
+    "wall": (_wall, 1.0),
+    "table": (_table, 2.0),
+    "light": (_light, 1.2),
+    "viewpoint": (_viewpoint, 2.0),
 }
 TABLE_EDIT_KINDS = tuple(_MAKERS)
 

@@ -7,8 +7,9 @@ import pytest
 
 from emuworld.tasks.detector import Sighting
 from emuworld.tasks.edit_judge import judge
-from emuworld.tasks.edit_summary import EXPECTED, summarise_x2i
+from emuworld.tasks.edit_summary import EXPECTED, KNOWN_WORDS, OTHER_WORDS, summarise_x2i
 from emuworld.tasks.edit_truth import ROOM_KINDS, TABLE_KINDS, EditTruth, Place, make_edit
+from emuworld.tasks.metrics import wilson
 from emuworld.tasks.truth import Request
 
 SIZE = 256
@@ -130,13 +131,28 @@ def test_what_is_replaced_is_not_only_gone(truths: list[EditTruth]) -> None:
     assert not judge(truth, gone, seen=[], rebuilt=truth.after).done
 
 
-def _record(index: int, *, world: str, group: str, dream: tuple[bool, bool], fooled: bool = False) -> dict:
+def _record(
+    index: int,
+    *,
+    world: str,
+    group: str,
+    dream: tuple[bool, bool],
+    fooled: bool = False,
+    asked: str = "add a red ball",
+) -> dict:
     verdict = {who: {"done": done, "kept": kept is not False} for who, (done, kept) in EXPECTED.items()}
     if fooled:
         verdict["wrong, tokenizer"] = {"done": True, "kept": True}
         verdict["copied, tokenizer"] = {"done": False, "kept": True}
     verdict["dream"] = {"done": dream[0], "kept": dream[1]}
-    return {"kind": "edit", "index": index, "world": world, "group": group, "judged": verdict}
+    return {
+        "kind": "edit",
+        "index": index,
+        "world": world,
+        "group": group,
+        "instruction": asked,
+        "judged": verdict,
+    }
 
 
 def test_figures_count_successes_by_kind_and_the_judges_errors_beside() -> None:
@@ -144,7 +160,7 @@ def test_figures_count_successes_by_kind_and_the_judges_errors_beside() -> None:
         _record(0, world="rooms", group="add", dream=(True, True)),
         _record(1, world="tables", group="add", dream=(True, False)),
         _record(2, world="rooms", group="light", dream=(False, True), fooled=True),
-        _record(3, world="tables", group="light", dream=(True, True)),
+        _record(3, world="tables", group="light", dream=(True, True), asked="use cold light"),
     ]
     figures = summarise_x2i(records)
     groups = figures["groups"]
@@ -152,6 +168,8 @@ def test_figures_count_successes_by_kind_and_the_judges_errors_beside() -> None:
         groups["all"]["dream"]["success"]["value"] == 0.5 and groups["add"]["dream"]["done"]["value"] == 1.0
     )
     assert groups["tables"]["dream"]["kept"]["value"] == 0.5
+    assert groups[OTHER_WORDS]["dream"]["success"] == wilson(1, 1).as_dict()
+    assert groups[KNOWN_WORDS]["dream"]["success"] == wilson(1, 3).as_dict()
     judge_errors = groups["all"]["judge"]
     assert judge_errors["false successes, tokenizer"]["value"] == pytest.approx(1 / 12)
     assert judge_errors["missed successes, tokenizer"]["value"] == pytest.approx(1 / 8)

@@ -81,6 +81,23 @@ def test_an_edit_is_worth_what_is_done_and_kept(lines: list[dict[str, Any]]) -> 
     )
     assert values[0] == 1.0 and 0.8 < values[1] < 1.0 and values[2] == 0.0 and max(values[3:]) <= 0.1
     assert edit([_Answer((), line["truth"])]) == [0.0]
+
+
+def test_where_an_edit_changes_everything_all_of_it_counts(lines: list[dict[str, Any]]) -> None:
+    """A block that is wrong where the true picture differs from the one before takes off as one elsewhere."""
+    line = lines[1]
+    before, after = (_shown(line, name) for name in (line["truth"]["before"], *line["truth"]["pictures"]))
+    differs = (np.abs(before.astype(int) - after).max(axis=2) > 6).reshape(16, 16, 16, 16).any(axis=(1, 3))
+    spoilt, (row, column) = after.copy(), np.argwhere(differs)[0]
+    spoilt[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] += 90
+    of_all, of_rest = ({**line["truth"], "edit": kind} for kind in ("light", "add"))
+    values = edit([_Answer((spoilt,), truth, (before,)) for truth in (of_all, of_rest)])
+    assert 0.0 < values[0] < values[1] <= 1.0
+    assert edit([_Answer((after,), of_all, (before,))]) == [1.0]
+
+
+def test_terms_apply_to_the_lines_that_have_their_truth(lines: list[dict[str, Any]]) -> None:
+    after = _shown(lines[1], *lines[1]["truth"]["pictures"])
     assert np.isnan(edit([_Answer((after,), lines[2]["truth"])])[0])
 
 
@@ -96,9 +113,9 @@ def test_to_try_is_never_worth_less_than_an_empty_room() -> None:
 
 
 def test_more_of_the_same_is_worth_less() -> None:
-    """One asked for and seen three times: two quarters of a share less; seven times: nothing."""
+    """One asked for and seen twice: half a share less; three times: nothing."""
     egg = ("orange", "egg")
-    assert [share_found({egg}, [egg] * times) for times in (1, 2, 3, 7)] == [1.0, 0.75, 0.5, 0.0]
+    assert [share_found({egg}, [egg] * times) for times in (1, 2, 3, 7)] == [1.0, 0.5, 0.0, 0.0]
 
 
 def test_objects_are_what_the_judge_finds(lines: list[dict[str, Any]]) -> None:

@@ -157,11 +157,13 @@ def test_splits_keep_their_words_and_colours() -> None:
     words |= {"where": "l", "wall": "v", "old": "o", "floor": "f", "a_floor": "af"}
     rng = np.random.default_rng(0)
     for name, phrasing in PHRASINGS.items():
+        assert not set(phrasing.held_out) & {*phrasing.templates, *phrasing.training}
         for split, allowed in (
-            ("train", phrasing.templates),
+            ("train", phrasing.templates + phrasing.training),
+            ("validation", phrasing.templates),
             ("test", phrasing.templates + phrasing.held_out),
         ):
-            said = {edit_phrase(name, rng, split, **words) for _ in range(60)}
+            said = {edit_phrase(name, rng, split, **words) for _ in range(200)}
             assert said == {template.format(**words) for template in allowed}
     assert len(held_out) > 15
     pairs = {tuple(edit.result.split()) for edit in _edits("add", rooms=30)}
