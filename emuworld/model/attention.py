@@ -2,7 +2,8 @@
 
 Both choose FlashAttention where it is installed and the tensors allow it (CUDA, 16 bits), else PyTorch's
 `scaled_dot_product_attention`. Over a cache, queries that share a key-value head are laid side by side as
-more queries of that head, so keys and values are never repeated in memory.
+more queries of that head, so keys and values are never repeated in memory; rows of a GPU that see all their
+keys need not be, which saves a pass over pictures two copies.
 
 On the CPU every row of a cache is its own call over exactly its own keys: what a row gets cannot depend on
 the rows beside it, neither on their number nor on their lengths.
@@ -28,6 +29,7 @@ _KEY_STEP = (
 # cuDNN's attention is the fastest, but it makes a plan for every new shape, which the layers of a small model
 # should not win back (a guess: not measured apart). Operations of all layers from which on it may be chosen:
 _PLANNED_WORK = 1e13
+_HALF_PRECISION = (torch.float16, torch.bfloat16)  # fast kernels with `enable_gqa` know no other types
 _WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 if torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None:
@@ -113,6 +115,8 @@ def _all_rows(q_RHTd: torch.Tensor, cache: StaticCache, *, layer: int, step: Cac
             causal=step.causal,
         )
         return out_RTHd.transpose(1, 2)
+    if step.uniform and not step.causal and q_RHTd.dtype in _HALF_PRECISION:
+        return scaled_dot_product_attention(q_RHTd, *cache.all_kv(layer, longest), enable_gqa=True)
     repeats = num_heads // cache.config.num_kv_heads
     q_RGnd = q_RHTd.reshape(num_rows, cache.config.num_kv_heads, repeats * num_tokens, head_dim)
     num_keys, mask = longest, None  # which is all that is seen where the new tokens see each other
@@ -127,4 +131,4 @@ def _all_rows(q_RHTd: torch.Tensor, cache: StaticCache, *, layer: int, step: Cac
 
 
 def _flash_attention_fits(q: torch.Tensor) -> bool:
-    return flash_attn_func is not None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16)
+    return flash_attn_func is not None and q.is_cuda and q.dtype in _HALF_PRECISION

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from emuworld.model.kernels import num_multiprocessors, silu_times
+from emuworld.model.launches import begin, follows
 
 MOST_ROWS = 16  # what a matrix unit takes
 MOST_ROWS_16_BITS = 64  # of a matrix in 16 bits that has a plan for so many
@@ -142,6 +143,7 @@ def launched(
         num_rows,
         num_inputs,
         num_outputs,
+        **follows(is_product=True),
         rows=max(fewest_rows, triton.next_power_of_2(num_rows)),
         outputs=plan.outputs,
         block=plan.block,
@@ -192,6 +194,7 @@ def _linear(
     num_rows: tl.tensor,
     num_inputs: tl.tensor,
     num_outputs: tl.tensor,
+    pdl: tl.constexpr,
     rows: tl.constexpr,
     outputs: tl.constexpr,
     block: tl.constexpr,
@@ -207,6 +210,7 @@ def _linear(
     weight_at = output.to(tl.int64)[:, None] * num_inputs + at[None, :]
     part = tl.cdiv(tl.cdiv(num_inputs, split), block) * block
     first = tl.program_id(0) * part
+    begin(pdl)
     total = tl.zeros((outputs, rows), tl.float32)
     for start in range(first, tl.minimum(first + part, num_inputs), block):
         inside = start + at < num_inputs

@@ -17,17 +17,15 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from emuworld.model.fp8_numbers import FORMAT, Fp8Weight, Weight
+from emuworld.model.fp8_numbers import FORMAT, LARGEST, TINY, Fp8Weight, Rounded, Weight
 
 if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     from emuworld.model import fp8_kernels
 else:
     fp8_kernels = None  # type: ignore[assignment]
 
-LARGEST = 448.0
 MOST_WIDE_ROWS = 64
 """Up to so many rows activations keep their 16 bits."""
-_TINY = 1e-12  # keeps the scale of zeros finite
 _ALIGNED = 16  # of both sides of a weight, for `torch._scaled_mm` and for the kernel's loads
 
 
@@ -79,18 +77,20 @@ def linear(x_MK: torch.Tensor, weight: Weight) -> torch.Tensor:
         return by_definition(x_MK, weight)
     if len(x_MK) <= MOST_WIDE_ROWS and fp8_kernels is not None:
         return fp8_kernels.linear(x_MK, weight.values_NK, weight.scales_N)
-    if fp8_kernels is not None:
-        values_MK, scales_M1 = fp8_kernels.round_rows(x_MK, largest=LARGEST, tiny=_TINY)
-    else:
-        values_MK, scales_M1 = _rounded(x_MK)
+    rounded = fp8_kernels.round_rows(x_MK) if fp8_kernels is not None else _rounded(x_MK)
+    return linear_of_rounded(rounded, weight, dtype=x_MK.dtype)
+
+
+def linear_of_rounded(x: Rounded, weight: Fp8Weight, *, dtype: torch.dtype) -> torch.Tensor:
+    """x @ weight.T on CUDA by the library, [M, N]."""
     # Scales of rows and columns are taken along by the product itself. Its sums keep some 14 bits ("fast"),
     # an eighth of the rounding of what is summed at most, and take two thirds of the time.
     return torch._scaled_mm(
-        values_MK,
+        x.values_MK,
         weight.values_NK.t(),
-        scale_a=scales_M1,
+        scale_a=x.scales_M1,
         scale_b=_aligned(weight.scales_N)[None],
-        out_dtype=x_MK.dtype,
+        out_dtype=dtype,
         use_fast_accum=True,
     )
 
@@ -109,9 +109,8 @@ def by_definition(x_MK: torch.Tensor, weight: Fp8Weight) -> torch.Tensor:
     return F.linear(x32_MK, weight.dequantised()).to(x_MK.dtype)
 
 
-def _rounded(x_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """8-bit values [M, K] and fp32 scales [M, 1]."""
+def _rounded(x_MK: torch.Tensor) -> Rounded:
     x32_MK = x_MK.float()
-    scales_M1 = x32_MK.abs().amax(dim=-1, keepdim=True).clamp_min(_TINY) / LARGEST
+    scales_M1 = x32_MK.abs().amax(dim=-1, keepdim=True).clamp_min(TINY) / LARGEST
     # The quotient may round to a hair above the largest, which has no 8-bit number.
-    return (x32_MK / scales_M1).clamp(-LARGEST, LARGEST).to(FORMAT), scales_M1
+    return Rounded((x32_MK / scales_M1).clamp(-LARGEST, LARGEST).to(FORMAT), scales_M1)

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 
 from emuworld.model.few_rows import Plan, launched, outputs_of, plan_for, write, write_gated
-from emuworld.model.fp8_numbers import TwoParts
+from emuworld.model.fp8_numbers import LARGEST, TINY, Rounded, TwoParts
 from emuworld.model.kernels import num_multiprocessors
+from emuworld.model.launches import begin, follows
 
 _FEWEST_ROWS = 16  # what a matrix unit takes, with 8 bits on both sides too
 _FEWEST_OUTPUTS, _MOST_OUTPUTS = 16, 64  # of one program
@@ -40,6 +41,7 @@ def linear(x_MK: torch.Tensor, values_NK: torch.Tensor, scales_N: torch.Tensor) 
         num_rows,
         num_inputs,
         num_outputs,
+        **follows(is_product=True),
         shrink=_SHRINK,
         rows=rows,
         outputs=outputs,
@@ -102,8 +104,8 @@ def linear_of_parts(
     )
 
 
-def round_rows(x_MK: torch.Tensor, *, largest: float, tiny: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """8-bit values [M, K] and fp32 scales [M, 1]: each row's largest becomes the largest of the format."""
+def round_rows(x_MK: torch.Tensor) -> Rounded:
+    """In 8 bits: each row's largest becomes the largest of the format."""
     num_rows, size = x_MK.shape
     values_MK = torch.empty_like(x_MK, dtype=torch.float8_e4m3fn, memory_format=torch.contiguous_format)
     scales_M1 = x_MK.new_empty((num_rows, 1), dtype=torch.float32)
@@ -112,12 +114,12 @@ def round_rows(x_MK: torch.Tensor, *, largest: float, tiny: float) -> tuple[torc
         values_MK,
         scales_M1,
         size,
-        largest=largest,
-        tiny=tiny,
+        largest=LARGEST,
+        tiny=TINY,
         block=min(_ROUNDED_AT_ONCE, triton.next_power_of_2(size)),
         num_warps=8,
     )
-    return values_MK, scales_M1
+    return Rounded(values_MK, scales_M1)
 
 
 @triton.jit
@@ -129,12 +131,14 @@ def _linear(
     num_rows: tl.tensor,
     num_inputs: tl.tensor,
     num_outputs: tl.tensor,
+    pdl: tl.constexpr,
     shrink: tl.constexpr,
     rows: tl.constexpr,
     outputs: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
     """One program for a few outputs of all rows."""
+    begin(pdl)
     row = tl.arange(0, rows)
     output = tl.program_id(0) * outputs + tl.arange(0, outputs)
     at = tl.arange(0, block)
@@ -165,6 +169,7 @@ def _linear_in_parts(
     num_rows: tl.tensor,
     num_inputs: tl.tensor,
     num_outputs: tl.tensor,
+    pdl: tl.constexpr,
     rows: tl.constexpr,
     outputs: tl.constexpr,
     block: tl.constexpr,
@@ -182,6 +187,7 @@ def _linear_in_parts(
     values_at = output.to(tl.int64)[:, None] * num_inputs + at[None, :]
     part = tl.cdiv(tl.cdiv(num_inputs, split), block) * block
     first = tl.program_id(0) * part
+    begin(pdl)
     total = tl.zeros((outputs, rows), tl.float32)
     for start in range(first, tl.minimum(first + part, num_inputs), block):
         inside = start + at < num_inputs
@@ -211,6 +217,7 @@ def _linear_of_parts(
     num_rows: tl.tensor,
     num_inputs: tl.tensor,
     num_outputs: tl.tensor,
+    pdl: tl.constexpr,
     rows: tl.constexpr,
     outputs: tl.constexpr,
     block: tl.constexpr,
@@ -226,6 +233,7 @@ def _linear_of_parts(
     values_at = output.to(tl.int64)[:, None] * num_inputs + at[None, :]
     part = tl.cdiv(tl.cdiv(num_inputs, split), block) * block
     first = tl.program_id(0) * part
+    begin(pdl)
     both = tl.zeros((outputs, 2 * rows), tl.float32)
     for start in range(first, tl.minimum(first + part, num_inputs), block):
         inside = start + at < num_inputs
@@ -278,9 +286,29 @@ def _round_rows(
     for start in range(0, size, block):
         x = tl.load(x_ptr + row + start + at, mask=start + at < size, other=0.0)
         most = tl.maximum(most, tl.abs(x.to(tl.float32)))
-    scale = tl.maximum(tl.max(most, axis=0), tiny) / largest
+    scale = scale_of(tl.max(most, axis=0), largest, tiny)
     tl.store(scales_ptr + tl.program_id(0), scale)
     for start in range(0, size, block):
         x = tl.load(x_ptr + row + start + at, mask=start + at < size, other=0.0)
-        value = tl.minimum(tl.maximum(x.to(tl.float32) / scale, -largest), largest)
+        value = in_8_bits(x.to(tl.float32), scale, largest)
         tl.store(values_ptr + row + start + at, value.to(values_ptr.dtype.element_ty), mask=start + at < size)
+
+
+@triton.jit
+def scale_of(most: tl.tensor, largest: tl.constexpr, tiny: tl.constexpr) -> tl.tensor:
+    """Of a row with this largest number, which becomes the largest of the format."""
+    return tl.div_rn(tl.maximum(most, tiny), largest)
+
+
+@triton.jit
+def in_8_bits(x: tl.tensor, scale: tl.tensor, largest: tl.constexpr) -> tl.tensor:
+    """What is left to store of a row in 16 bits, fp32.
+
+    Many quotients of such numbers lie in the middle of two of the format, and what is a hair off goes the
+    other way: so it must be what a division by IEEE 754 gives. Here the product with the inverse, set right
+    by what is left over: the same (tried with all pairs of mantissas) in a quarter of the instructions.
+    """
+    inverse = tl.div_rn(1.0, scale)
+    quotient = x * inverse
+    quotient = tl.fma(tl.fma(-quotient, scale, x), inverse, quotient)
+    return tl.minimum(tl.maximum(quotient, -largest), largest)

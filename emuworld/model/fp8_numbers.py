@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 
 FORMAT = torch.float8_e4m3fn
+LARGEST = 448.0
+TINY = 1e-12  # keeps the scale of zeros finite
 
 
 class Fp8Weight(NamedTuple):
@@ -34,6 +36,15 @@ class Fp8Weight(NamedTuple):
     def dequantised(self) -> torch.Tensor:
         """fp32 [N, K]."""
         return self.values_NK.float() * self.scales_N[:, None]
+
+
+class Rounded(NamedTuple):
+    """Activations in 8 bits: values * scales."""
+
+    values_MK: torch.Tensor
+    """float8_e4m3fn."""
+    scales_M1: torch.Tensor
+    """fp32."""
 
 
 class TwoParts(NamedTuple):

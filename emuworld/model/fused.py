@@ -27,17 +27,18 @@ from torch.nn import functional as F
 from emuworld.model import operations
 from emuworld.model.attention import cached_attention
 from emuworld.model.cache import CacheStep, Memory, StaticCache
-from emuworld.model.fp8 import linear, quantise_head, scores
-from emuworld.model.fp8_numbers import Fp8Weight, TwoParts, Weight
+from emuworld.model.fp8 import MOST_WIDE_ROWS, linear, linear_of_rounded, quantise_head, scores
+from emuworld.model.fp8_numbers import Fp8Weight, Rounded, TwoParts, Weight
 from emuworld.model.fused_layer import FusedLayer, join_as_they_are, join_in_8_bits, placed, rotary_tables
 from emuworld.model.graphs import StepGraphs
 from emuworld.model.operations import Place
 from emuworld.model.transformer import Layer, Transformer
 
 if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
-    from emuworld.model import few_rows, fp8_kernels, fp8_norms, kernels
+    from emuworld.model import few_rows, fp8_activations, fp8_kernels, fp8_norms, kernels, launches
 else:
-    few_rows = fp8_kernels = fp8_norms = kernels = None  # type: ignore[assignment]
+    few_rows = fp8_activations = fp8_kernels = fp8_norms = None  # type: ignore[assignment]
+    kernels = launches = None  # type: ignore[assignment]
 
 # Of a key-value head; above it a step is prefill, with PyTorch's own attention where all rows are equally
 # long. A window of 16 of the 34 B.
@@ -47,7 +48,7 @@ _MOST_RECORDED_TOKENS = 2048
 WEIGHTS = ("bf16", "fp8")
 _KEY_STEP = 512  # without the kernels, attention reads the cache up to a multiple of this: one graph for each
 Reduce = Callable[[torch.Tensor], torch.Tensor]
-Activations = torch.Tensor | TwoParts
+Activations = torch.Tensor | TwoParts | Rounded
 """[M, K]."""
 Attend = Callable[[torch.Tensor, int], torch.Tensor]
 """Queries [M, H, d] and the layer's index -> [M, H d]."""
@@ -93,7 +94,7 @@ class FusedTransformer:
         self.config = model.config
         self.weights = weights
         self._reduce = reduce
-        self._own_products = True
+        self._own_products = self._programmatic_launches = True
         device = model.device if device is None or weights == "bf16" else device
         with torch.no_grad():
             decoder = model.model
@@ -119,15 +120,18 @@ class FusedTransformer:
         use_graphs: bool | None = None,
         reduce: Reduce | None = None,
         own_products: bool = True,
+        programmatic_launches: bool = True,
     ) -> "FusedTransformer":
         """The same weights, computed otherwise; defaults as for a new one, `reduce` as it is here.
 
         With `own_products` products of few rows are kernels of ours, where there are kernels: in 16 bits
         where they are known to be faster than the library's (`few_rows.pays`), in 8 bits by activations in
-        8-bit parts (`fp8_kernels.linear_in_parts`, `linear_of_parts`).
+        8-bit parts (`fp8_kernels.linear_in_parts`, `linear_of_parts`). With `programmatic_launches` they may
+        come before what they follow has ended, where the GPU can (`launches`); results are the same.
         """
         other = copy.copy(self)
         other._own_products = own_products
+        other._programmatic_launches = programmatic_launches
         other._reduce = reduce or self._reduce
         other._choose(use_kernels=use_kernels, use_graphs=use_graphs)
         return other
@@ -194,7 +198,8 @@ class FusedTransformer:
             else:
                 short = self.uses_kernels and ids_BT.numel() <= _MOST_RECORDED_TOKENS
             if short or (self.uses_kernels and not step.uniform):
-                hidden_BTD = self._step(ids_BT, spots_2R, cache, step, recorded=short and self.use_graphs)
+                with self._launching():
+                    hidden_BTD = self._step(ids_BT, spots_2R, cache, step, recorded=short and self.use_graphs)
             else:
                 hidden_BTD = self._prefill(ids_BT, spots_2R, cache, step)
         cache.finish(step, advance_B=advance_B)
@@ -203,11 +208,12 @@ class FusedTransformer:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor, *, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """[..., D] -> [..., stop - start]: the scores of ids start to stop only."""
-        if isinstance(self.head_VD, Fp8Weight):
-            stop = self.config.vocab_size if stop is None else stop
-            return scores(hidden, self.head_VD, start=start, stop=stop, product=self.product)
-        head_VD = self.head_VD[start:stop]
-        return self.product(hidden, head_VD) if hidden.ndim == 2 else F.linear(hidden, head_VD)
+        with self._launching():
+            if isinstance(self.head_VD, Fp8Weight):
+                stop = self.config.vocab_size if stop is None else stop
+                return scores(hidden, self.head_VD, start=start, stop=stop, product=self.product)
+            head_VD = self.head_VD[start:stop]
+            return self.product(hidden, head_VD) if hidden.ndim == 2 else F.linear(hidden, head_VD)
 
     def _step(
         self,
@@ -275,12 +281,16 @@ class FusedTransformer:
             )
             delta_MD = self._summed(self.product(attend(q_MHd, index), layer.out_DX))
             h_MD = self._normed(x_MD, delta_MD, layer.mlp_norm_D, before=layer.gate_up_XD)
-            delta_MD = self._summed(self.product(self._gated_product(h_MD, layer.gate_up_XD), layer.down_DI))
+            h_MI = self._gated_product(h_MD, layer.gate_up_XD, before=layer.down_DI)
+            delta_MD = self._summed(self.product(h_MI, layer.down_DI))
         eps = self.config.rms_norm_eps
         return ops.add_rms_norm(x_MD, delta_MD, self.norm_D, eps=eps).unflatten(0, ids_RT.shape)
 
     def product(self, x_MK: Activations, weight: Weight) -> torch.Tensor:
         """x @ weight.T, as a step takes it."""
+        if isinstance(x_MK, Rounded):
+            assert isinstance(weight, Fp8Weight)
+            return linear_of_rounded(x_MK, weight, dtype=self.dtype)
         own = self._own_product(x_MK, weight)
         if own is not None:
             return own()
@@ -292,20 +302,31 @@ class FusedTransformer:
     ) -> Activations:
         """`operations.add_rms_norm` as the product with `before` takes it."""
         eps, few = self.config.rms_norm_eps, self._takes_own and len(x_MD) <= few_rows.MOST_ROWS
+        if self._rounds(len(x_MD), before):
+            return fp8_activations.add_rms_norm(x_MD, delta_MD, weight_D, eps=eps)
         if few and isinstance(before, Fp8Weight):
             return fp8_norms.add_rms_norm_in_parts(x_MD, delta_MD, weight_D, eps=eps)
         return self.operations.add_rms_norm(x_MD, delta_MD, weight_D, eps=eps)
 
-    def _gated_product(self, x_MK: Activations, weight: Weight) -> torch.Tensor:
-        """silu(gate) * up of x @ weight.T, in one launch where our kernel can."""
+    def _rounds(self, num_rows: int, weight: Weight) -> bool:
+        """Whether so many activations are brought to 8 bits where they are made."""
+        is_taken = self.uses_kernels and isinstance(weight, Fp8Weight) and num_rows > MOST_WIDE_ROWS
+        return is_taken and fp8_activations.supports(size=weight.shape[1])
+
+    def _gated_product(self, x_MK: Activations, weight: Weight, *, before: Weight) -> Activations:
+        """silu(gate) * up of x @ weight.T, in one launch where our kernel can, as `before` takes it."""
         own = self._own_product(x_MK, weight)
         if own is not None and self._gates(x_MK, weight):
             return own(gated=True)
-        return self.operations.swiglu(self.product(x_MK, weight))
+        gate_up_MX = self.product(x_MK, weight)
+        if self._rounds(len(gate_up_MX), before):
+            return fp8_activations.swiglu(gate_up_MX)
+        return self.operations.swiglu(gate_up_MX)
 
     def _gates(self, x_MK: Activations, weight: Weight) -> bool:
         if isinstance(weight, Fp8Weight):
             return few_rows.gates(weight.values_NK)
+        assert isinstance(x_MK, torch.Tensor)
         return few_rows.gates(weight, num_rows=len(x_MK))
 
     def _own_product(self, x_MK: Activations, weight: Weight) -> Callable[..., torch.Tensor] | None:
@@ -313,7 +334,7 @@ class FusedTransformer:
         if isinstance(x_MK, TwoParts):
             assert isinstance(weight, Fp8Weight)
             return partial(fp8_kernels.linear_of_parts, x_MK, *weight, dtype=self.dtype)
-        if not self._takes_own:
+        if not self._takes_own or isinstance(x_MK, Rounded):
             return None
         if isinstance(weight, Fp8Weight):
             is_taken = len(x_MK) <= few_rows.MOST_ROWS
@@ -324,6 +345,11 @@ class FusedTransformer:
     def _takes_own(self) -> bool:
         """Whether products of few rows are kernels of ours."""
         return self._own_products and self.uses_kernels
+
+    def _launching(self) -> contextlib.AbstractContextManager[None]:
+        """How the kernels of a step follow each other."""
+        is_early = self._programmatic_launches and self.uses_kernels and launches.supports(self.device)
+        return launches.programmatic() if is_early else contextlib.nullcontext()
 
     def _summed(self, delta_MD: torch.Tensor) -> torch.Tensor:
         return delta_MD if self._reduce is None else self._reduce(delta_MD)

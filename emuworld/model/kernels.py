@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from emuworld.model.launches import begin, follows
 from emuworld.model.operations import Norms, Place, Rotary
 
 _KEYS_A_BLOCK = 64
@@ -49,6 +50,7 @@ def add_rms_norm(
         eps,
         num_rows,
         size,
+        **follows(),
         adds=delta_MD is not None,
         rows=rows,
         block=block,
@@ -80,6 +82,7 @@ def write_heads(
         len(qkv_MX) // len(place.rows_R),
         cache_RKCd.stride(0),
         cache_RKCd.stride(1),
+        **follows(),
         num_heads=num_heads,
         num_groups=num_groups,
         head_dim=head_dim,
@@ -116,6 +119,7 @@ def attend(
         num_tokens,
         cache_RKCd.stride(0),
         cache_RKCd.stride(1),
+        **follows(),
         num_groups=num_groups,
         repeats=repeats,
         head_dim=head_dim,
@@ -135,6 +139,7 @@ def attend(
         out_MX,
         num_tokens,
         blocks * queries,
+        **follows(),
         num_groups=num_groups,
         repeats=repeats,
         head_dim=head_dim,
@@ -177,11 +182,13 @@ def _add_rms_norm(
     eps: tl.tensor,
     num_rows: tl.tensor,
     size: tl.tensor,
+    pdl: tl.constexpr,
     adds: tl.constexpr,
     rows: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
     """One program for a few rows."""
+    begin(pdl)
     row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
     at = tl.arange(0, block)
     inside = (row < num_rows)[:, None] & (at < size)[None, :]
@@ -214,12 +221,14 @@ def _write_heads(
     num_tokens: tl.tensor,
     row_stride: tl.tensor,
     head_stride: tl.tensor,
+    pdl: tl.constexpr,
     num_heads: tl.constexpr,
     num_groups: tl.constexpr,
     head_dim: tl.constexpr,
     tokens: tl.constexpr,
 ) -> None:
     """One program for a few tokens of a head: norm and rotation for queries and keys, a copy for values."""
+    begin(pdl)
     token = tl.program_id(0).to(tl.int64) * tokens + tl.arange(0, tokens)
     head = tl.program_id(1)
     there = token < num_all
@@ -268,6 +277,7 @@ def _attend_part(
     num_tokens: tl.tensor,
     row_stride: tl.tensor,
     head_stride: tl.tensor,
+    pdl: tl.constexpr,
     num_groups: tl.constexpr,
     repeats: tl.constexpr,
     head_dim: tl.constexpr,
@@ -279,6 +289,7 @@ def _attend_part(
     """One program a row, key-value head, part of its keys and block of its queries: a running softmax
     (online, base 2).
     """
+    begin(pdl)
     pair = tl.program_id(0)
     part = tl.program_id(1)
     row = pair // num_groups
@@ -340,12 +351,14 @@ def _join_parts(
     out_ptr: tl.tensor,
     num_tokens: tl.tensor,
     queries: tl.tensor,
+    pdl: tl.constexpr,
     num_groups: tl.constexpr,
     repeats: tl.constexpr,
     head_dim: tl.constexpr,
     parts: tl.constexpr,
 ) -> None:
     """One program a query; there is room for `queries` of each row and key-value head."""
+    begin(pdl)
     pair = tl.program_id(0)
     query = tl.program_id(1)
     part = tl.arange(0, parts)

@@ -5,10 +5,14 @@ need not be there (`compile`); run by test_fused.py in a process of its own.
 import sys
 from typing import Any
 
+import numpy as np
 import torch
+import triton
+import triton.language as tl
 import triton_cases
+from triton.runtime import interpreter
 
-from emuworld.model import few_rows, fp8, fp8_kernels, fp8_norms, kernels, operations
+from emuworld.model import few_rows, fp8, fp8_activations, fp8_kernels, fp8_norms, kernels, operations
 from emuworld.model.operations import Norms, Place, Rotary
 
 # The interpreter's bfloat16 products are wrong (it multiplies the bits), so float16 stands for it.
@@ -32,6 +36,10 @@ def compare() -> None:
     compare_case(64, 64, 8, 4, 16, 90, (70, 0, 3), 4096, dtype=torch.float16, generator=generator)
     for num_rows, num_inputs, num_outputs in ((2, 96, 80), (5, 512, 160), (33, 272, 48)):
         compare_fp8(num_rows, num_inputs, num_outputs, generator=generator)
+    interpreter.InterpreterBuilder.create_fma = fused_multiply_add
+    compare_rounding()
+    for num_rows, size in ((3, 96), (70, 1100)):
+        compare_rounded(num_rows, size, generator=generator)
     # Inputs in one part and in several, of which the last is shorter or empty; outputs that fill no tile.
     for num_rows, num_inputs, num_outputs in ((2, 272, 80), (7, 1024, 64), (16, 640, 208)):
         for split in (1, 3, 8):
@@ -106,7 +114,7 @@ def compare_fp8(num_rows: int, num_inputs: int, num_outputs: int, *, generator: 
     weight = fp8.quantise(torch.randn(num_outputs, num_inputs, generator=generator))
     x_MK = torch.randn(num_rows, num_inputs, generator=generator)
     x_MK[0] *= 1e5
-    values_MK, scales_M1 = fp8_kernels.round_rows(x_MK, largest=fp8.LARGEST, tiny=1e-12)
+    values_MK, scales_M1 = fp8_kernels.round_rows(x_MK)
     rounded = fp8.quantise(torch.nn.functional.pad(x_MK, (0, 0, 0, -num_rows % 16)))
     torch.testing.assert_close(scales_M1[:, 0], rounded.scales_N[:num_rows])
     # The interpreter loses the carry where a mantissa rounds up to the next power of two.
@@ -117,6 +125,66 @@ def compare_fp8(num_rows: int, num_inputs: int, num_outputs: int, *, generator: 
     errors_M = (found - expected).norm(dim=-1) / expected.norm(dim=-1)  # row by row: the first is huge
     assert float(errors_M.max()) < 4e-4, f"relative errors {errors_M}"  # of halves: 2 ** -11
     print(f"agrees to {float(errors_M.max()):.1e}")
+
+
+def compare_rounded(num_rows: int, size: int, *, generator: torch.Generator) -> None:
+    """Norms and SwiGLU that round, and what rounds after them: the same bits. And those of the definition, of
+    numbers in 16 bits too, whose quotients often lie in the middle of two of 8 bits.
+    """
+    x_MD, delta_MD = (torch.randn(num_rows, size, generator=generator).half() for _ in range(2))
+    weight_D = torch.rand(size, generator=generator).half()
+    for delta in (None, delta_MD):
+        found, expected = x_MD.clone(), x_MD.clone()
+        same_bits(
+            fp8_activations.add_rms_norm(found, delta, weight_D, eps=1e-5),
+            kernels.add_rms_norm(expected, delta, weight_D, eps=1e-5),
+        )
+        assert torch.equal(found, expected)
+    gate_up_MX = torch.randn(num_rows, 2 * size, generator=generator).half()
+    gate_up_MX[1] = 0.0
+    same_bits(fp8_activations.swiglu(gate_up_MX), kernels.swiglu(gate_up_MX))
+
+
+def compare_rounding() -> None:
+    """All quotients of mantissas of bfloat16 and of halves, before they are stored as 8 bits (which is where
+    the interpreter is wrong): those of a division, in the middle of two numbers of 8 bits too.
+    """
+    for num_mantissas, dtype in ((128, torch.bfloat16), (1024, torch.float16)):
+        x_K = (1.0 + torch.arange(num_mantissas) / num_mantissas).to(dtype).float()
+        scales_M1 = 2.0 * x_K[:, None] / fp8.LARGEST
+        found_MK = torch.empty(num_mantissas, num_mantissas)
+        _write_quotients[(num_mantissas,)](x_K, scales_M1, found_MK, fp8.LARGEST, num_mantissas)
+        assert torch.equal(found_MK, x_K / scales_M1)
+        # With a product in place of the division it would not be so, nor in 8 bits.
+        assert ((x_K * (1.0 / scales_M1)).to(fp8.FORMAT).float() != found_MK.to(fp8.FORMAT).float()).any()
+        print("all quotients")
+
+
+@triton.jit
+def _write_quotients(
+    x_ptr: tl.tensor,
+    scales_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    largest: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    at = tl.arange(0, block)
+    scale = tl.load(scales_ptr + tl.program_id(0))
+    quotients = fp8_kernels.in_8_bits(tl.load(x_ptr + at), scale, largest)
+    tl.store(out_ptr + tl.program_id(0) * block + at, quotients)
+
+
+def fused_multiply_add(builder: object, x: Any, y: Any, z: Any) -> Any:
+    """The interpreter rounds the product; what it multiplies has 24 bits, so 53 hold it."""
+    total = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data.astype(np.float64)
+    return interpreter.TensorHandle(total.astype(z.data.dtype), z.dtype.scalar)
+
+
+def same_bits(found: fp8.Rounded, wide_MK: torch.Tensor) -> None:
+    expected = fp8_kernels.round_rows(wide_MK)
+    assert torch.equal(found.scales_M1, expected.scales_M1)
+    assert torch.equal(found.values_MK.view(torch.uint8), expected.values_MK.view(torch.uint8))
+    print("the same bits")
 
 
 def compare_plan(
@@ -248,13 +316,52 @@ def compile_all() -> None:
     rounding = {"largest": 448.0, "tiny": 1e-12, "block": 4096}
     for x_type in ("*bf16", "*fp32"):
         compiled(fp8_kernels._round_rows, rounding, x_type=x_type, num_warps=8)
-    compiled(fp8_norms._add_rms_norm_in_parts, {"adds": True, "block": 8192}, num_warps=8)
+    rounding = {"largest": 448.0, "tiny": 1e-12}
+    for block, warps in ((8192, 8), (32768, 32)):
+        ptx = compiled(fp8_activations._swiglu, rounding | {"block": block}, num_warps=warps)
+        assert "div.rn.f32" in ptx
+        compiled(fp8_activations._add_rms_norm, rounding | {"adds": True, "block": block}, num_warps=warps)
+    compiled(fp8_norms._add_rms_norm_in_parts, {"adds": True, "block": 8192}, num_warps=32)
     compiled(kernels._join_parts, {"repeats": 8, "parts": 16, **heads}, num_warps=4)
     compiled(kernels._swiglu, {"block": 1024}, num_warps=4)
+    compile_launches()
+
+
+def compile_launches() -> None:
+    """What may be there before the one before has ended waits before it touches memory, and all let the next
+    one come.
+    """
+    product = {"rows": 8, "outputs": 128, "block": 128, "split": 6, "gated": False}
+    heads = {"num_groups": 8, "head_dim": 128}
+    attention = {"repeats": 8, "queries": 16, "parts": 16, "causal": True, "block": 64, **heads}
+    cases: list[tuple[Any, dict[str, object], dict[str, int]]] = [
+        (few_rows._linear, product | {"rows": 16, "outputs": 64}, {"num_warps": 4, "num_stages": 3}),
+        (
+            fp8_kernels._linear,
+            {"shrink": 1 / 16, "rows": 16, "outputs": 16, "block": 256},
+            {"num_warps": 4, "num_stages": 4},
+        ),
+        (fp8_kernels._linear_in_parts, product, {"num_warps": 8, "num_stages": 3}),
+        (fp8_kernels._linear_of_parts, product, {"num_warps": 8, "num_stages": 3}),
+        (kernels._add_rms_norm, {"adds": True, "rows": 1, "block": 8192}, {"num_warps": 8}),
+        (fp8_norms._add_rms_norm_in_parts, {"adds": True, "block": 8192}, {"num_warps": 32}),
+        (kernels._write_heads, {"num_heads": 64, "tokens": 1, **heads}, {"num_warps": 1}),
+        (kernels._attend_part, attention, {"num_warps": 4, "num_stages": 3}),
+        (kernels._join_parts, {"repeats": 8, "parts": 16, **heads}, {"num_warps": 4}),
+    ]
+    for kernel, constants, options in cases:
+        assert "griddepcontrol" not in compiled(kernel, constants, **options)
+        before, waits, after = compiled(kernel, constants | {"pdl": True}, **options).partition(
+            "griddepcontrol.wait"
+        )
+        assert waits and "griddepcontrol" not in after
+        assert "griddepcontrol.launch_dependents" in before
+        assert not any(word in before for word in ("ld.global", "cp.async", "st.global", "atom."))
 
 
 def compiled(kernel: Any, constants: dict[str, object], *, x_type: str = "*bf16", **options: int) -> str:
     """With bf16 tensors, whose sizes and strides are multiples of 16; returns the assembly."""
+    constants = {"pdl": False} | constants if "pdl" in kernel.arg_names else constants
     kinds = {name: kind_of(name) for name in kernel.arg_names} | {"x_ptr": x_type}
     code = triton_cases.compiled(kernel, constants, kinds=kinds, whole=WHOLE, **options)
     assert code.metadata.shared < 100 << 10, "more shared memory than most GPUs have for a block"

@@ -221,6 +221,38 @@ def test_norms_in_two_parts_are_the_norms(num_rows: int) -> None:
 
 @pytest.mark.gpu
 @torch.no_grad()
+def test_what_makes_activations_rounds_them_alike() -> None:
+    """Proves that rows are rounded to the bits of the definition, and that norms and SwiGLU before products
+    of many rows round alike; a norm's sum may be taken in another order.
+    """
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    from emuworld.model import fp8_activations, fp8_kernels, kernels
+
+    def same(found: fp8.Rounded, expected: fp8.Rounded) -> float:
+        torch.testing.assert_close(found.scales_M1.cpu(), expected.scales_M1.cpu(), rtol=1e-5, atol=0)
+        bits = [rounded.values_MK.cpu().view(torch.uint8) for rounded in (found, expected)]
+        return float((bits[0] == bits[1]).float().mean())
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    for num_rows, size in ((300, 5120), (70, 25600), (65, 1104)):
+        x_MD, delta_MD, gate_MD, weight_1D = (
+            torch.randn(rows, size, device="cuda", generator=generator).bfloat16()
+            for rows in (num_rows, num_rows, num_rows, 1)
+        )
+        assert same(fp8_kernels.round_rows(x_MD), fp8._rounded(x_MD.cpu())) == 1.0
+        expected, found = x_MD.clone(), x_MD.clone()
+        rounded = fp8_activations.add_rms_norm(found, delta_MD, weight_1D[0], eps=1e-5)
+        h_MD = kernels.add_rms_norm(expected, delta_MD, weight_1D[0], eps=1e-5)
+        assert same(rounded, fp8_kernels.round_rows(h_MD)) > 0.9999
+        assert torch.equal(found, expected)
+        gate_up_MX = torch.cat((gate_MD, delta_MD), dim=1)
+        swiglu_MD = kernels.swiglu(gate_up_MX)
+        assert same(fp8_activations.swiglu(gate_up_MX), fp8_kernels.round_rows(swiglu_MD)) == 1.0
+
+
+@pytest.mark.gpu
+@torch.no_grad()
 @pytest.mark.parametrize("num_rows", [2, 300])
 def test_scores_on_the_gpu_begin_at_any_id(num_rows: int) -> None:
     """Proves that products take a head's rows whose scales are not aligned, and outputs that fill no tile."""

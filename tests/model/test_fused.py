@@ -171,13 +171,14 @@ def test_kernels_agree_with_plain_pytorch() -> None:
     """In Triton's interpreter, in a process of its own: what `import triton` finds decides."""
     printed = run_cases(KERNELS_SCRIPT, "compare", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     assert printed.count("agrees") == 145
+    assert printed.count("the same bits") == 6 and printed.count("all quotients") == 2
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_kernels_compile_for_the_published_sizes(tmp_path: Path) -> None:
     """To machine code for compute capability 9.0, which needs no GPU; nothing is spilled to local memory."""
     printed = run_cases(KERNELS_SCRIPT, "compile", TRITON_CACHE_DIR=str(tmp_path))
-    assert printed.count("compiled") == 36
+    assert printed.count("compiled") == 58
 
 
 def cuda_model(**changes: object) -> Transformer:
@@ -249,6 +250,27 @@ def test_many_tokens_behind_rows_of_any_lengths(lengths: list[int], num_tokens: 
         plain_error = (eager(ids_RT, cache=cache, **how) - exact_RTD).norm()
         error = (form(ids_RT, cache=cache, **how) - exact_RTD).norm()
         assert float(error) < 1.2 * float(plain_error)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("weights", ["bf16", "fp8"])
+def test_products_that_come_early_give_the_same_bits(weights: str) -> None:
+    """Proves that none reads what is not there yet, recorded and not."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("needs CUDA of compute capability 9.0")
+    model = FusedTransformer(cuda_model(hidden_size=1024, intermediate_size=4096), weights=weights)
+    in_turn = model.variant(programmatic_launches=False)
+    cache = filled(in_turn, [300, 41])
+    forms = [model.variant(use_graphs=graphs) for graphs in (False, True)]
+    for turn in range(6):
+        ids_RT = random_ids(model.config, 2, 1, seed=turn).cuda()
+        expected_RTD = in_turn(ids_RT, cache=cache, advance_B=[False] * 2)
+        expected_RTV = in_turn.logits(expected_RTD[:, 0])
+        for form in forms:
+            found_RTD = form(ids_RT, cache=cache, advance_B=[False] * 2)
+            assert torch.equal(found_RTD, expected_RTD)
+            assert torch.equal(form.logits(found_RTD[:, 0]), expected_RTV)
 
 
 @pytest.mark.gpu
