@@ -33,13 +33,12 @@ from emuworld.decoding.autoregressive import LanguageModel
 from emuworld.decoding.cache_rows import rides_along
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig
+from emuworld.model.threads import one_thread
 
 Ids = tuple[int, ...]
 _TOKENS_AT_ONCE = 32_768  # of one pass over many chunks: more of them are no faster
 _GROWTH = 1.5  # a working cache that fills up grows by this factor, so that copying it stays rare
-_PATIENCE = (
-    64  # small calls before an oversized working cache is given up: resets between steps are no reason
-)
+_PATIENCE = 64  # small calls before an oversized working cache is given up: resets are no reason
 
 
 class CachedModel(LanguageModel, Protocol):
@@ -356,12 +355,13 @@ class CachePool:
         rows_R1 = torch.from_numpy(rows.indices[:, None]).to(device)
         hidden_RTD = self._model(torch.tensor(ids_R, device=device)[:, num_held:], cache=rows)
         self.num_prefills += len(ids_R)
-        kv_LRTKd = torch.stack([kv_RKCd[rows_R1, :, places_RT] for kv_RKCd in rows.memory.kv_RKCd])
-        # Each chunk in memory of its own, which goes when it goes.
-        return [
-            Chunk(kv_LTKd.transpose(1, 2).clone(memory_format=torch.contiguous_format), hidden_D.clone())
-            for kv_LTKd, hidden_D in zip(kv_LRTKd.unbind(1), hidden_RTD[:, -1].unbind(), strict=True)
-        ]
+        with one_thread(device):
+            kv_LRTKd = torch.stack([kv_RKCd[rows_R1, :, places_RT] for kv_RKCd in rows.memory.kv_RKCd])
+            # Each chunk in memory of its own, which goes when it goes.
+            return [
+                Chunk(kv_LTKd.transpose(1, 2).clone(memory_format=torch.contiguous_format), hidden_D.clone())
+                for kv_LTKd, hidden_D in zip(kv_LRTKd.unbind(1), hidden_RTD[:, -1].unbind(), strict=True)
+            ]
 
 
 def _num_common(ids: Sequence[int], others: Sequence[int]) -> int:
@@ -373,8 +373,9 @@ def _num_common(ids: Sequence[int], others: Sequence[int]) -> int:
 def _append(row: StaticCache, chunk: Chunk) -> None:
     """Copy a stored chunk behind what the row holds."""
     step = row.begin(chunk.kv_LKTd.shape[2])
-    for layer, kv_KTd in enumerate(chunk.kv_LKTd):
-        row.write(layer, kv_KTd[None], step=step)
+    with one_thread(row.device):
+        for layer, kv_KTd in enumerate(chunk.kv_LKTd):
+            row.write(layer, kv_KTd[None], step=step)
     row.finish(step)
 
 

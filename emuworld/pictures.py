@@ -7,8 +7,7 @@ of named ratios, and reference pictures resized to an area with their ratio kept
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from emuworld.manifest import Manifest
+from emuworld.model.threads import one_thread
 from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer
 
 Codes = NDArray[np.integer]  # [h, w], 0-based
@@ -75,7 +75,7 @@ def _in_groups(
     for at, array in enumerate(arrays):
         groups.setdefault(array.shape, []).append(at)
     found: dict[int, NDArray[Any]] = {}
-    with torch.inference_mode(), _one_thread(device):
+    with torch.inference_mode(), one_thread(device):
         for shape, members in groups.items():
             size = 1 if device.type == "cpu" else most(shape)
             for some in (members[start : start + size] for start in range(0, len(members), size)):
@@ -84,25 +84,6 @@ def _in_groups(
                 stacked = arrays[some[0]][None] if len(some) == 1 else np.stack([arrays[at] for at in some])
                 found |= zip(some, compute(torch.tensor(stacked)).cpu().numpy(), strict=True)
     return [found[at] for at in range(len(arrays))]
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """On the CPU, one thread.
-
-    A convolution may round otherwise on one, two or three threads, and then the same world would show other
-    bytes in a child process that has fewer. It costs 60 ms a picture of 256 px (0.18 s for 0.12 s on two
-    cores).
-    """
-    num_threads = torch.get_num_threads()
-    if device.type != "cpu" or num_threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def checked(image: Pixels | Codes) -> Pixels:

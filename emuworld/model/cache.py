@@ -15,6 +15,7 @@ import torch
 
 from emuworld.model.config import TransformerConfig
 from emuworld.model.huge_pages import HugePages
+from emuworld.model.threads import one_thread
 
 _WORTH_PAGES = 128 << 10  # bytes of a layer; few of these are found again in the processor's own caches
 CAPACITY_STEP = 64  # capacities are multiples of this, so that masks and loads stay aligned
@@ -187,8 +188,9 @@ class StaticCache:
         source_row, target_row = int(origin._index[source]), int(self._index[target])
         length = int(origin._store.lengths[source_row])
         self.reserve(length)
-        for mine, theirs in zip(self._store.kv_RKCd, origin._store.kv_RKCd, strict=True):
-            mine[target_row, :, :length].copy_(theirs[source_row, :, :length])
+        with one_thread(self.device):
+            for mine, theirs in zip(self._store.kv_RKCd, origin._store.kv_RKCd, strict=True):
+                mine[target_row, :, :length].copy_(theirs[source_row, :, :length])
         self._store.lengths[target_row] = length
         self._note(np.array([target_row]), np.arange(length)[None], np.array([origin.ids(source, 0)]))
 
@@ -203,11 +205,12 @@ class StaticCache:
         layers: list[torch.Tensor] = []
         old_layers = self._store.kv_RKCd
         self._store.memory, pages = Memory(layers), HugePages()
-        while old_layers:  # one layer at a time is there twice
-            old = old_layers.pop(0)
-            grown = _zeros((*old.shape[:2], _round_up(capacity), old.shape[3]), like=old, pages=pages)
-            grown[:, :, :used].copy_(old[:, :, :used])
-            layers.append(grown)
+        with one_thread(old_layers[0].device):
+            while old_layers:  # one layer at a time is there twice
+                old = old_layers.pop(0)
+                grown = _zeros((*old.shape[:2], _round_up(capacity), old.shape[3]), like=old, pages=pages)
+                grown[:, :, :used].copy_(old[:, :, :used])
+                layers.append(grown)
 
     def begin(self, num_tokens: int, *, causal: bool = True) -> CacheStep:
         """Plan the writing of `num_tokens` more tokens in every row; ValueError when one would not fit."""

@@ -23,6 +23,7 @@ from emuworld.model.cache import CacheStep, StaticCache
 from emuworld.model.config import TransformerConfig
 from emuworld.model.exact_linear import ExactLinear, address_of, do_parts, kernel
 from emuworld.model.huge_pages import HugePages
+from emuworld.model.threads import one_thread
 from emuworld.model.transformer import Transformer, rotary_angles
 
 
@@ -189,8 +190,8 @@ class ExactTransformer:
         """
         assert cache.dtype == self.dtype and cache.device.type == "cpu"
         config, layer, num_tokens = self.config, self.layers[0], len(places_M3)
-        if cache.capacity > self._rotary_2Pd.shape[1]:
-            self._rotary_2Pd = _signed_rotary_tables(cache.capacity, config)
+        if cache.capacity > (num_positions := self._rotary_2Pd.shape[1]):
+            self._rotary_2Pd = _signed_rotary_tables(max(cache.capacity, 2 * num_positions), config)
         layers_LF = self._layers_LF.copy()
         layers_LF[:-1, -1] = cache.memory.addresses_L
         num_parts = len(self.layers) * kernel().NUM_PARTS + 1
@@ -287,7 +288,8 @@ def _signed_rotary_tables(num_positions: int, config: TransformerConfig) -> torc
 
     Rounded from fp64, so that an entry does not depend on the size of the table.
     """
-    angles_Pd = rotary_angles(torch.arange(num_positions), config).double()
-    cos_Pd, sin_Pd = angles_Pd.cos().float(), angles_Pd.sin().float()
-    sin_Pd[:, : config.head_dim // 2].neg_()
-    return torch.stack((cos_Pd, sin_Pd))
+    with one_thread(torch.device("cpu")):
+        angles_Pd = rotary_angles(torch.arange(num_positions), config).double()
+        cos_Pd, sin_Pd = angles_Pd.cos().float(), angles_Pd.sin().float()
+        sin_Pd[:, : config.head_dim // 2].neg_()
+        return torch.stack((cos_Pd, sin_Pd))

@@ -2,10 +2,12 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 
 MOST_THREADS = 64  # of a crew
 MAIL = 2048
@@ -70,6 +72,25 @@ class Crew:
             self._work(np.zeros(job_size, np.int64), self._mail, helper, _PATIENCE)
         finally:
             self._awake.discard(helper)
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """PyTorch's own operations on a CPU in the caller's thread alone.
+
+    Some round otherwise on another number of threads (convolutions do). And at the end of each its threads
+    wait for each other, also for one that the system does not let run: beside a busy process a copy of half a
+    millisecond takes eight.
+    """
+    num_threads = torch.get_num_threads()
+    if device.type != "cpu" or num_threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def crew_of(work: Work) -> Crew:
