@@ -33,7 +33,7 @@ from emuworld.decoding.autoregressive import LanguageModel
 from emuworld.decoding.cache_rows import rides_along
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig
-from emuworld.model.threads import one_thread
+from emuworld.shares import one_thread
 
 Ids = tuple[int, ...]
 _TOKENS_AT_ONCE = 32_768  # of one pass over many chunks: more of them are no faster

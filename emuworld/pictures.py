@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from emuworld.manifest import Manifest
-from emuworld.model.threads import one_thread
+from emuworld.shares import one_thread
 from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer
 
 Codes = NDArray[np.integer]  # [h, w], 0-based

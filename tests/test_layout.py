@@ -21,7 +21,8 @@ PACKAGES = ("tokens", "model", "decoding", "decoders", "training", "envs", "agen
 MODULES = {"story": "story", "story_schema": "story", "world_model": "world_model", "parallel": "parallel"}
 MODULES |= {"cli": "cli", "__main__": "cli"}
 MODULES |= {"questions": "story"}  # words that stories are told from
-MODULES |= {"files": "files"}  # below everything: all may import it, and it imports nothing of ours
+# Below everything: all may import them, and they import nothing of ours.
+MODULES |= {"files": "files", "shares": "files"}
 # Modules and packages of envs that reach no model code.
 SIMULATOR = ("rooms", "tabletop", "rendering", "render", "simulated", "sim_env", "vla_sim_env")
 SIMULATOR += ("episodes", "edit_chains", "shards")

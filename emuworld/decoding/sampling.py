@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emuworld.model.threads import in_shares
+from emuworld.shares import in_shares
 
 if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     from emuworld.decoding import draw_kernel

@@ -15,7 +15,7 @@ import torch
 
 from emuworld.model.config import TransformerConfig
 from emuworld.model.huge_pages import HugePages
-from emuworld.model.threads import one_thread
+from emuworld.shares import one_thread
 
 _WORTH_PAGES = 128 << 10  # bytes of a layer; few of these are found again in the processor's own caches
 CAPACITY_STEP = 64  # capacities are multiples of this, so that masks and loads stay aligned

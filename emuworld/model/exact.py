@@ -23,8 +23,8 @@ from emuworld.model.cache import CacheStep, StaticCache
 from emuworld.model.config import TransformerConfig
 from emuworld.model.exact_linear import ExactLinear, address_of, do_parts, kernel
 from emuworld.model.huge_pages import HugePages
-from emuworld.model.threads import one_thread
 from emuworld.model.transformer import Transformer, rotary_angles
+from emuworld.shares import one_thread
 
 
 class Chooser(Protocol):

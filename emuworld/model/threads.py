@@ -1,13 +1,11 @@
-"""Work for several threads at once: machine code that lets go of Python's lock while it runs."""
+"""Crews: machine code that several threads run at once, without Python's lock."""
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
-import torch
 
 MOST_THREADS = 64  # of a crew
 MAIL = 2048
@@ -18,21 +16,7 @@ look out for a job. It may fail before it has published or claimed anything, not
 
 _PATIENCE = 60_000  # looks, about a millisecond: more than lies between two tokens of a picture
 
-_threads: ThreadPoolExecutor | None = None
 _crews: dict[Work, "Crew"] = {}
-
-
-def in_shares(num_shares: int, work: Callable[..., None], *arguments: object) -> None:
-    """`work(share, *arguments)` for each share, all at the same time; the caller does the first. Returns, or
-    raises, when all are done. `work` must not call this."""
-    others = [_pool().submit(work, share, *arguments) for share in range(1, num_shares)]
-    try:
-        work(0, *arguments)
-    finally:
-        errors = [other.exception() for other in others]  # waits for each
-    for error in errors:
-        if error is not None:
-            raise error
 
 
 class Crew:
@@ -74,25 +58,6 @@ class Crew:
             self._awake.discard(helper)
 
 
-@contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """PyTorch's own operations on a CPU in the caller's thread alone.
-
-    Some round otherwise on another number of threads (convolutions do). And at the end of each its threads
-    wait for each other, also for one that the system does not let run: beside a busy process a copy of half a
-    millisecond takes eight.
-    """
-    num_threads = torch.get_num_threads()
-    if device.type != "cpu" or num_threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
-
-
 def crew_of(work: Work) -> Crew:
     """The crew for all jobs of a kind, gathered when it is first needed."""
     if work not in _crews:
@@ -100,18 +65,8 @@ def crew_of(work: Work) -> Crew:
     return _crews[work]
 
 
-def _pool() -> ThreadPoolExecutor:
-    """The threads of all models, started when they are first needed."""
-    global _threads
-    if _threads is None:
-        _threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="emuworld")
-    return _threads
-
-
 def _after_fork() -> None:
     """The parent's threads are not here: waiting for them hangs."""
-    global _threads
-    _threads = None
     _crews.clear()
 
 

@@ -8,14 +8,18 @@ large to be held several times run in strips (`emuworld.tokens.strips`).
 from __future__ import annotations
 
 import dataclasses
+import math
 import reprlib
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emuworld.shares import in_shares, num_spare_threads
 from emuworld.tokens import strips
 
 DOWNSAMPLE = 16
+_WORTH_HALVES = 1 << 25  # products of a convolution, a quarter of a millisecond of one core
 _MAX_SIZE = 1 << 20  # of anything that a configuration counts: eight times the largest in the release
 _MAX_BLOCKS = 64
 
@@ -89,6 +93,33 @@ PUBLISHED = VisionConfig(
 )
 
 
+class Convolution(nn.Conv2d):
+    """With a CPU and no gradient, the outputs of a large one come in two halves: at the same time where there
+    is a thread to spare, else in turn, so that the number of threads changes no bit."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        num_products = x.numel() // self.in_channels // math.prod(self.stride) * self.weight.numel()
+        if x.device.type != "cpu" or torch.is_grad_enabled() or num_products < _WORTH_HALVES:
+            return super().forward(x)
+        assert self.bias is not None
+        weights, biases = self.weight.tensor_split(2), self.bias.tensor_split(2)
+        halves: dict[int, Tensor] = {}
+        has_help = num_spare_threads() > 0
+
+        @torch.no_grad()
+        def compute(half: int) -> None:
+            if has_help:
+                torch.set_num_threads(1)  # of each thread its own
+            halves[half] = F.conv2d(x, weights[half], biases[half], self.stride, self.padding)
+
+        if has_help:
+            in_shares(2, compute)
+        else:
+            compute(0)
+            compute(1)
+        return torch.cat((halves[0], halves[1]), dim=1)
+
+
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
@@ -105,11 +136,11 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, groups: int) -> None:
         super().__init__()
         self.norm1 = _norm(in_channels, groups)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1: nn.Conv2d = Convolution(in_channels, out_channels, 3, padding=1)
         self.norm2 = _norm(out_channels, groups)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2: nn.Conv2d = Convolution(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+            self.nin_shortcut = Convolution(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """May write the result into `x`, where that is large and no gradient is asked for."""
@@ -127,10 +158,10 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int, *, groups: int) -> None:
         super().__init__()
         self.norm = _norm(channels, groups)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.q = Convolution(channels, channels, 1)
+        self.k = Convolution(channels, channels, 1)
+        self.v = Convolution(channels, channels, 1)
+        self.proj_out = Convolution(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
@@ -144,7 +175,7 @@ class AttnBlock(nn.Module):
 class Downsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = Convolution(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         if strips.needed(*x.shape[1:], like=x):
@@ -155,7 +186,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Convolution(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         if strips.needed(4, *x.shape[1:], like=x):
@@ -210,7 +241,7 @@ class Encoder(nn.Module):
         widths = config.widths
         last = len(widths) - 1
         self.patch_px = config.patch_px
-        self.conv_in = nn.Conv2d(3 * config.patch_px**2, widths[0], 3, padding=1)
+        self.conv_in = Convolution(3 * config.patch_px**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
             level = Level(
@@ -225,7 +256,7 @@ class Encoder(nn.Module):
             self.down.append(level)
         self.mid = Middle(widths[-1], groups=config.norm_groups)
         self.norm_out = _norm(widths[-1], config.norm_groups)
-        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
+        self.conv_out = Convolution(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(F.pixel_unshuffle(x, self.patch_px))
@@ -244,7 +275,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = config.widths
         last = len(widths) - 1
-        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.conv_in = Convolution(config.z_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1], groups=config.norm_groups)
         self.up = nn.ModuleList()
         for i, width in enumerate(widths):
@@ -260,7 +291,7 @@ class Decoder(nn.Module):
             self.up.append(level)
         self.norm_out = _norm(widths[0], config.norm_groups)
         self.patch_px = config.patch_px
-        self.conv_out = nn.Conv2d(widths[0], 3 * config.patch_px**2, 3, padding=1)
+        self.conv_out = Convolution(widths[0], 3 * config.patch_px**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.conv_in(z)

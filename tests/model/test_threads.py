@@ -1,4 +1,4 @@
-"""Shares of work, and crews: whoever is there does the work, once, and nobody waits for who is not."""
+"""Crews: whoever is there does the work, once, and nobody waits for who is not."""
 
 import itertools
 import threading
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from emuworld.model import claims, threads
+from emuworld.model import claims
 from emuworld.model.threads import MAIL, Crew
 
 NUM_PARTS, NUM_PIECES = 50, 7
@@ -125,17 +125,3 @@ def test_after_an_error_the_crew_works_on() -> None:
     for times in range(1, 20):
         crew.do(job(done, 2))
         assert (done == times).all()
-
-
-@pytest.mark.parametrize("broken", [0, 1, 2])
-def test_an_error_in_a_share_reaches_the_caller(broken: int) -> None:
-    done = []
-
-    def work(share: int, number: int) -> None:
-        if share == broken:
-            raise KeyError(number)
-        done.append(share)
-
-    with pytest.raises(KeyError, match="7"):
-        threads.in_shares(3, work, 7)
-    assert sorted(done) == [share for share in range(3) if share != broken]
