@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from emuworld.model.fp8_kernels import in_8_bits, scale_of
+from emuworld.model.fp8_norms import added_and_normed
 from emuworld.model.fp8_numbers import FORMAT, LARGEST, TINY, Rounded
 from emuworld.model.kernels import silu_times
 
@@ -85,15 +86,9 @@ def _add_rms_norm(
     at = tl.arange(0, block)
     inside = at < size
     row = tl.program_id(0).to(tl.int64) * size
-    x = tl.load(x_ptr + row + at, mask=inside, other=0.0)
-    if adds:
-        delta = tl.load(delta_ptr + row + at, mask=inside, other=0.0)
-        x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptr.dtype.element_ty)
-        tl.store(x_ptr + row + at, x, mask=inside)
-    x = x.to(tl.float32)
-    weight = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / size + eps)
-    result = (x * scale * weight).to(x_ptr.dtype.element_ty).to(tl.float32)
+    result = added_and_normed(
+        x_ptr + row + at, delta_ptr + row + at, weight_ptr + at, inside, size, eps, adds
+    )
     _write(result, at, inside, values_ptr + row, scales_ptr, largest, tiny)
 
 

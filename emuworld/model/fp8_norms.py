@@ -62,15 +62,9 @@ def _add_rms_norm_in_parts(
     at = tl.arange(0, block)
     inside = at < size
     row = tl.program_id(0).to(tl.int64) * size
-    x = tl.load(x_ptr + row + at, mask=inside, other=0.0)
-    if adds:
-        delta = tl.load(delta_ptr + row + at, mask=inside, other=0.0)
-        x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptr.dtype.element_ty)
-        tl.store(x_ptr + row + at, x, mask=inside)
-    x = x.to(tl.float32)
-    weight = tl.load(weight_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    shrink = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / size + eps)
-    normed = (x * shrink * weight).to(x_ptr.dtype.element_ty).to(tl.float32)
+    normed = added_and_normed(
+        x_ptr + row + at, delta_ptr + row + at, weight_ptr + at, inside, size, eps, adds
+    )
     most = tl.maximum(tl.max(tl.abs(normed), axis=0), 1e-30)  # rows of zeros have a scale too
     # The bits of a power of two are its exponent, from bit 23 on, and 127 more than it.
     exponent = (most.to(tl.int32, bitcast=True) & 0x7F800000) - (7 << 23)
@@ -82,3 +76,27 @@ def _add_rms_norm_in_parts(
     parts_ptr += 2 * row
     tl.store(parts_ptr + at, high.to(parts_ptr.dtype.element_ty), mask=inside)
     tl.store(parts_ptr + size + at, low.to(parts_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def added_and_normed(
+    x_ptrs: tl.tensor,
+    delta_ptrs: tl.tensor,
+    weight_ptrs: tl.tensor,
+    inside: tl.tensor,
+    size: tl.tensor,
+    eps: tl.tensor,
+    adds: tl.constexpr,
+) -> tl.tensor:
+    """A row as `kernels.add_rms_norm` gives it, in fp32, of a program that holds all of it. Where it `adds`,
+    the sum takes the place of x.
+    """
+    x = tl.load(x_ptrs, mask=inside, other=0.0)
+    if adds:
+        delta = tl.load(delta_ptrs, mask=inside, other=0.0)
+        x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptrs.dtype.element_ty)
+        tl.store(x_ptrs, x, mask=inside)
+    x = x.to(tl.float32)
+    weight = tl.load(weight_ptrs, mask=inside, other=0.0).to(tl.float32)
+    shrink = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / size + eps)
+    return (x * shrink * weight).to(x_ptrs.dtype.element_ty).to(tl.float32)
