@@ -124,7 +124,7 @@ def _rest(truth: EditTruth, seen: Sequence[Sighting]) -> Mask:
     """Pixels that must be as in the true answer. Where the edit changes background, light or view these are
     all; else not those about the object, where it should be and where the answer has it.
     """
-    if truth.group in ("light", "background", "viewpoint"):
+    if truth.is_everywhere:
         return np.ones_like(truth.changed)
     about = _widened(truth.changed, 4)
     if truth.group in FREE:

@@ -70,6 +70,11 @@ class EditTruth:
         """The kind, all backgrounds as one."""
         return _GROUPS.get(self.kind, self.kind)
 
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether the edit changes the looks of everything and takes nothing away."""
+        return self.group in ("background", "light", "viewpoint")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _World:

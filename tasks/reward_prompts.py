@@ -115,7 +115,7 @@ def _edits(config: RewardPrompts, out: Path, count: int, ordered: _Ordered) -> I
             "mode": "x2i",
             "prompt": truth.instruction,
             "images": given,
-            "truth": {"before": given[-1], "pictures": [after], "edit": truth.group},
+            "truth": {"before": given[-1], "pictures": [after], "everywhere": truth.is_everywhere},
         }
 
 

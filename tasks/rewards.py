@@ -16,8 +16,8 @@ mean over the steps. For walks, edits and robot tasks, whose next picture is a f
 `edit`: how far an edit is done, times how far the rest is kept (`truth.before` and `truth.pictures`, the
 simulator's pictures before and after). Done: 1 less the squared error where the two differ, relative to
 leaving it as it was, from what a tokenizer alone costs. Kept: blocks of a visual token where they do not
-differ, and all of them where the edit is one of background, light or viewpoint (`truth.edit`), which changes
-the looks of everything and takes nothing away; each that is off by more than the tokenizer's own error takes
+differ, and all of them where the edit changes the looks of everything (`truth.everywhere`: of background,
+light or viewpoint); each that is off by more than the tokenizer's own error takes
 something off. A copy of the picture is
 worth 0, for nothing is done; a picture drawn anew a tenth at most.
 """
@@ -43,7 +43,6 @@ _NEAR, _AGAIN, _OTHER = 0.5, 0.5, 0.1  # shares of an object: given, taken and t
 _DONE, _UNDONE = 0.3, 0.9  # error relative to leaving it: a tokenizer leaves up to 0.3 of small objects
 _OFF_GREY = 22.0  # root mean square error of a block beyond 1.5 times the tokenizer's own: the suite's judge
 _BLOCKS_OFF = 8.0  # so many bring what is kept to 1 / e
-_EVERYWHERE = ("background", "light", "viewpoint")  # edits of the whole picture
 _ANEW = 0.1  # what an edit is worth of which nothing else is kept
 
 
@@ -155,8 +154,7 @@ def _edited(answer: Answered) -> float:
     done = float(np.clip((_UNDONE - relative) / (_UNDONE - _DONE), 0.0, 1.0))
     rebuilt = answer.references[-1] if answer.references else before
     own = squared_error(rebuilt, before) if rebuilt.shape == before.shape else np.zeros_like(error)
-    everywhere = truth.get("edit") in _EVERYWHERE
-    rest = (block_means(differs.astype(np.float64)) == 0.0) | everywhere
+    rest = (block_means(differs.astype(np.float64)) == 0.0) | bool(truth.get("everywhere", False))
     off = np.sqrt(np.maximum(block_means(error) - 1.5 * block_means(own), 0.0))[rest] > _OFF_GREY
     kept = math.exp(-float(off.sum()) / _BLOCKS_OFF)
     return done * (_ANEW + (1.0 - _ANEW) * kept)

@@ -37,18 +37,7 @@ TABLE_PHRASINGS: dict[str, Phrasing] = {
     ),
     "remove": Phrasing(
         templates=("remove the {a}", "take away the {a}", "take the {a} off the table"),
-        training=(
-            "delete the {a}",
-            "erase the {a}",
-            "clear the {a} away",
-            "get the {a} out of here",
-            "make the {a} disappear",
-            "show it without the {a}",
-            "leave out the {a}",
-            "there should be no {a}",
-            "i do not want the {a}",
-            "the {a} should be gone",
-        ),
+        training=ROOM_PHRASINGS["remove"].training,
         held_out=("get rid of the {a}",),
     ),
     "put into": Phrasing(

@@ -90,7 +90,7 @@ def test_where_an_edit_changes_everything_all_of_it_counts(lines: list[dict[str,
     differs = (np.abs(before.astype(int) - after).max(axis=2) > 6).reshape(16, 16, 16, 16).any(axis=(1, 3))
     spoilt, (row, column) = after.copy(), np.argwhere(differs)[0]
     spoilt[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] += 90
-    of_all, of_rest = ({**line["truth"], "edit": kind} for kind in ("light", "add"))
+    of_all, of_rest = ({**line["truth"], "everywhere": whole} for whole in (True, False))
     values = edit([_Answer((spoilt,), truth, (before,)) for truth in (of_all, of_rest)])
     assert 0.0 < values[0] < values[1] <= 1.0
     assert edit([_Answer((after,), of_all, (before,))]) == [1.0]
