@@ -53,8 +53,8 @@ before)
 train)
     $EMUWORLD train stage=grpo init_from="$MODEL" prompts="$WORK/train/prompts.jsonl" \
         held_out="$WORK/held/prompts.jsonl" out="$WORK/grpo" device="$DEVICE" "$REWARDS" prompts_per_step=32 \
-        answers_at_once=256 rows_at_once=64 loss_tokens=65536 learning_rate=6e-5 embedding_learning_rate=1e-5 \
-        measure_every_steps=30 loop.max_steps=100000 loop.stage_seconds="$((GRPO_S - STARTUP_S))" loop.decay_fraction=0.5 \
+        answers_at_once=256 rows_at_once=64 loss_tokens=65536 learning_rate=2.5e-5 embedding_learning_rate=1e-5 \
+        temperature=0.8 least_spread=0.3 measure_every_steps=100 loop.max_steps=100000 loop.stage_seconds="$((GRPO_S - STARTUP_S))" loop.decay_fraction=0.5 \
         loop.save_every_s=90 "${@:2}"
     ;;
 after)

@@ -7,7 +7,7 @@ number.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ def mse(frame: Frame, reference: Frame, *, mask: Mask | None = None) -> float:
     mask.
     """
     _check_pair(frame, reference, mask)
-    squared = np.square(frame.astype(np.float32) - reference.astype(np.float32)).mean(axis=-1)
+    squared = _squares(frame, reference, np.float32) / np.float32(3.0)
     if mask is None:
         return float(squared.mean(dtype=np.float64))
     return float(squared[mask].mean(dtype=np.float64)) if mask.sum() >= MIN_MASK_PX else float("nan")
@@ -59,8 +59,19 @@ def mse(frame: Frame, reference: Frame, *, mask: Mask | None = None) -> float:
 
 def squared_error(frame: NDArray[np.uint8] | Floats, reference: Frame) -> Floats:
     """Squared difference of each pixel [H, W] in grey levels squared, averaged over its channels."""
-    squared: Floats = np.square(frame.astype(np.float64) - reference).mean(-1)
+    exact = np.float32 if frame.dtype == np.uint8 else np.float64  # squares of grey levels: whole numbers
+    squared: Floats = _squares(frame, reference, exact).astype(np.float64) / 3.0
     return squared
+
+
+def _squares(frame: NDArray[Any], reference: Frame, dtype: type[np.floating]) -> NDArray[Any]:
+    """Squared differences [H, W] summed over the channels, in place: GRPO asks for hundreds a step. (numpy's
+    own sum over an axis of three takes twenty times as long.)
+    """
+    apart = frame.astype(dtype)
+    apart -= reference
+    apart *= apart
+    return apart[..., 0] + apart[..., 1] + apart[..., 2]
 
 
 def block_means(values: Floats) -> Floats:
@@ -73,7 +84,8 @@ def block_means(values: Floats) -> Floats:
 
 def differ(frame: Frame, other: Frame) -> Mask:
     """Pixels at which two pictures of the simulator show different things."""
-    mask: Mask = np.abs(frame.astype(np.int16) - other).max(2) > _SAME_GREY
+    apart = np.abs(frame.astype(np.int16) - other) > _SAME_GREY
+    mask: Mask = apart[..., 0] | apart[..., 1] | apart[..., 2]
     return mask
 
 

@@ -58,6 +58,7 @@ class GrpoTraining(Optimisation):
     clip_high: float = 0.2  # the same, upwards
     kl_weight: float = 0.01  # DeepSeekMath has 0.04 for 7 B; pictures need room to move
     normalise: bool = True  # divide by the group's standard deviation; false: only by the scale of rewards
+    least_spread: float = 0.0  # by no less than this, of 1 to 10: among near equals the best is chance
     text_weight: float = 1.0  # of text tokens in the loss
     visual_weight: float = 1.0  # of picture tokens
     guidance: float = 1.0  # in rollouts; above 1 answers come from a sharper model than the one that learns
@@ -84,10 +85,14 @@ class GrpoTraining(Optimisation):
                 "group must be 2 or more, prompts_per_step, updates_per_step, answers_at_once and "
                 f"rows_at_once 1 or more, got {self.group} and {self._counts}"
             )
-        if self.temperature <= 0 or self.kl_weight < 0 or min(self.clip_low, self.clip_high) <= 0:
+        if (
+            min(self.temperature, self.clip_low, self.clip_high) <= 0
+            or min(self.kl_weight, self.least_spread) < 0
+        ):
             raise ValueError(
-                "temperature and the clip range must be above 0, kl_weight 0 or more, got "
-                f"{self.temperature}, {self.clip_low}, {self.clip_high} and {self.kl_weight}"
+                "temperature and the clip range must be above 0, kl_weight and least_spread 0 or more, got "
+                f"{self.temperature}, {self.clip_low}, {self.clip_high}, {self.kl_weight} and "
+                f"{self.least_spread}"
             )
 
     @property
@@ -117,13 +122,14 @@ class Rows:
         self.ids, self.weights = torch.from_numpy(ids), torch.from_numpy(weights[:, 1:])
 
 
-def advantages(totals: np.ndarray, *, normalise: bool) -> np.ndarray:
+def advantages(totals: np.ndarray, *, normalise: bool, least_spread: float = 0.0) -> np.ndarray:
     """[groups, answers] rewards -> how far each is above its group's mean, in standard deviations of its
-    group. A group of equals teaches nothing.
+    group, each taken for `least_spread` at least. A group of equals teaches nothing.
     """
     centred = totals - totals.mean(axis=1, keepdims=True)
     spread = totals.std(axis=1, keepdims=True)
-    scale = spread if normalise else np.full_like(spread, (rewards.HIGHEST - rewards.LOWEST) / 9)
+    one = (rewards.HIGHEST - rewards.LOWEST) / 9
+    scale = np.maximum(spread, least_spread) if normalise else np.full_like(spread, one)
     return np.where(spread > 1e-6, centred / np.maximum(scale, 1e-6), 0.0)
 
 
@@ -189,7 +195,8 @@ class GrpoTrainer:
         rollouts, scores = self.answers(self._asked(step), stream=step, group=self.config.group)
         answered = time.monotonic()
         totals = scores.total.reshape(-1, self.config.group)
-        gains = advantages(totals, normalise=self.config.normalise).ravel()
+        config = self.config
+        gains = advantages(totals, normalise=config.normalise, least_spread=config.least_spread).ravel()
         order = np.random.default_rng((self.config.seed, step, 1)).permutation(len(rollouts))
         then, reference = self._before(rollouts)
         figures: list[dict[str, float]] = []

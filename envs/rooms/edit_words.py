@@ -3,7 +3,7 @@
 Each line is a template; `emuworld.envs.rooms.edits` says which words fill it. The words of the training
 split are those that `emuworld.envs.prompts` uses for x2i, and many more: a model that has heard three ways to
 ask understands no fourth. The test split's own are none of them, and most have a word that training never
-says there.
+says there. In training some instructions begin with made-up words: what is wanted can be told by the rest.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ WAYS = {
     "in front of": math.pi,
     "behind": 0.0,
 }
+
+_UNHEARD = 8
+# First words without which nobody knows what is wanted, and those that are no verbs.
+_TELLING = {"dim", "lower", "less", "raise", "more", "brighten", "cool", "warm", "the"}
+_CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,8 +364,26 @@ def edit_phrase(name: str, rng: np.random.Generator, split: str, **words: str) -
 
 
 def said(phrasing: Phrasing, rng: np.random.Generator, split: str, **words: str) -> str:
-    """A phrasing in words; see `edit_phrase`."""
+    """A phrasing in words; see `edit_phrase`. In training one in `_UNHEARD` says what to do in made-up words,
+    where the rest tells it as well.
+    """
     templates = phrasing.of_split(split)
     plainest = rng.random() < (1 / 3 if split == "train" else 1 / 2)
     template = templates[0] if plainest else templates[int(rng.integers(len(templates)))]
+    if split == "train" and rng.random() < 1 / _UNHEARD:
+        verb, _, rest = template.partition(" ")
+        if not verb.startswith("{") and verb not in _TELLING:
+            template = f"{made_up(rng)} {rest}"
     return template.format(**words)
+
+
+def made_up(rng: np.random.Generator) -> str:
+    """One to three words that no language has: syllables of a consonant and a vowel."""
+    count = int(rng.choice((1, 2, 3), p=(0.6, 0.2, 0.2)))
+    syllables = iter(rng.integers(len(_CONSONANTS) * len(_VOWELS), size=3 * count))
+    lengths = rng.integers(1, 4, size=count)
+    return " ".join("".join(_syllable(next(syllables)) for _ in range(length)) for length in lengths)
+
+
+def _syllable(number: int) -> str:
+    return _CONSONANTS[number // len(_VOWELS)] + _VOWELS[number % len(_VOWELS)]

@@ -207,6 +207,8 @@ def test_advantages_are_of_the_group() -> None:
     totals = np.array([[1.0, 3.0], [5.0, 5.0], [2.0, 8.0]])
     np.testing.assert_allclose(advantages(totals, normalise=True), [[-1, 1], [0, 0], [-1, 1]])
     np.testing.assert_allclose(advantages(totals, normalise=False), [[-1, 1], [0, 0], [-3, 3]])
+    gains = advantages(totals, normalise=True, least_spread=2.0)
+    np.testing.assert_allclose(gains, [[-0.5, 0.5], [0, 0], [-1, 1]])
 
 
 def test_the_loss_by_hand() -> None:
