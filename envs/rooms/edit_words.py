@@ -25,7 +25,7 @@ WAYS = {
     "behind": 0.0,
 }
 
-_UNHEARD = 4
+_UNHEARD = 2
 # First words without which nobody knows what is wanted, and those that are no verbs.
 _TELLING = {"dim", "lower", "less", "raise", "more", "brighten", "cool", "warm", "the"}
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"

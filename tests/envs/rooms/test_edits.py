@@ -180,7 +180,7 @@ def test_some_training_words_are_made_up() -> None:
         said = Counter(edit_phrase(name, rng, "train", **words) for _ in range(400))
         assert known <= set(said)
         unheard = [text for text in said if text not in known]
-        assert 20 <= sum(said[text] for text in unheard) <= 150  # 100 of 400, less where words are needed
+        assert 40 <= sum(said[text] for text in unheard) <= 250  # 200 of 400, less where words are needed
         ends = {text.partition(" ")[2] for text in known}
         assert all(any(text.endswith(f" {end}") for end in ends) for text in unheard)
     everything = {word for _ in range(3000) for word in made_up(rng).split()}
