@@ -143,7 +143,7 @@ def launched(
         num_rows,
         num_inputs,
         num_outputs,
-        **follows(is_product=True),
+        **follows(),
         rows=max(fewest_rows, triton.next_power_of_2(num_rows)),
         outputs=plan.outputs,
         block=plan.block,

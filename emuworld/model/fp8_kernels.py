@@ -41,7 +41,7 @@ def linear(x_MK: torch.Tensor, values_NK: torch.Tensor, scales_N: torch.Tensor) 
         num_rows,
         num_inputs,
         num_outputs,
-        **follows(is_product=True),
+        **follows(),
         shrink=_SHRINK,
         rows=rows,
         outputs=outputs,

@@ -126,8 +126,8 @@ class FusedTransformer:
 
         With `own_products` products of few rows are kernels of ours, where there are kernels: in 16 bits
         where they are known to be faster than the library's (`few_rows.pays`), in 8 bits by activations in
-        8-bit parts (`fp8_kernels.linear_in_parts`, `linear_of_parts`). With `programmatic_launches` they may
-        come before what they follow has ended, where the GPU can (`launches`); results are the same.
+        8-bit parts (`fp8_kernels.linear_in_parts`, `linear_of_parts`). With `programmatic_launches` kernels
+        may come before what they follow has ended, where the GPU can (`launches`); results are the same.
         """
         other = copy.copy(self)
         other._own_products = own_products

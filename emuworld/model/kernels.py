@@ -119,7 +119,7 @@ def attend(
         num_tokens,
         cache_RKCd.stride(0),
         cache_RKCd.stride(1),
-        **follows(),
+        **follows(early=False),
         num_groups=num_groups,
         repeats=repeats,
         head_dim=head_dim,

@@ -1,9 +1,10 @@
-"""How kernels of a step follow each other on a GPU: each begins when the one before has ended, or products of
-few rows may come earlier (programmatic dependent launch, compute capability 9.0).
+"""How kernels of a step follow each other on a GPU: each begins when the one before has ended, or all but
+attention may come earlier (programmatic dependent launch, compute capability 9.0).
 
-Such a product's programs are there before those of the kernel before have ended, which saves what a launch
+Such a kernel's programs are there before those of the kernel before have ended, which saves what a launch
 takes. Whatever it reads and writes, it does after `begin`, which waits until that kernel has ended; and since
-that one has waited for its own, all before it have ended too. So no result changes.
+that one has waited for its own, all before it have ended too. So no result changes. Only then may the next
+one come: no two wait at a time.
 
 Import it only where Triton is installed.
 """
@@ -27,7 +28,7 @@ def supports(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def programmatic() -> Iterator[None]:
-    """Products that are launched inside may come before what they follow has ended."""
+    """Kernels that are launched inside may come before what they follow has ended."""
     token = _programmatic.set(True)
     try:
         yield
@@ -35,16 +36,16 @@ def programmatic() -> Iterator[None]:
         _programmatic.reset(token)
 
 
-def follows(*, is_product: bool = False) -> dict[str, bool]:
-    """The options with which a kernel is launched now."""
+def follows(*, early: bool = True) -> dict[str, bool]:
+    """The options with which a kernel is launched now; not `early`: it comes when all before has ended."""
     if not _programmatic.get():
         return {"pdl": False}
-    return {"pdl": True, "launch_pdl": is_product}
+    return {"pdl": True, "launch_pdl": early}
 
 
 @triton.jit
 def begin(pdl: tl.constexpr) -> None:
-    """Before anything is read or written: lets the next kernel come, waits for the one before."""
+    """Before anything is read or written: waits for the kernel before, lets the next one come."""
     if pdl:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()

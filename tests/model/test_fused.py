@@ -255,7 +255,7 @@ def test_many_tokens_behind_rows_of_any_lengths(lengths: list[int], num_tokens: 
 @pytest.mark.gpu
 @torch.no_grad()
 @pytest.mark.parametrize("weights", ["bf16", "fp8"])
-def test_products_that_come_early_give_the_same_bits(weights: str) -> None:
+def test_kernels_that_come_early_give_the_same_bits(weights: str) -> None:
     """Proves that none reads what is not there yet, recorded and not."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("needs CUDA of compute capability 9.0")
