@@ -1,28 +1,39 @@
-"""Drawing a token on CUDA in one Triton kernel: guidance, temperature, top-k, top-p and the draw, no sort.
+"""Drawing a token on CUDA by Triton: guidance, temperature, top-k, top-p and the draw, no sort.
 
 What `sampling.guide` and `sampling.pick` say, but for two things: of exactly equal scores at the edge of
 top-k or top-p all stay (the CPU's form cuts them by id), and what is kept is drawn in the order of ids, not
 of likelihood. The distribution is the same; which id a uniform number gives is not.
 
 The least score that stays is found by search (`draw_search`). Rows of up to 8,192 ids stay in registers
-throughout, longer ones are read again in every pass. The draw sums the weights in parts first and goes
-through the ids of one part only.
+throughout, longer ones are read again in every pass, few of them by many programs each (`draw_spread`). The
+draw sums the weights in parts first and goes through the ids of one part only.
 
-Import it only where Triton is installed. A row's result depends on no other row and on no order of execution.
+Import it only where Triton is installed. A row's result depends on no order of execution, and on no other
+row but in this: a row of more than 8,192 ids is summed in one order among up to 32 rows and in another among
+more, and where its uniform number lies within rounding of the edge between two ids, either may be drawn.
 
 Shapes: R rows, V ids, P parts of a row.
 """
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from emuworld.decoding.draw_search import guided_scores, search_long, search_short
+from emuworld.decoding import draw_spread
+from emuworld.decoding.draw_search import (
+    LOG2_E,
+    LOWEST,
+    finish,
+    guided_scores,
+    part_of,
+    search_long,
+    search_short,
+)
 
 if TYPE_CHECKING:  # it imports this module
     from emuworld.decoding.sampling import Truncation
@@ -32,12 +43,10 @@ MOST_IDS = 1 << 20  # of a row
 SHORT_IDS = 8192  # up to which a row is kept in registers
 SHORT_WAYS, LONG_WAYS = 4, 8  # thresholds of a pass
 SHORT_IDS_A_WARP = 1024
+MOST_SPREAD_ROWS = 32  # of more ids, up to which many programs share a row
 LONG_BLOCK, LONG_TILE, LONG_WARPS = 2048, 4096, 8  # ids at once in the search, in the sums by part
 _FEWEST_IDS = 1024  # below it all rows share a kernel: to compile one takes seconds
 _SHORT_PART = 64
-_LOG2_E = tl.constexpr(1.4426950408889634)
-_LN_2 = tl.constexpr(0.6931471805599453)
-_LOWEST = tl.constexpr(-3.0e38)  # a start for maxima that can be subtracted from itself
 
 
 def supports(rows: Sequence[Tensor]) -> bool:
@@ -78,27 +87,18 @@ def draw(
         return ids_R, logs_R
     outside = 1.0 - truncation.top_p
     by_mass = truncation.top_p < 1.0
-    arguments = (
-        conditional_RV,
-        unguided_RV,
-        blind_RV,
-        uniforms_R,
-        ids_R,
-        logs_R,
-        conditional_RV.stride(0),
-        unguided_RV.stride(0),
-        blind_RV.stride(0),
-        uniforms_R.stride(0),
+    tensors = (conditional_RV, unguided_RV, blind_RV, uniforms_R, ids_R, logs_R)
+    numbers = (
         float(guidance),
         float(image_guidance),
-        _LOG2_E.value / truncation.temperature,
+        LOG2_E.value / truncation.temperature,
         float(truncation.top_k),
         float(truncation.top_p),
         # Ids that hold less than this share each (its logarithm to base 2) are outside even together.
         math.log2(0.5 * outside / size) if by_mass else 0.0,
-        size,
     )
-    options = {
+    arguments = (*tensors, *(tensor.stride(0) for tensor in tensors[:4]), *numbers, size)
+    options: dict[str, Any] = {
         "rows": len(rows),
         "tempered": truncation.temperature != 1.0,
         "by_count": 0 < truncation.top_k < size,
@@ -115,6 +115,8 @@ def draw(
                 part=_SHORT_PART,
                 num_warps=max(1, block // SHORT_IDS_A_WARP),
             )
+        elif num_rows <= MOST_SPREAD_ROWS:
+            draw_spread.draw(*tensors, *numbers, **options)
         else:
             parts = 64 if size <= 1 << 17 else 128
             width = max(1, LONG_TILE // parts)
@@ -131,48 +133,6 @@ def draw(
                 num_warps=LONG_WARPS,
             )
     return ids_R, logs_R
-
-
-@triton.jit
-def _part_of(
-    sums_P: tl.tensor,
-    target: tl.tensor,
-    parts: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """The part in which the running sum passes the target, and how far into it that is."""
-    index_P = tl.arange(0, parts)
-    running_P = tl.cumsum(sums_P, axis=0)
-    first = tl.min(tl.where(running_P > target, index_P, parts), axis=0)
-    # The target is below the sum but for rounding; then the last part with weight is meant.
-    last = tl.max(tl.where(sums_P > 0.0, index_P, 0), axis=0)
-    chosen = tl.minimum(first, last)
-    before = tl.sum(tl.where(index_P < chosen, sums_P, 0.0), axis=0)
-    return chosen, tl.maximum(target - before, 0.0)
-
-
-@triton.jit
-def _finish(
-    scores: tl.tensor,
-    at: tl.tensor,
-    least: tl.tensor,
-    top: tl.tensor,
-    total: tl.tensor,
-    scale: tl.tensor,
-    rest: tl.tensor,
-    size: tl.tensor,
-    ids_ptr: tl.tensor,
-    logs_ptr: tl.tensor,
-    row: tl.tensor,
-) -> None:
-    """Draw within a part, and write."""
-    weights = tl.where((scores >= least) & (at < size), tl.exp2((scores - top) * scale), 0.0)
-    running = tl.cumsum(weights.to(tl.float64), axis=0)
-    first = tl.min(tl.where((running > rest) & (weights > 0.0), at, size), axis=0)
-    last = tl.max(tl.where(weights > 0.0, at, 0), axis=0)
-    drawn = tl.minimum(first, last)
-    own = tl.max(tl.where(at == drawn, scores, float("-inf")), axis=0)
-    tl.store(ids_ptr + row, drawn.to(tl.int64))
-    tl.store(logs_ptr + row, own - top - tl.log2(total) * _LN_2)
 
 
 @triton.jit(do_not_specialize=["uniform_stride"])
@@ -208,13 +168,13 @@ def _draw_short(
     b_ptr += row * b_stride
     scores = guided_scores(c_ptr, u_ptr, b_ptr, tl.arange(0, block), size, guidance, image_guidance, rows)
     top = tl.max(scores, axis=0)
-    weights = tl.exp2((scores - top) * _LOG2_E)
+    weights = tl.exp2((scores - top) * LOG2_E)
     total = tl.sum(weights, axis=0)
     mass = total
     if tempered:
         weights = tl.exp2((scores - top) * scale)
         mass = tl.sum(weights, axis=0)
-    least = tl.full((), _LOWEST, tl.float32)
+    least = tl.full((), LOWEST, tl.float32)
     if by_count:
         lowest = tl.min(tl.where(scores > float("-inf"), scores, top), axis=0)
         ones = tl.full((block,), 1.0, tl.float32)
@@ -228,10 +188,10 @@ def _draw_short(
         weights = tl.where(scores >= least, weights, 0.0)
     sums_P = tl.sum(tl.reshape(weights, (block // part, part)), axis=1).to(tl.float64)
     target = tl.load(uniforms_ptr + row * uniform_stride) * tl.sum(sums_P, axis=0)
-    chosen, rest = _part_of(sums_P, target, block // part)
+    chosen, rest = part_of(sums_P, target, block // part)
     at = chosen * part + tl.arange(0, part)
     scores = guided_scores(c_ptr, u_ptr, b_ptr, at, size, guidance, image_guidance, rows)
-    _finish(scores, at, least, top, total, scale, rest, size, ids_ptr, logs_ptr, row)
+    finish(scores, at, least, top, total, scale, rest, size, ids_ptr, logs_ptr, row)
 
 
 @triton.jit
@@ -296,7 +256,7 @@ def _draw_long(
     # The highest and the lowest score, and the sums of the weights of each part, in one pass: each lane has
     # the highest score that it has met and sums relative to it.
     at_PC = tl.arange(0, parts)[:, None] * part + tl.arange(0, width)[None, :]
-    top_PC = tl.full((parts, width), _LOWEST, tl.float32)
+    top_PC = tl.full((parts, width), LOWEST, tl.float32)
     lowest_PC = tl.full((parts, width), float("inf"), tl.float32)
     total_PC = tl.zeros((parts, width), tl.float32)
     mass_PC = tl.zeros((parts, width), tl.float32)
@@ -304,25 +264,26 @@ def _draw_long(
         scores = guided_scores(c_ptr, u_ptr, b_ptr, at_PC + start, size, guidance, image_guidance, rows)
         highest_PC = tl.maximum(top_PC, scores)
         shrunk, grown = top_PC - highest_PC, scores - highest_PC
-        total_PC = total_PC * tl.exp2(shrunk * _LOG2_E) + tl.exp2(grown * _LOG2_E)
+        total_PC = total_PC * tl.exp2(shrunk * LOG2_E) + tl.exp2(grown * LOG2_E)
         if tempered:
             mass_PC = mass_PC * tl.exp2(shrunk * scale) + tl.exp2(grown * scale)
         if by_count:
             lowest_PC = tl.minimum(lowest_PC, tl.where(scores > float("-inf"), scores, float("inf")))
         top_PC = highest_PC
     top = tl.max(tl.max(top_PC, axis=1), axis=0)
-    total_PC *= tl.exp2((top_PC - top) * _LOG2_E)
+    total_PC *= tl.exp2((top_PC - top) * LOG2_E)
     sums_P = tl.sum(total_PC.to(tl.float64), axis=1)
     total = tl.sum(sums_P, axis=0).to(tl.float32)
     if tempered:
         mass_PC *= tl.exp2((top_PC - top) * scale)
         sums_P = tl.sum(mass_PC.to(tl.float64), axis=1)
-    least = tl.full((), _LOWEST, tl.float32)
+    least = tl.full((), LOWEST, tl.float32)
+    infinity = tl.full((), float("inf"), tl.float32)
     if by_count:
         low = tl.min(tl.min(lowest_PC, axis=1), axis=0)
         least = search_long(
             c_ptr, u_ptr, b_ptr, size, guidance, image_guidance, rows, True,
-            top, scale, low, top_k, ways, block,
+            top, scale, low, top, infinity, top_k, ways, block,
         )  # fmt: skip
         sums_P = _sums_by_part(
             c_ptr, u_ptr, b_ptr, size, guidance, image_guidance, rows,
@@ -333,15 +294,15 @@ def _draw_long(
         low = tl.maximum(least, top + (tl.log2(mass) + log2_share) / scale)
         least = search_long(
             c_ptr, u_ptr, b_ptr, size, guidance, image_guidance, rows, False,
-            top, scale, low, top_p * mass, ways, block,
+            top, scale, low, top, infinity, top_p * mass, ways, block,
         )  # fmt: skip
         sums_P = _sums_by_part(
             c_ptr, u_ptr, b_ptr, size, guidance, image_guidance, rows,
             least, top, scale, part, parts, width,
         )  # fmt: skip
     target = tl.load(uniforms_ptr + row * uniform_stride) * tl.sum(sums_P, axis=0)
-    chosen, rest = _part_of(sums_P, target, parts)
+    chosen, rest = part_of(sums_P, target, parts)
     within = tl.arange(0, part_block)
     at = tl.where(within < part, chosen * part + within, size)
     scores = guided_scores(c_ptr, u_ptr, b_ptr, at, size, guidance, image_guidance, rows)
-    _finish(scores, at, least, top, total, scale, rest, size, ids_ptr, logs_ptr, row)
+    finish(scores, at, least, top, total, scale, rest, size, ids_ptr, logs_ptr, row)

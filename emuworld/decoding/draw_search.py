@@ -12,6 +12,10 @@ Shapes: B ids of a block, W thresholds of a pass.
 import triton
 import triton.language as tl
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-3.0e38)  # a start for maxima that can be subtracted from itself
+_LN_2 = tl.constexpr(0.6931471805599453)
+
 
 @triton.jit
 def guided_scores(
@@ -40,7 +44,7 @@ def guided_scores(
 
 
 @triton.jit
-def _thresholds(
+def thresholds(
     low: tl.tensor,
     high: tl.tensor,
     ways: tl.constexpr,
@@ -70,7 +74,7 @@ def _repeated(
 
 
 @triton.jit
-def _narrowed(
+def narrowed(
     thresholds_W: tl.tensor,
     sums_W: tl.tensor,
     least: tl.tensor,
@@ -104,12 +108,12 @@ def search_short(
     scores_BW, weights_BW = _repeated(scores, ways, block), _repeated(weights, ways, block)
     searching = low < high
     while searching:
-        thresholds_W = _thresholds(low, high, ways)
+        thresholds_W = thresholds(low, high, ways)
         sums_W = tl.sum(tl.where(scores_BW >= thresholds_W[None, :], weights_BW, 0.0), axis=0)
         inside = (scores >= low) & (scores < below)
         least = tl.min(tl.where(inside, scores, float("inf")), axis=0)
         highest = tl.max(tl.where(inside, scores, float("-inf")), axis=0)
-        low, high, below, searching = _narrowed(thresholds_W, sums_W, least, highest, below, target)
+        low, high, below, searching = narrowed(thresholds_W, sums_W, least, highest, below, target)
     return low
 
 
@@ -126,18 +130,18 @@ def search_long(
     top: tl.tensor,
     scale: tl.tensor,
     low: tl.tensor,
+    high: tl.tensor,
+    below: tl.tensor,
     target: tl.tensor,
     ways: tl.constexpr,
     block: tl.constexpr,
 ) -> tl.tensor:
-    """As `_search_short`, with a pass over the row a step; by the number of ids where it `counts`, else by
-    their weights.
+    """As `search_short`, with a pass over the row a step; by the number of ids where it `counts`, else by
+    their weights. `high` and `below` as `narrowed` gives them, at first the highest score and infinity.
     """
-    high = top
-    below = tl.full((), float("inf"), tl.float32)
     searching = low < high
     while searching:
-        thresholds_W = _thresholds(low, high, ways)
+        thresholds_W = thresholds(low, high, ways)
         sums_BW = tl.zeros((block, ways), tl.float32)
         least_B = tl.full((block,), float("inf"), tl.float32)
         highest_B = tl.full((block,), float("-inf"), tl.float32)
@@ -155,5 +159,47 @@ def search_long(
             highest_B = tl.maximum(highest_B, tl.where(inside, scores, float("-inf")))
         least, highest = tl.min(least_B, axis=0), tl.max(highest_B, axis=0)
         sums_W = tl.sum(sums_BW, axis=0)
-        low, high, below, searching = _narrowed(thresholds_W, sums_W, least, highest, below, target)
+        low, high, below, searching = narrowed(thresholds_W, sums_W, least, highest, below, target)
     return low
+
+
+@triton.jit
+def part_of(
+    sums_P: tl.tensor,
+    target: tl.tensor,
+    parts: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The part in which the running sum passes the target, and how far into it that is."""
+    index_P = tl.arange(0, parts)
+    running_P = tl.cumsum(sums_P, axis=0)
+    first = tl.min(tl.where(running_P > target, index_P, parts), axis=0)
+    # The target is below the sum but for rounding; then the last part with weight is meant.
+    last = tl.max(tl.where(sums_P > 0.0, index_P, 0), axis=0)
+    chosen = tl.minimum(first, last)
+    before = tl.sum(tl.where(index_P < chosen, sums_P, 0.0), axis=0)
+    return chosen, tl.maximum(target - before, 0.0)
+
+
+@triton.jit
+def finish(
+    scores: tl.tensor,
+    at: tl.tensor,
+    least: tl.tensor,
+    top: tl.tensor,
+    total: tl.tensor,
+    scale: tl.tensor,
+    rest: tl.tensor,
+    size: tl.tensor,
+    ids_ptr: tl.tensor,
+    logs_ptr: tl.tensor,
+    row: tl.tensor,
+) -> None:
+    """Draw within a part, and write."""
+    weights = tl.where((scores >= least) & (at < size), tl.exp2((scores - top) * scale), 0.0)
+    running = tl.cumsum(weights.to(tl.float64), axis=0)
+    first = tl.min(tl.where((running > rest) & (weights > 0.0), at, size), axis=0)
+    last = tl.max(tl.where(weights > 0.0, at, 0), axis=0)
+    drawn = tl.minimum(first, last)
+    own = tl.max(tl.where(at == drawn, scores, float("-inf")), axis=0)
+    tl.store(ids_ptr + row, drawn.to(tl.int64))
+    tl.store(logs_ptr + row, own - top - tl.log2(total) * _LN_2)

@@ -6,8 +6,9 @@ holds them to it). There is no generator here: the caller hands in one uniform n
 inverts the distribution function, so equal seeds give equal tokens whatever the batch.
 
 Without top-k a drawn token is one compiled function on a CPU (`compiled_draw`), which draws what is written
-here but for rounding, and one Triton kernel on CUDA (`draw_kernel`): the same distribution, but a uniform
-number gives another id than on the CPU.
+here but for rounding, and Triton's on CUDA (`draw_kernel`): the same distribution, but a uniform number gives
+another id than on the CPU, and at the edge between two ids perhaps another one among more than 32 rows than
+among fewer.
 
 Shapes: R rows, V ids of the span that the grammar allows (not the whole vocabulary: the softmax over a part
 differs from the one over all by a constant a row, which cancels in every step below).

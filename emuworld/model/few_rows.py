@@ -162,16 +162,16 @@ def _shared_sums(out_MN: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.
     if plan.split == 1:
         return out_MN, out_MN
     assert triton.cdiv(out_MN.shape[1], plan.outputs) <= _MOST_TILES, "so many need no split"
-    return out_MN.new_empty((plan.split, *out_MN.shape), dtype=torch.float32), _counters(out_MN.device)
+    return out_MN.new_empty((plan.split, *out_MN.shape), dtype=torch.float32), counters(out_MN.device)
 
 
 _counters_of: dict[tuple[torch.device, int, int], torch.Tensor] = {}
 
 
-def _counters(device: torch.device) -> torch.Tensor:
-    """Zeros, and zeros again after each product. A thread has its own on each stream, as cuBLAS has its
-    workspaces: products that run side by side must not share them. Asked for the first time while a graph is
-    recorded they belong to that graph, which sets them to zero whenever it is replayed.
+def counters(device: torch.device) -> torch.Tensor:
+    """Zeros, and zeros again after each kernel that counts. A thread has its own on each stream, as cuBLAS
+    has its workspaces: kernels that run side by side must not share them. Asked for the first time while a
+    graph is recorded they belong to that graph, which sets them to zero whenever it is replayed.
     """
     on_cuda = device.type == "cuda"
     stream = torch.cuda.current_stream(device).cuda_stream if on_cuda else 0

@@ -10,7 +10,7 @@ import torch
 import triton_cases
 from numpy.typing import NDArray
 
-from emuworld.decoding import draw_kernel
+from emuworld.decoding import draw_kernel, draw_spread
 from emuworld.decoding.sampling import Truncation
 
 Array = NDArray[np.float64]
@@ -27,9 +27,22 @@ SETTINGS = [
 
 
 def compare() -> None:
-    draw_kernel.LONG_BLOCK, draw_kernel.LONG_TILE = 4096, 4096
+    """Rows in registers, and long ones by one program each."""
+    draw_kernel.LONG_BLOCK, draw_kernel.LONG_TILE, draw_kernel.MOST_SPREAD_ROWS = 4096, 4096, 0
+    compare_all()
+
+
+def compare_spread() -> None:
+    """All rows in shares; then once more where one program makes most of the search."""
+    draw_kernel.SHORT_IDS = 0
+    compare_all()
+    draw_spread.STEPS = 1
+    compare_all((9_001,))
+
+
+def compare_all(sizes: tuple[int, ...] = (300, 4096, 9_001)) -> None:
     rng = np.random.default_rng(0)
-    for size in (300, 4096, 9_001):
+    for size in sizes:
         for num_rows in (1, 2, 3):
             for truncation in SETTINGS[:: {300: 1, 4096: 2}.get(size, 3)]:
                 compare_case([logits_of(rng, size, torch.float32) for _ in range(num_rows)], truncation)
@@ -114,6 +127,7 @@ def kept_weights(scores: Array, truncation: Truncation, *, slack: float) -> Arra
 def compile_all() -> None:
     compile_forms("*bf16", {"by_count": False, "by_mass": False, "tempered": False, "rows": 2})
     compile_forms("*fp32", {"by_count": True, "by_mass": True, "tempered": True, "rows": 3})
+    compile_spread()
 
 
 def compile_forms(x_type: str, forms: dict[str, object]) -> None:
@@ -124,15 +138,42 @@ def compile_forms(x_type: str, forms: dict[str, object]) -> None:
     compiled(draw_kernel._draw_long, forms | long, x_type=x_type, num_warps=draw_kernel.LONG_WARPS)
 
 
-def compiled(kernel: Any, constants: dict[str, object], *, x_type: str, num_warps: int) -> None:
+def compile_spread() -> None:
+    """For the published visual ids."""
+    sizes = {"shares": 128, "block": 1024}
+    ways = {"ways": draw_spread.WAYS}
+    for rows, by in ((2, True), (3, False)):
+        forms = {"rows": rows, "tempered": by, "by_count": by, "by_mass": by}
+        compiled(draw_spread._rate, sizes | ways | forms, num_warps=8)
+    ways |= {"alone_ways": 8, "alone_block": 2048}
+    for counts in (True, False):
+        compiled(
+            draw_spread._narrow,
+            sizes | ways | {"counts": counts, "ends": True},
+            num_warps=8,
+            most_shared=10_000,
+        )
+        compiled(draw_spread._weigh, sizes | {"draws": counts}, num_warps=8)
+
+
+def compiled(
+    kernel: Any,
+    constants: dict[str, object],
+    *,
+    x_type: str = "*bf16",
+    num_warps: int,
+    most_shared: int = 4096,
+) -> None:
     """For rows of a multiple of 16 ids."""
     whole = ("c_stride", "u_stride", "b_stride", "size", "part")
     kinds = dict.fromkeys(kernel.arg_names, "fp32") | dict.fromkeys((*whole, "uniform_stride"), "i32")
     kinds |= {"uniforms_ptr": "*fp64", "ids_ptr": "*i64", "logs_ptr": "*fp32"}
+    kinds |= {"counters_ptr": "*i32", "sums_ptr": "*fp64"}
+    kinds |= dict.fromkeys(("scores_ptr", "state_ptr", "found_ptr"), "*fp32")
     kinds |= dict.fromkeys(("c_ptr", "u_ptr", "b_ptr"), x_type)
     code = triton_cases.compiled(kernel, constants, kinds=kinds, whole=whole, num_warps=num_warps)
-    assert code.metadata.shared < 4096, "scores are laid out anew through shared memory"
+    assert code.metadata.shared < most_shared, "scores are laid out anew through shared memory"
 
 
 if __name__ == "__main__":
-    {"compare": compare, "compile": compile_all}[sys.argv[1]]()
+    {"compare": compare, "compare_spread": compare_spread, "compile": compile_all}[sys.argv[1]]()

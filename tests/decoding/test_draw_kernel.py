@@ -37,17 +37,18 @@ def test_on_the_cpu_it_is_guidance_then_the_pick(num_rows: int, truncation: Trun
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-def test_the_kernel_draws_what_its_definition_says() -> None:
+@pytest.mark.parametrize(("part", "num_cases"), [("compare", 82), ("compare_spread", 99)])
+def test_the_kernel_draws_what_its_definition_says(part: str, num_cases: int) -> None:
     """In Triton's interpreter, in a process of its own: what `import triton` finds decides."""
-    printed = run_cases(CASES_SCRIPT, "compare", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
-    assert printed.count("agrees") == 82
+    printed = run_cases(CASES_SCRIPT, part, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    assert printed.count("agrees") == num_cases
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_the_kernel_compiles_for_the_published_sizes(tmp_path: Path) -> None:
     """To machine code for compute capability 9.0, which needs no GPU."""
     printed = run_cases(CASES_SCRIPT, "compile", TRITON_CACHE_DIR=str(tmp_path))
-    assert printed.count("compiled") == 4
+    assert printed.count("compiled") == 10
 
 
 @pytest.mark.gpu
@@ -89,5 +90,9 @@ def test_the_kernel_has_the_distribution_of_the_cpus_form(
     assert float((counts - num * expected).abs().max()) < 1.0 + 2e-5 * num
     assert int(counts[num * expected > 2.0 + 2e-5 * num].min()) > 0
     torch.testing.assert_close(rated.cpu(), scores[0].log_softmax(-1)[drawn.cpu()], atol=1e-4, rtol=0)
-    again = pick_guided([row[5:6] for row in rows], uniforms[5:6].cuda(), truncation=truncation, **scales)
-    assert int(again) == int(drawn[5]), "a row alone draws something else"
+    few = slice(5, None, num // 32)
+    again = pick_guided([row[few] for row in rows], uniforms[few].cuda(), truncation=truncation, **scales)
+    at_edges = int((again != drawn[few]).sum())
+    assert at_edges <= (num_ids > sampling.draw_kernel.SHORT_IDS), "few rows draw something else"
+    alone = pick_guided([row[5:6] for row in rows], uniforms[5:6].cuda(), truncation=truncation, **scales)
+    assert int(alone) == int(again[0]), "a row alone draws something else than among few"
