@@ -17,7 +17,7 @@ from emuworld.model.fp8_numbers import FORMAT, LARGEST, TINY, Rounded
 from emuworld.model.kernels import silu_times
 
 _MOST_AT_ONCE = 65536  # numbers of a row, which a program holds in registers
-_NUMBERS_A_WARP = 1024
+_NORMED_A_WARP, _GATED_A_WARP = 1024, 2048
 
 
 def supports(*, size: int) -> bool:
@@ -43,7 +43,7 @@ def add_rms_norm(
         largest=LARGEST,
         tiny=TINY,
         block=block,
-        num_warps=_warps(block),
+        num_warps=_warps(block, _NORMED_A_WARP),
     )
     return rounded
 
@@ -54,7 +54,13 @@ def swiglu(gate_up_MX: torch.Tensor) -> Rounded:
     rounded = _places(gate_up_MX, size)
     block = triton.next_power_of_2(size)
     _swiglu[(num_rows,)](
-        gate_up_MX, *rounded, size, largest=LARGEST, tiny=TINY, block=block, num_warps=_warps(block)
+        gate_up_MX,
+        *rounded,
+        size,
+        largest=LARGEST,
+        tiny=TINY,
+        block=block,
+        num_warps=_warps(block, _GATED_A_WARP),
     )
     return rounded
 
@@ -64,8 +70,8 @@ def _places(x_MX: torch.Tensor, size: int) -> Rounded:
     return Rounded(values_MK, x_MX.new_empty((len(x_MX), 1), dtype=torch.float32))
 
 
-def _warps(block: int) -> int:
-    return min(32, max(4, block // _NUMBERS_A_WARP))
+def _warps(block: int, numbers_a_warp: int) -> int:
+    return min(32, max(4, block // numbers_a_warp))
 
 
 @triton.jit

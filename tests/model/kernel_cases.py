@@ -318,7 +318,7 @@ def compile_all() -> None:
         compiled(fp8_kernels._round_rows, rounding, x_type=x_type, num_warps=8)
     rounding = {"largest": 448.0, "tiny": 1e-12}
     for block, warps in ((8192, 8), (32768, 32)):
-        ptx = compiled(fp8_activations._swiglu, rounding | {"block": block}, num_warps=warps)
+        ptx = compiled(fp8_activations._swiglu, rounding | {"block": block}, num_warps=warps // 2)
         assert "div.rn.f32" in ptx
         compiled(fp8_activations._add_rms_norm, rounding | {"adds": True, "block": block}, num_warps=warps)
     compiled(fp8_norms._add_rms_norm_in_parts, {"adds": True, "block": 8192}, num_warps=32)
