@@ -47,6 +47,14 @@ class Parts:
     fingerprint: bytes
     painter: Painter | None = None  # of pictures drawn at once; None where that was not learnt
 
+    def __post_init__(self) -> None:
+        vocabulary = self.manifest.vocabulary
+        if self.vision.num_codes != vocabulary.num_visual_tokens:
+            raise ValueError(
+                f"the vision tokenizer has {self.vision.num_codes} codes, the vocabulary "
+                f"{vocabulary.num_visual_tokens} visual tokens; both must come from one checkpoint"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Located:

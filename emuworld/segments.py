@@ -80,6 +80,23 @@ class SegmentWriter:
             bounds=manifest.bounds,
         )
 
+    def plan_all(
+        self,
+        states: Sequence[WorldState],
+        texts: Sequence[str | None],
+        sampling: Sampling | Sequence[Sampling | None] | None,
+    ) -> list[Plan]:
+        """`plan` for each; one sampling for all, or one for each."""
+        settings = (
+            [sampling] * len(states) if sampling is None or isinstance(sampling, Sampling) else list(sampling)
+        )
+        if not len(states) == len(texts) == len(settings):
+            raise ValueError(
+                f"got {len(states)} states, {len(texts)} texts and {len(settings)} settings; give one text "
+                "(or None) for each state, and one sampling for all or for each"
+            )
+        return [self.plan(*one) for one in zip(states, texts, settings, strict=True)]
+
     def plan(self, state: WorldState, text: str | None, sampling: Sampling | None) -> Plan:
         """What the next segment of a state takes; see `WorldModel.imagine_batch` for what is refused."""
         context, manifest = self._context, self._context.manifest

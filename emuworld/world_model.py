@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,7 @@ class WorldModel:
 
     Args:
         parts: the checkpoint.
-        reopen: a function and its arguments that give this handle in another process; None = it cannot be
-            pickled.
+        reopen: gives this handle in another process, where it is pickled to; None = it cannot be pickled.
         cache_bytes: bound of the key-value caches that are kept for branching; see `CachePool`.
     """
 
@@ -78,15 +78,9 @@ class WorldModel:
         self,
         parts: Parts,
         *,
-        reopen: tuple[Callable[..., WorldModel], tuple[Any, ...]] | None = None,
+        reopen: Callable[[], WorldModel] | None = None,
         cache_bytes: int | None = None,
     ) -> None:
-        vocabulary = parts.manifest.vocabulary
-        if parts.vision.num_codes != vocabulary.num_visual_tokens:
-            raise ValueError(
-                f"the vision tokenizer has {parts.vision.num_codes} codes, the vocabulary "
-                f"{vocabulary.num_visual_tokens} visual tokens; both must come from one checkpoint"
-            )
         self.folder = parts.folder
         self.manifest = parts.manifest
         self.tokenizer = parts.tokenizer
@@ -220,15 +214,7 @@ class WorldModel:
             ValueError: an ended state, a text that is no str; SnapshotError: a state of another model, or a
                 broken one.
         """
-        settings = (
-            [sampling] * len(states) if sampling is None or isinstance(sampling, Sampling) else list(sampling)
-        )
-        if not len(states) == len(texts) == len(settings):
-            raise ValueError(
-                f"got {len(states)} states, {len(texts)} texts and {len(settings)} settings; give one text "
-                "(or None) for each state, and one sampling for all or for each"
-            )
-        plans = [self._writer.plan(*one) for one in zip(states, texts, settings, strict=True)]
+        plans = self._writer.plan_all(states, texts, sampling)
         if not plans:
             return []
         with self._lock, torch.inference_mode():
@@ -340,12 +326,12 @@ class WorldModel:
     def __deepcopy__(self, memo: dict[int, Any]) -> WorldModel:
         return self
 
-    def __reduce__(self) -> tuple[Callable[..., WorldModel], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[[], WorldModel], tuple[()]]:
         if self._reopen is None:
             raise TypeError(
                 "this model was built in memory; pickle one that emuworld.load opened from a folder"
             )
-        return self._reopen
+        return self._reopen, ()
 
 
 _opened: dict[tuple[Located, torch.device, str], tuple[object, WorldModel]] = {}
@@ -401,13 +387,9 @@ def load(
         files = signature(checkpoint.files)
         known = _opened.get((checkpoint, place, weights))
         if known is None or known[0] != files:
-            again = (_load_positional, (*checkpoint.names, device, weights))
+            name, vision, text, adapter = checkpoint.names
+            parts = {"vision": vision, "text": text, "adapter": adapter}
+            again = partial(load, name, **parts, device=device, weights=weights)
             opened = WorldModel(checkpoint.open(place, weights), reopen=again)
             known = _opened[checkpoint, place, weights] = (files, opened)
         return known[1]
-
-
-def _load_positional(
-    model: str, vision: str | None, text: str | None, adapter: str | None, device: str, weights: str
-) -> WorldModel:
-    return load(model, vision=vision, text=text, adapter=adapter, device=device, weights=weights)
