@@ -50,16 +50,24 @@ class CachedModel(LanguageModel, Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
+    @property
+    def cache_dtype(self) -> torch.dtype: ...
+
 
 class Chunk(NamedTuple):
-    """Keys and values of one chunk [L, K, T, d], and the hidden state [D] behind its last token."""
+    """Keys and values of one chunk, and the hidden state [D] behind its last token."""
 
-    kv_LKTd: Tensor
+    parts_LKT: tuple[Tensor, ...]
+    """[L, K, T, d] of all layers; in 8 bits more: `int8_cache.parts`."""
     hidden_D: Tensor
 
     @property
     def num_bytes(self) -> int:
-        return self.kv_LKTd.nbytes + self.hidden_D.nbytes
+        return sum(part.nbytes for part in self.parts_LKT) + self.hidden_D.nbytes
+
+    @property
+    def num_tokens(self) -> int:
+        return self.parts_LKT[0].shape[2]
 
 
 class _Chunks:
@@ -224,7 +232,7 @@ class CachePool:
                 num_rows=num_rows,
                 capacity=capacity,
                 device=self._model.device,
-                dtype=self._model.dtype,
+                dtype=self._model.cache_dtype,
             )
             for row, held in enumerate(self._held):
                 assert cache is not None
@@ -245,24 +253,8 @@ class CachePool:
         cache = self._working
         small = cache is not None and 2 * num_rows <= cache.num_rows
         self._small_calls = self._small_calls + 1 if small else 0
-        if (
-            cache is not None
-            and self._small_calls > _PATIENCE
-            and self._working_bytes(cache) > self._chunks.max_bytes
-        ):
+        if cache is not None and self._small_calls > _PATIENCE and cache.num_bytes > self._chunks.max_bytes:
             self._working, self._held, self._small_calls = None, [], 0
-
-    def _working_bytes(self, cache: StaticCache) -> int:
-        config = self._model.config
-        tokens = cache.num_rows * cache.capacity
-        return (
-            tokens
-            * config.num_layers
-            * 2
-            * config.num_kv_heads
-            * config.head_dim
-            * self._model.dtype.itemsize
-        )
 
     def _assign(self, paths: Sequence[Sequence[bytes]]) -> list[int]:
         """A row for each path: the one with most in common; among equals the one that was not used for
@@ -308,7 +300,7 @@ class CachePool:
                 path, own = paths[row], held[row]
                 while len(own.keys) < len(path) and (chunk := self._chunks.get(path[len(own.keys)])):
                     _append(rows.rows([row]), chunk)
-                    own.extend(path[len(own.keys)], chunk.kv_LKTd.shape[2], chunk.hidden_D)
+                    own.extend(path[len(own.keys)], chunk.num_tokens, chunk.hidden_D)
                 if (at := len(own.keys)) < len(path):
                     groups.setdefault(len(sequences[row][at]), {}).setdefault(path[at], row)
             for length, row_of in groups.items():
@@ -352,15 +344,15 @@ class CachePool:
         be the first tokens of the chunk."""
         device = self._model.device
         places_RT = torch.from_numpy(rows.lengths[:, None] - num_held + np.arange(len(ids_R[0]))).to(device)
-        rows_R1 = torch.from_numpy(rows.indices[:, None]).to(device)
         hidden_RTD = self._model(torch.tensor(ids_R, device=device)[:, num_held:], cache=rows)
         self.num_prefills += len(ids_R)
         with one_thread(device):
-            kv_LRTKd = torch.stack([kv_RKCd[rows_R1, :, places_RT] for kv_RKCd in rows.memory.kv_RKCd])
+            parts_LRKT = rows.read_parts(places_RT)
             # Each chunk in memory of its own, which goes when it goes.
+            own = torch.contiguous_format
             return [
-                Chunk(kv_LTKd.transpose(1, 2).clone(memory_format=torch.contiguous_format), hidden_D.clone())
-                for kv_LTKd, hidden_D in zip(kv_LRTKd.unbind(1), hidden_RTD[:, -1].unbind(), strict=True)
+                Chunk(tuple(part[:, row].clone(memory_format=own) for part in parts_LRKT), hidden_D.clone())
+                for row, hidden_D in enumerate(hidden_RTD[:, -1].unbind())
             ]
 
 
@@ -372,10 +364,10 @@ def _num_common(ids: Sequence[int], others: Sequence[int]) -> int:
 
 def _append(row: StaticCache, chunk: Chunk) -> None:
     """Copy a stored chunk behind what the row holds."""
-    step = row.begin(chunk.kv_LKTd.shape[2])
+    step = row.begin(chunk.num_tokens)
     with one_thread(row.device):
-        for layer, kv_KTd in enumerate(chunk.kv_LKTd):
-            row.write(layer, kv_KTd[None], step=step)
+        for layer, new in enumerate(zip(*chunk.parts_LKT, strict=True)):
+            row.write_parts(layer, [part_KT[None] for part_KT in new], step=step)
     row.finish(step)
 
 

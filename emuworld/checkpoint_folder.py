@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from emuworld.model import checkpoint, fp8, lora_folder
 from emuworld.model.adapter import FILE_NAME as ADAPTER_FILE
 from emuworld.model.adapter import adapter_base, load_adapter, merge_adapter
 from emuworld.model.exact import exact
-from emuworld.model.fused import WEIGHTS, FusedTransformer, fused
+from emuworld.model.fused import CACHES, WEIGHTS, FusedTransformer, fused
 from emuworld.model.transformer import Transformer
 from emuworld.state import FINGERPRINT_BYTES
 from emuworld.tokens.text import TextTokenizer
@@ -54,6 +54,13 @@ class Parts:
                 f"the vision tokenizer has {self.vision.num_codes} codes, the vocabulary "
                 f"{vocabulary.num_visual_tokens} visual tokens; both must come from one checkpoint"
             )
+
+    def with_cache(self, cache: str) -> Parts:
+        """The same with keys and values as for `load`, which `check_weights` has allowed."""
+        if cache == "bf16":
+            return self
+        assert isinstance(self.transformer, FusedTransformer)
+        return replace(self, transformer=self.transformer.variant(cache=cache))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,8 +330,8 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def check_weights(weights: str, device: torch.device) -> None:
-    """ValueError for weights that `load` does not know, or that the device does not compute with."""
+def check_weights(weights: str, device: torch.device, *, cache: str = "bf16") -> None:
+    """ValueError for weights or a cache that `load` does not know, or that the device does not take."""
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be {' or '.join(map(repr, WEIGHTS))}, got {weights!r}")
     if weights == "fp8" and not fp8.supports(device):
@@ -332,6 +339,14 @@ def check_weights(weights: str, device: torch.device) -> None:
             f"weights='fp8' needs a GPU of compute capability 8.9 or more (Ada, Hopper), got {device}; "
             "leave weights out (the CPU computes with 8-bit integers anyway)"
         )
+    if cache not in CACHES:
+        raise ValueError(f"cache must be {' or '.join(map(repr, CACHES))}, got {cache!r}")
+    if cache == "int8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        raise ValueError(
+            f"cache='int8' needs a GPU of compute capability 8.0 or more, got {device}; leave cache out"
+        )
+    if cache == "int8" and parallel.tensor_group() is not None:
+        raise ValueError("cache='int8' is not there where several processes share a model; leave cache out")
 
 
 def limit_threads() -> None:

@@ -135,6 +135,10 @@ class SplitTransformer:
     def dtype(self) -> torch.dtype:
         return self._fused.dtype
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        return self._fused.cache_dtype
+
     def __call__(
         self,
         ids_BT: Tensor,

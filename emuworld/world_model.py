@@ -334,7 +334,7 @@ class WorldModel:
         return self._reopen, ()
 
 
-_opened: dict[tuple[Located, torch.device, str], tuple[object, WorldModel]] = {}
+_opened: dict[tuple[Located, torch.device, str, str], tuple[object, WorldModel]] = {}
 _opening = threading.Lock()
 
 
@@ -361,6 +361,7 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     device: str = "auto",
     weights: str = "bf16",
+    cache: str = "bf16",
 ) -> WorldModel:
     """Open a checkpoint: "small", the one in the package, a folder that training wrote, or a published model.
 
@@ -377,19 +378,20 @@ def load(
         device: "cpu", "cuda", "cuda:1" ...; "auto" takes CUDA where there is any. On the CPU the transformer
             runs in its exact int8 form, on CUDA in bf16; the vision tokenizer always in fp32.
         weights: of the transformer on CUDA: "bf16", or "fp8": smaller and less accurate (docs/fast.md).
+        cache: of keys and values on CUDA: "bf16", or "int8": half the memory, for many pictures at once.
 
     Raises ValueError for a folder or device that is not there, a file that is missing, damaged or does not
     fit, and too little memory.
     """
     place, checkpoint = find_device(device), locate(model, vision=vision, text=text, adapter=adapter)
-    check_weights(weights, place)
+    check_weights(weights, place, cache=cache)
     with _opening:
         files = signature(checkpoint.files)
-        known = _opened.get((checkpoint, place, weights))
+        known = _opened.get((checkpoint, place, weights, cache))
         if known is None or known[0] != files:
             name, vision, text, adapter = checkpoint.names
             parts = {"vision": vision, "text": text, "adapter": adapter}
-            again = partial(load, name, **parts, device=device, weights=weights)
-            opened = WorldModel(checkpoint.open(place, weights), reopen=again)
-            known = _opened[checkpoint, place, weights] = (files, opened)
+            again = partial(load, name, **parts, device=device, weights=weights, cache=cache)
+            opened = WorldModel(checkpoint.open(place, weights).with_cache(cache), reopen=again)
+            known = _opened[checkpoint, place, weights, cache] = (files, opened)
         return known[1]

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from emuworld.cache_pool import CachedModel
 from emuworld.decoding.drafting import exponentials
 from emuworld.decoding.sampling import Truncation, guide, pick_guided, race
+from emuworld.model import int8_cache
 from emuworld.model.cache import StaticCache
 from emuworld.model.fp8_numbers import Weight
 from emuworld.model.fused import FusedTransformer
@@ -86,11 +87,15 @@ def filled_cache(model: CachedModel, *, num_rows: int, held: Sequence[int], room
         num_rows=num_rows,
         capacity=max(held) + room,
         device=model.device,
-        dtype=model.dtype,
+        dtype=model.cache_dtype,
     )
     generator = torch.Generator(model.device).manual_seed(0)
     for layer_RKCd in cache.memory.kv_RKCd:
-        layer_RKCd.normal_(generator=generator)
+        if layer_RKCd.dtype == int8_cache.FORMAT:
+            layer_RKCd.random_(-127, 128, generator=generator)
+            int8_cache.scales(layer_RKCd).fill_(0.02)
+        else:
+            layer_RKCd.normal_(generator=generator)
     for row, length in enumerate(held):
         view = cache.rows([row])
         view.finish(view.begin(length))

@@ -90,7 +90,7 @@ def _row_by_row(q_RHTd: torch.Tensor, cache: StaticCache, *, layer: int, step: C
     rows = []
     for row, start in enumerate(step.starts.tolist()):
         num_keys = start + num_tokens
-        k_1GSd, v_1GSd = cache.row_kv(layer, row, num_keys)
+        k_1GSd, v_1GSd = cache.row_kv(layer, row, num_keys, dtype=q_RHTd.dtype)
         mask = None
         if num_tokens > 1 and step.causal:
             mask = step.mask_TS(start, num_keys=num_keys, repeats=repeats)
@@ -102,11 +102,12 @@ def _row_by_row(q_RHTd: torch.Tensor, cache: StaticCache, *, layer: int, step: C
 def _all_rows(q_RHTd: torch.Tensor, cache: StaticCache, *, layer: int, step: CacheStep) -> torch.Tensor:
     """One call for all rows, for a device where the number of calls is what costs."""
     num_rows, num_heads, num_tokens, head_dim = q_RHTd.shape
+    dtype = q_RHTd.dtype
     longest = int(step.starts.max()) + num_tokens
     if step.uniform and step.starts[0] == 0 and num_tokens > 1 and step.causal:
-        return causal_attention(q_RHTd, *cache.all_kv(layer, num_tokens))
+        return causal_attention(q_RHTd, *cache.all_kv(layer, num_tokens, dtype=dtype))
     if _flash_attention_fits(q_RHTd):
-        k_RGSd, v_RGSd = cache.all_kv(layer, longest)
+        k_RGSd, v_RGSd = cache.all_kv(layer, longest, dtype=dtype)
         out_RTHd = flash_attn_with_kvcache(
             q_RHTd.transpose(1, 2),
             k_RGSd.transpose(1, 2),
@@ -115,8 +116,10 @@ def _all_rows(q_RHTd: torch.Tensor, cache: StaticCache, *, layer: int, step: Cac
             causal=step.causal,
         )
         return out_RTHd.transpose(1, 2)
-    if step.uniform and not step.causal and q_RHTd.dtype in _HALF_PRECISION:
-        return scaled_dot_product_attention(q_RHTd, *cache.all_kv(layer, longest), enable_gqa=True)
+    if step.uniform and not step.causal and dtype in _HALF_PRECISION:
+        return scaled_dot_product_attention(
+            q_RHTd, *cache.all_kv(layer, longest, dtype=dtype), enable_gqa=True
+        )
     repeats = num_heads // cache.config.num_kv_heads
     q_RGnd = q_RHTd.reshape(num_rows, cache.config.num_kv_heads, repeats * num_tokens, head_dim)
     num_keys, mask = longest, None  # which is all that is seen where the new tokens see each other
@@ -126,7 +129,8 @@ def _all_rows(q_RHTd: torch.Tensor, cache: StaticCache, *, layer: int, step: Cac
             mask = step.mask_TS(int(step.starts[0]), num_keys=num_keys, repeats=repeats)
         else:
             mask = step.row_mask_R1TS(num_keys=num_keys, repeats=repeats)
-    out_RGnd = scaled_dot_product_attention(q_RGnd, *cache.all_kv(layer, num_keys), attn_mask=mask)
+    kv = cache.all_kv(layer, num_keys, dtype=dtype)
+    out_RGnd = scaled_dot_product_attention(q_RGnd, *kv, attn_mask=mask)
     return out_RGnd.reshape(num_rows, num_heads, num_tokens, head_dim)
 
 

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from emuworld.model import int8_cache
 from emuworld.model.config import TransformerConfig
 from emuworld.model.huge_pages import HugePages
 from emuworld.shares import one_thread
@@ -29,7 +30,7 @@ class Memory:
 
     def __init__(self, kv_RKCd: list[torch.Tensor]) -> None:
         self.kv_RKCd = kv_RKCd
-        """One tensor a layer: the keys of all heads, then their values."""
+        """One tensor a layer: the keys of all heads, then their values; in 8 bits see `int8_cache`."""
 
     @cached_property
     def addresses_L(self) -> np.ndarray:
@@ -139,6 +140,10 @@ class StaticCache:
         return self._store.lengths[self._index]
 
     @property
+    def num_bytes(self) -> int:
+        return sum(part.nbytes for kv_RKCd in self.memory.kv_RKCd for part in int8_cache.parts(kv_RKCd))
+
+    @property
     def memory(self) -> Memory:
         """Where the whole cache lies, shared with every view that `rows` made."""
         return self._store.memory
@@ -190,7 +195,8 @@ class StaticCache:
         self.reserve(length)
         with one_thread(self.device):
             for mine, theirs in zip(self._store.kv_RKCd, origin._store.kv_RKCd, strict=True):
-                mine[target_row, :, :length].copy_(theirs[source_row, :, :length])
+                for my_part, part in zip(int8_cache.parts(mine), int8_cache.parts(theirs), strict=True):
+                    my_part[target_row, :, :length].copy_(part[source_row, :, :length])
         self._store.lengths[target_row] = length
         self._note(np.array([target_row]), np.arange(length)[None], np.array([origin.ids(source, 0)]))
 
@@ -209,7 +215,8 @@ class StaticCache:
             while old_layers:  # one layer at a time is there twice
                 old = old_layers.pop(0)
                 grown = _zeros((*old.shape[:2], _round_up(capacity), old.shape[3]), like=old, pages=pages)
-                grown[:, :, :used].copy_(old[:, :, :used])
+                for part, old_part in zip(int8_cache.parts(grown), int8_cache.parts(old), strict=True):
+                    part[:, :, :used].copy_(old_part[:, :, :used])
                 layers.append(grown)
 
     def begin(self, num_tokens: int, *, causal: bool = True) -> CacheStep:
@@ -224,7 +231,14 @@ class StaticCache:
 
     def write(self, layer: int, kv_RKTd: torch.Tensor, *, step: CacheStep) -> None:
         """Put the new keys and values of one layer at the end of every row (lengths change in `finish`)."""
-        whole_RKCd = self._store.kv_RKCd[layer]
+        self.write_parts(layer, int8_cache.narrowed(kv_RKTd, self.dtype), step=step)
+
+    def write_parts(self, layer: int, new: Sequence[torch.Tensor], *, step: CacheStep) -> None:
+        """The same for what is as the cache has it: [R, K, T, ...] of each of `int8_cache.parts`."""
+        for whole_RKCd, kv_RKTd in zip(int8_cache.parts(self._store.kv_RKCd[layer]), new, strict=True):
+            self._write(whole_RKCd, kv_RKTd, step)
+
+    def _write(self, whole_RKCd: torch.Tensor, kv_RKTd: torch.Tensor, step: CacheStep) -> None:
         block = self._block()
         if step.uniform and block is not None:
             start = int(step.starts[0])
@@ -261,21 +275,41 @@ class StaticCache:
         if store.ids_RC is not None:
             store.ids_RC[rows_N[:, None], places_NT] = -1 if ids_NT is None else ids_NT
 
-    def row_kv(self, layer: int, row: int, num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views [1, G, S, d] of the first S keys and values of one row."""
+    def read_parts(self, places_RT: torch.Tensor) -> list[torch.Tensor]:
+        """What `write_parts` takes, of all layers: [L, R, K, T, ...] of these tokens of each row."""
+        rows_R1 = torch.from_numpy(self._index[:, None]).to(self.device)
+        layers = zip(*map(int8_cache.parts, self.memory.kv_RKCd), strict=True)
+        return [
+            torch.stack([part[rows_R1, :, places_RT] for part in parts]).transpose(2, 3) for parts in layers
+        ]
+
+    def row_kv(
+        self, layer: int, row: int, num_keys: int, *, dtype: torch.dtype = torch.float32
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views [1, G, S, d] of the first S keys and values of one row; copies of this type where they are in
+        8 bits.
+        """
         index = int(self._index[row])
-        kv_1KSd = self._store.kv_RKCd[layer][index : index + 1, :, :num_keys]
+        kv_1KSd = self._read(layer, slice(index, index + 1), num_keys, dtype)
         return kv_1KSd[:, : self.config.num_kv_heads], kv_1KSd[:, self.config.num_kv_heads :]
 
-    def all_kv(self, layer: int, num_keys: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[R, G, S, d] keys and values of all rows: views where the rows are neighbours, else a copy."""
+    def all_kv(
+        self, layer: int, num_keys: int, *, dtype: torch.dtype = torch.float32
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[R, G, S, d] keys and values of all rows: views where the rows are neighbours, else a copy; of this
+        type where they are in 8 bits.
+        """
         block = self._block()
-        whole_RKCd = self._store.kv_RKCd[layer]
-        if block is not None:
-            kv_RKSd = whole_RKCd[block, :, :num_keys]
-        else:
-            kv_RKSd = whole_RKCd[:, :, :num_keys][torch.from_numpy(self._index).to(self.device)]
+        rows = torch.from_numpy(self._index).to(self.device) if block is None else block
+        kv_RKSd = self._read(layer, rows, num_keys, dtype)
         return kv_RKSd[:, : self.config.num_kv_heads], kv_RKSd[:, self.config.num_kv_heads :]
+
+    def _read(
+        self, layer: int, rows: slice | torch.Tensor, num_keys: int, dtype: torch.dtype
+    ) -> torch.Tensor:
+        whole_RKCd = self._store.kv_RKCd[layer]
+        held = (part[:, :, :num_keys][rows] for part in int8_cache.parts(whole_RKCd))
+        return int8_cache.widened(*held, dtype=dtype)
 
     def _block(self) -> slice | None:
         """The rows as a slice, where they are neighbours in ascending order."""
@@ -290,6 +324,8 @@ def _round_up(num_tokens: int) -> int:
 
 
 def _zeros(shape: tuple[int, ...], *, like: torch.Tensor, pages: HugePages) -> torch.Tensor:
+    if like.dtype == int8_cache.FORMAT:
+        return int8_cache.zeros(shape, device=like.device)
     num_bytes = math.prod(shape) * like.itemsize
     if like.device.type != "cpu" or num_bytes < _WORTH_PAGES:
         return like.new_zeros(shape)

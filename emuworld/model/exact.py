@@ -100,6 +100,10 @@ class ExactTransformer:
         """The type of keys and values in the cache; hidden states are fp32."""
         return torch.float16
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        return self.dtype
+
     def __call__(
         self,
         ids_BT: torch.Tensor,

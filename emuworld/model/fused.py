@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from emuworld.model import operations
+from emuworld.model import int8_cache, operations
 from emuworld.model.attention import cached_attention
 from emuworld.model.cache import CacheStep, Memory, StaticCache
 from emuworld.model.fp8 import MOST_WIDE_ROWS, linear, linear_of_rounded, quantise_head, scores
@@ -46,6 +46,7 @@ _MOST_QUERIES = 128
 # Of all rows together, up to which a pass over pictures is launches more than arithmetic: seven of 256 px.
 _MOST_RECORDED_TOKENS = 2048
 WEIGHTS = ("bf16", "fp8")
+CACHES = ("bf16", "int8")
 _KEY_STEP = 512  # without the kernels, attention reads the cache up to a multiple of this: one graph for each
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 Activations = torch.Tensor | TwoParts | Rounded
@@ -93,6 +94,7 @@ class FusedTransformer:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, WEIGHTS))}, got {kind!r}")
         self.config = model.config
         self.weights = weights
+        self.cache = "bf16"
         self._reduce = reduce
         self._own_products = self._programmatic_launches = True
         device = model.device if device is None or weights == "bf16" else device
@@ -116,14 +118,16 @@ class FusedTransformer:
     def variant(
         self,
         *,
+        cache: str | None = None,
         use_kernels: bool | None = None,
         use_graphs: bool | None = None,
         reduce: Reduce | None = None,
         own_products: bool = True,
         programmatic_launches: bool = True,
     ) -> "FusedTransformer":
-        """The same weights, computed otherwise; defaults as for a new one, `reduce` as it is here.
+        """The same weights, computed otherwise; defaults as for a new one, `cache` and `reduce` as here.
 
+        `cache` is what keys and values are kept in: "bf16", as hidden states are, or "int8" (`int8_cache`).
         With `own_products` products of few rows are kernels of ours, where there are kernels: in 16 bits
         where they are known to be faster than the library's (`few_rows.pays`), in 8 bits by activations in
         8-bit parts (`fp8_kernels.linear_in_parts`, `linear_of_parts`). With `programmatic_launches` kernels
@@ -133,6 +137,7 @@ class FusedTransformer:
         other._own_products = own_products
         other._programmatic_launches = programmatic_launches
         other._reduce = reduce or self._reduce
+        other.cache = cache or self.cache
         other._choose(use_kernels=use_kernels, use_graphs=use_graphs)
         return other
 
@@ -145,6 +150,8 @@ class FusedTransformer:
                 f"{self.device}; leave use_kernels out"
             )
         self.operations: ModuleType = kernels if can and use_kernels is not False else operations
+        if self.uses_kernels and self.cache == "int8" and head_dim < 32:
+            raise ValueError(f"cache='int8' needs heads of 32 or more, got {head_dim}; leave cache out")
         self.use_graphs = on_cuda if use_graphs is None else use_graphs
         self._graphs: WeakKeyDictionary[Memory, StepGraphs] = WeakKeyDictionary()
 
@@ -154,8 +161,13 @@ class FusedTransformer:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of hidden states and of the cache."""
+        """The type of hidden states."""
         return self.embedding_VD.dtype
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """The type that caches are to be made of; it computes with any."""
+        return {"bf16": self.dtype, "int8": int8_cache.FORMAT}[self.cache]
 
     @property
     def uses_kernels(self) -> bool:

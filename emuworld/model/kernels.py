@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from emuworld.model import int8_attention
+from emuworld.model.attention_parts import own_keys, softened
 from emuworld.model.launches import begin, follows
 from emuworld.model.operations import Norms, Place, Rotary
 
@@ -99,14 +101,16 @@ def attend(
     num_rows, num_groups = len(place.rows_R), cache_RKCd.shape[1] // 2
     num_heads, head_dim = q_MHd.shape[1:]
     num_tokens, repeats = len(q_MHd) // num_rows, num_heads // num_groups
-    queries = next((size for size in _QUERIES if size >= num_tokens * repeats), _QUERIES[-1])
+    in_8_bits = cache_RKCd.dtype == torch.int8
+    attend_part, sizes, stages = int8_attention.PLAN if in_8_bits else (_attend_part, _QUERIES, 3)
+    queries = next((size for size in sizes if size >= num_tokens * repeats), sizes[-1])
     blocks = triton.cdiv(num_tokens * repeats, queries)
     parts = _num_parts(num_rows * num_groups * blocks, device=q_MHd.device)
     out_MX = torch.empty_like(q_MHd)
     kept = (num_rows * num_groups, parts, blocks * queries) if parts > 1 else (1, 1, 1)
     sums = q_MHd.new_empty((*kept, head_dim), dtype=torch.float32)
     scales = q_MHd.new_empty((2, *kept), dtype=torch.float32)
-    _attend_part[(num_rows * num_groups, parts, blocks)](
+    attend_part[(num_rows * num_groups, parts, blocks)](
         q_MHd,
         cache_RKCd,
         out_MX,
@@ -128,7 +132,7 @@ def attend(
         causal=causal,
         block=_KEYS_A_BLOCK,
         num_warps=4 if queries <= 64 else 8,
-        num_stages=3 if queries == _QUERIES[0] else 2,
+        num_stages=stages if queries <= _QUERIES[0] else 2,
     )
     if parts == 1:
         return out_MX.flatten(1)
@@ -258,9 +262,13 @@ def _write_heads(
     q_at = (token * num_heads + head) * head_dim
     q_at = q_at[:, None] + at[None, :]
     tl.store(q_ptr + q_at, result.to(q_ptr.dtype.element_ty), mask=is_real & is_query)
-    place = cache_row * row_stride + (head - num_heads).to(tl.int64) * head_stride + position * head_dim
-    place = place[:, None] + at[None, :]
-    tl.store(cache_ptr + place, result.to(cache_ptr.dtype.element_ty), mask=is_real & (head >= num_heads))
+    place = cache_row * row_stride + (head - num_heads).to(tl.int64) * head_stride
+    in_cache = head >= num_heads
+    if cache_ptr.dtype.element_ty == tl.int8:
+        int8_attention.write(cache_ptr + place, position, result, head_stride, is_value, there & in_cache)
+    else:
+        place = (place + position * head_dim)[:, None] + at[None, :]
+        tl.store(cache_ptr + place, result.to(cache_ptr.dtype.element_ty), mask=is_real & in_cache)
 
 
 @triton.jit
@@ -295,17 +303,9 @@ def _attend_part(
     row = pair // num_groups
     group = pair % num_groups
     start = tl.load(starts_ptr + row)
-    query = tl.program_id(2) * queries + tl.arange(0, queries)  # token by token, in a token head by head
+    query = tl.program_id(2) * queries + tl.arange(0, queries)
     token = query // repeats
-    num_keys = start + num_tokens
-    last_seen = start + token
-    if causal:  # what no query of this block sees is not read
-        num_keys = tl.minimum(num_keys, start + ((tl.program_id(2) + 1) * queries - 1) // repeats + 1)
-    else:
-        last_seen = token * 0 + num_keys
-    keys_a_part = tl.cdiv(tl.cdiv(num_keys, parts), block) * block
-    first = part * keys_a_part
-    last = tl.minimum(first + keys_a_part, num_keys)
+    first, last, last_seen = own_keys(start, part, query, num_tokens, repeats, queries, parts, causal, block)
 
     at = tl.arange(0, head_dim)
     head = group * repeats + query % repeats
@@ -326,13 +326,9 @@ def _attend_part(
         v = tl.load(v_ptr + kv_at, mask=there[:, None], other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
         scores = tl.where(there[None, :] & (keys[None, :] <= last_seen[:, None]), scores, float("-inf"))
-        new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
-        base = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)  # -inf - -inf is nan
-        p = tl.exp2(scores - base[:, None])
-        shrink = tl.exp2(maximum - base)
+        p, shrink, maximum = softened(scores, maximum)
         weight = weight * shrink + tl.sum(p, axis=1)
         total = total * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        maximum = new_maximum
     if parts == 1:
         result = (total / weight[:, None]).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + q_at[:, None] + at[None, :], result, mask=real[:, None])

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from emuworld.model import int8_cache
+
 
 class Place(NamedTuple):
     """Where the new tokens of every row go."""
@@ -60,8 +62,9 @@ def write_heads(
     positions_RT = positions(place, num_tokens=num_tokens)
     angles = (rotary.cos_Ph[positions_RT.flatten()][:, None], rotary.sin_Ph[positions_RT.flatten()][:, None])
     k_MGd = _rotated(F.rms_norm(k_MGd, (head_dim,), norms.k_d, norms.eps), *angles)
-    kv_MKd = torch.cat((k_MGd.to(cache_RKCd.dtype), v_MGd.to(cache_RKCd.dtype)), dim=1)
-    cache_RKCd[place.rows_R.long()[:, None], :, positions_RT] = kv_MKd.unflatten(0, (num_rows, num_tokens))
+    new = int8_cache.narrowed(torch.cat((k_MGd, v_MGd.to(k_MGd.dtype)), dim=1), cache_RKCd.dtype)
+    for part, new_MK in zip(int8_cache.parts(cache_RKCd), new, strict=True):
+        part[place.rows_R.long()[:, None], :, positions_RT] = new_MK.unflatten(0, (num_rows, num_tokens))
     return _rotated(F.rms_norm(q_MHd, (head_dim,), norms.q_d, norms.eps), *angles).to(qkv_MX.dtype)
 
 
@@ -74,7 +77,8 @@ def attend(
     repeats = q_MHd.shape[1] // num_groups
     # Queries that share a key-value head lie side by side as more queries of that head: [R, G, repeats T, d].
     q_RGnd = q_MHd.view(num_rows, num_tokens, num_groups, repeats, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    kv_RKSd = cache_RKCd[:, :, : place.num_keys].index_select(0, place.rows_R)
+    held = (part[:, :, : place.num_keys] for part in int8_cache.parts(cache_RKCd))
+    kv_RKSd = int8_cache.widened(*(part.index_select(0, place.rows_R) for part in held), dtype=q_MHd.dtype)
     keys_S = torch.arange(kv_RKSd.shape[2], device=q_MHd.device)
     last_RT = positions(place, num_tokens=num_tokens)
     visible_RTS = keys_S <= (last_RT if causal else last_RT[:, -1:].expand_as(last_RT))[:, :, None]

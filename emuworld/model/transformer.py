@@ -45,6 +45,10 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.model.embed_tokens.weight.dtype
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        return self.dtype
+
     def forward(
         self,
         ids_BT: torch.Tensor,

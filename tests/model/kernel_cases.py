@@ -351,18 +351,27 @@ def compile_launches() -> None:
     ]
     for kernel, constants, options in cases:
         assert "griddepcontrol" not in compiled(kernel, constants, **options)
-        before, waits, after = compiled(kernel, constants | {"pdl": True}, **options).partition(
-            "griddepcontrol.wait"
-        )
-        assert waits and "griddepcontrol" not in before
-        assert after.count("griddepcontrol.launch_dependents") == 1
-        assert not any(word in before for word in ("ld.global", "cp.async", "st.global", "atom."))
+        waits_first(compiled(kernel, constants | {"pdl": True}, **options))
 
 
-def compiled(kernel: Any, constants: dict[str, object], *, x_type: str = "*bf16", **options: int) -> str:
+def waits_first(ptx: str) -> None:
+    before, waits, after = ptx.partition("griddepcontrol.wait")
+    assert waits and "griddepcontrol" not in before
+    assert after.count("griddepcontrol.launch_dependents") == 1
+    assert not any(word in before for word in ("ld.global", "cp.async", "st.global", "atom."))
+
+
+def compiled(
+    kernel: Any,
+    constants: dict[str, object],
+    *,
+    x_type: str = "*bf16",
+    cache_type: str = "*bf16",
+    **options: int,
+) -> str:
     """With bf16 tensors, whose sizes and strides are multiples of 16; returns the assembly."""
     constants = {"pdl": False} | constants if "pdl" in kernel.arg_names else constants
-    kinds = {name: kind_of(name) for name in kernel.arg_names} | {"x_ptr": x_type}
+    kinds = {name: kind_of(name) for name in kernel.arg_names} | {"x_ptr": x_type, "cache_ptr": cache_type}
     code = triton_cases.compiled(kernel, constants, kinds=kinds, whole=WHOLE, **options)
     assert code.metadata.shared < 100 << 10, "more shared memory than most GPUs have for a block"
     return code.asm["ptx"]
