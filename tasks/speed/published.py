@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emuworld.checkpoint_folder import find_device
 from emuworld.decoding.sampling import MAX_DRAFT_WINDOW, Sampling
-from emuworld.model.fused import WEIGHTS, FusedTransformer
+from emuworld.model.fused import CACHES, WEIGHTS, FusedTransformer
 from emuworld.tasks import step_times
 from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.published_rig import PublishedSize, Rig
@@ -63,16 +63,17 @@ class BatchSpeed(PublishedSize):
 
     out: str = "outputs/bench/batch-34b"  # folder of the figures
     weights: str = "bf16"  # bf16 | fp8
+    cache: str = "bf16"  # of keys and values: bf16 | int8
     num_images: int = 32
     sides: tuple[int, ...] = (32, 64)  # in tokens; the larger ones where time is left
     contexts: tuple[int, ...] = (550, 2100, 4100)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weights not in WEIGHTS or self.num_images < 1:
+        if self.weights not in WEIGHTS or self.cache not in CACHES or self.num_images < 1:
             raise ValueError(
-                f"weights must be {' or '.join(WEIGHTS)} and num_images at least 1, got {self.weights} and "
-                f"{self.num_images}"
+                f"weights must be {' or '.join(WEIGHTS)}, cache {' or '.join(CACHES)} and num_images at "
+                f"least 1, got {self.weights}, {self.cache} and {self.num_images}"
             )
 
 
@@ -118,10 +119,14 @@ def run_batch(config: BatchSpeed, *, on_progress: OnProgress = quiet) -> Path:
     run.published()
     if config.weights == "fp8" and run.log.run("to 8 bits", run.rig.to_8_bits) is None:
         return run.path
+    name = config.weights
+    if config.cache != "bf16":
+        name += f", cache in {config.cache}"
+        run.rig.fused = run.rig.fused.variant(cache=config.cache)
     for context in config.contexts:
-        run.step(config.weights, num_rows=2 * config.num_images, context=context)
+        run.step(name, num_rows=2 * config.num_images, context=context)
     for side in sorted(config.sides):
-        run.pictures(config.weights, side, num_worlds=config.num_images)
+        run.pictures(name, side, num_worlds=config.num_images)
     run.log.run("summary", run.summary)
     return run.path
 

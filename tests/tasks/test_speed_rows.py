@@ -47,9 +47,10 @@ def test_steps_by_window(tmp_path: Path) -> None:
     assert parts["1 of 8x8, window 3"]["ms_a_call"] < 1.5 * parts["1 of 8x8, window 3"]["ms_a_token"]
 
 
-def test_many_pictures_at_once(tmp_path: Path) -> None:
-    config = published.BatchSpeed(out=str(tmp_path), num_images=2, sides=(8,), **SIZE)
-    figures = read(published.run_batch(config))["2 of 8x8, bf16"]
+@pytest.mark.parametrize(("cache", "name"), [("bf16", "bf16"), ("int8", "bf16, cache in int8")])
+def test_many_pictures_at_once(tmp_path: Path, cache: str, name: str) -> None:
+    config = published.BatchSpeed(out=str(tmp_path), num_images=2, sides=(8,), cache=cache, **SIZE)
+    figures = read(published.run_batch(config))[f"2 of 8x8, {name}"]
     assert figures["pictures_a_minute"] == pytest.approx(120 / figures["total_s"], rel=0.05)
 
 
