@@ -1,7 +1,7 @@
 """Records of edited pictures -> figures with Wilson's intervals, the judge's own errors among them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from emuworld.envs.rooms.edit_words import PHRASINGS
@@ -24,11 +24,16 @@ EXPECTED: dict[str, tuple[bool, bool | None]] = {
 }
 VERDICTS = ("success", "done", "kept")
 KNOWN_WORDS, OTHER_WORDS = "words of all splits", "words of the test split alone"
-_OTHER_WORDS = [
-    re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(template)))
-    for one in (*PHRASINGS.values(), *TABLE_PHRASINGS.values())
-    for template in one.held_out
-]
+UNHEARD_WORDS = "made-up words"
+
+
+def _patterns(templates: Iterable[str]) -> list[re.Pattern[str]]:
+    return [re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(template))) for template in templates]
+
+
+_ALL_PHRASINGS = (*PHRASINGS.values(), *TABLE_PHRASINGS.values())
+_OTHER = _patterns(template for one in _ALL_PHRASINGS for template in one.held_out)
+_KNOWN = _patterns(template for one in _ALL_PHRASINGS for template in one.templates)
 
 
 def summarise_x2i(records: Sequence[Record]) -> dict[str, Any]:
@@ -66,7 +71,9 @@ def summarise_x2i(records: Sequence[Record]) -> dict[str, Any]:
 
 def _words(case: Record) -> str:
     asked = case["instruction"]
-    return OTHER_WORDS if any(other.fullmatch(asked) for other in _OTHER_WORDS) else KNOWN_WORDS
+    if any(pattern.fullmatch(asked) for pattern in _OTHER):
+        return OTHER_WORDS
+    return KNOWN_WORDS if any(pattern.fullmatch(asked) for pattern in _KNOWN) else UNHEARD_WORDS
 
 
 def _errors(judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ WAYS = {
 
 _UNHEARD = 2
 # First words without which nobody knows what is wanted, and those that are no verbs.
-_TELLING = {"dim", "lower", "less", "raise", "more", "brighten", "cool", "warm", "the"}
+_NEEDED = {"dim", "lower", "less", "raise", "more", "brighten", "cool", "warm", "the", "on", "in"}
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
@@ -364,17 +364,20 @@ def edit_phrase(name: str, rng: np.random.Generator, split: str, **words: str) -
 
 
 def said(phrasing: Phrasing, rng: np.random.Generator, split: str, **words: str) -> str:
-    """A phrasing in words; see `edit_phrase`. In training one in `_UNHEARD` says what to do in made-up words,
-    where the rest tells it as well.
-    """
+    """A phrasing in words; see `edit_phrase`. In training one in `_UNHEARD` is `unheard`."""
     templates = phrasing.of_split(split)
     plainest = rng.random() < (1 / 3 if split == "train" else 1 / 2)
     template = templates[0] if plainest else templates[int(rng.integers(len(templates)))]
-    if split == "train" and rng.random() < 1 / _UNHEARD:
-        verb, _, rest = template.partition(" ")
-        if not verb.startswith("{") and verb not in _TELLING:
-            template = f"{made_up(rng)} {rest}"
-    return template.format(**words)
+    text = template.format(**words)
+    return unheard(text, rng) if split == "train" and rng.random() < 1 / _UNHEARD else text
+
+
+def unheard(instruction: str, rng: np.random.Generator) -> str:
+    """An instruction that begins with made-up words in place of its first; as it is where that one is needed
+    to tell what is wanted.
+    """
+    first, _, rest = instruction.partition(" ")
+    return instruction if first in _NEEDED else f"{made_up(rng)} {rest}"
 
 
 def made_up(rng: np.random.Generator) -> str:

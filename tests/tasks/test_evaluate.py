@@ -11,7 +11,7 @@ import pytest
 
 from emuworld.tasks import evaluate
 from emuworld.tasks.detector import Detector, DetectorConfig
-from emuworld.tasks.edit_summary import KNOWN_WORDS, OTHER_WORDS
+from emuworld.tasks.edit_summary import KNOWN_WORDS, OTHER_WORDS, UNHEARD_WORDS
 from emuworld.tasks.run_folder import read_records
 from emuworld.tasks.suites import EditPictures, ExploreTwin, TextToImage
 
@@ -148,3 +148,12 @@ def test_x2i_judges_edits_and_the_judge(tiny_folder: str, judge: str, tmp_path: 
     assert evaluate.run(replace(suite, score_only=True)) == figures
     page = (tmp_path / "index.html").read_text()
     assert "rest kept" in page and first[0]["instruction"] in page
+
+    figures = evaluate.run(replace(suite, phrasing="made-up", out=str(tmp_path / "made-up")))
+    assert figures["groups"][UNHEARD_WORDS]["dream"]["success"]["count"] == 2
+    unheard = read_records(tmp_path / "made-up/records.jsonl")
+    for plain, other in zip(first, unheard, strict=True):
+        assert plain["target"] == other["target"] and plain["instruction"] != other["instruction"]
+        assert other["instruction"].endswith(plain["instruction"].partition(" ")[2])
+    with pytest.raises(ValueError, match="phrasing='canonical' is unknown; expected one of split, made-up"):
+        replace(suite, phrasing="canonical")
