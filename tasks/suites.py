@@ -128,9 +128,7 @@ class EditPictures(RoomSettings):
     name: ClassVar[str] = "x2i"
     num_edits: int = 400
     temperature: float | None = None  # null = the model's own sampling, as a user gets it
-    phrasing: str = (
-        "split"  # split: its phrasings | made-up: first words that nobody has heard (not all need one)
-    )
+    phrasing: str = "split"  # split: its phrasings | made-up: begun in words that nobody has heard
 
     def __post_init__(self) -> None:
         super().__post_init__()
