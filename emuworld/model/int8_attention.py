@@ -84,11 +84,8 @@ def attend_part(
     head = group * repeats + one % repeats
     q_at = ((row.to(tl.int64) * num_tokens + one // repeats) * (num_groups * repeats) + head) * head_dim
     q = tl.load(q_ptr + q_at[:, None] + at[None, :], mask=real, other=0.0).to(tl.float32)
-    q_scale = tl.maximum(tl.max(tl.abs(q), axis=1), 1e-30) / (127.0 * 256.0)
-    number = _rounded(q / q_scale[:, None]).to(tl.int32)
-    high = (number + 128) >> 8
-    q = tl.where((twice < queries)[:, None], high, number - (high << 8)).to(tl.int8)
-    q_scale = tl.max(tl.reshape(q_scale, (2, queries)), axis=0) * log2_scale
+    q, q_scale = _as_two_rows(q, twice, queries)
+    q_scale *= log2_scale
     factors = tl.where(tl.arange(0, 2) == 0, 256, 1)[:, None, None]
 
     half: tl.constexpr = head_dim // 2
@@ -122,8 +119,8 @@ def attend_part(
         p = tl.minimum(p * (v_scale * units)[None, :], _LARGEST_HALF).to(tl.float16)
         p = tl.reshape(tl.broadcast_to(p[None, :, :], (2, queries, block)), (2 * queries, block))
         shrink = tl.reshape(tl.broadcast_to(shrink[None, :], (2, queries)), (2 * queries,))[:, None]
-        even = even * shrink + tl.dot(p, _even(v))
-        odd = odd * shrink + tl.dot(p, _odd(v))
+        even = even * shrink + tl.dot(p, _halves(v, upper=False))
+        odd = odd * shrink + tl.dot(p, _halves(v, upper=True))
     total = tl.sum(weight, axis=1)
     out_at = (pair.to(tl.int64) * parts + part) * (tl.num_programs(2) * queries)
     if parts > 1:
@@ -158,38 +155,35 @@ def _rounded(x: tl.tensor) -> tl.tensor:
     return (x + 12582912.0) - 12582912.0
 
 
-@triton.jit
-def _even(pair: tl.tensor) -> tl.tensor:
-    """The lower bytes of 16 bits, 128 less, as halves, two at once: 0x6400 is 1024, whose last bit is 1."""
-    if not _AS_ASSEMBLY:
-        return ((pair & 0xFF) - 128).to(tl.float16)
-    return tl.inline_asm_elementwise(
-        """{ .reg .b32 sum, less;
+# One 16-bit number a value in, two halves out; 0x6400 is the half 1024, whose last bit is 1.
+_LOWER = tl.constexpr("""{ .reg .b32 sum, less;
         lop3.b32 sum, $1, 0x00FF00FF, 0x64006400, 0xEA;
         mov.b32 less, 0x64806480;
-        sub.f16x2 $0, sum, less; }""",
-        "=r,r",
-        [pair],
-        dtype=tl.float16,
-        is_pure=True,
-        pack=2,
-    )
-
-
-@triton.jit
-def _odd(pair: tl.tensor) -> tl.tensor:
-    """The same of the upper bytes."""
-    if not _AS_ASSEMBLY:
-        return (((pair >> 8) & 0xFF) - 128).to(tl.float16)
-    return tl.inline_asm_elementwise(
-        """{ .reg .b32 sum, less;
+        sub.f16x2 $0, sum, less; }""")
+_UPPER = tl.constexpr("""{ .reg .b32 sum, less;
         mov.b32 less, 0x64006400;
         prmt.b32 sum, $1, less, 0x5351;
         mov.b32 less, 0x64806480;
-        sub.f16x2 $0, sum, less; }""",
-        "=r,r",
-        [pair],
-        dtype=tl.float16,
-        is_pure=True,
-        pack=2,
+        sub.f16x2 $0, sum, less; }""")
+
+
+@triton.jit
+def _halves(pair: tl.tensor, upper: tl.constexpr) -> tl.tensor:
+    """The lower or the upper bytes of numbers of 16 bits, 128 less, as halves, two at once."""
+    if not _AS_ASSEMBLY:
+        return (((pair >> (8 if upper else 0)) & 0xFF) - 128).to(tl.float16)
+    return tl.inline_asm_elementwise(
+        _UPPER if upper else _LOWER, "=r,r", [pair], dtype=tl.float16, is_pure=True, pack=2
     )
+
+
+@triton.jit
+def _as_two_rows(q: tl.tensor, twice: tl.tensor, queries: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """Queries [2 queries, head_dim], which stand twice, as numbers of 16 bits: the upper halves of their bits
+    and behind these the lower ones; and what one unit of each query is worth.
+    """
+    q_scale = tl.maximum(tl.max(tl.abs(q), axis=1), 1e-30) / (127.0 * 256.0)
+    number = _rounded(q / q_scale[:, None]).to(tl.int32)
+    high = (number + 128) >> 8
+    q = tl.where((twice < queries)[:, None], high, number - (high << 8)).to(tl.int8)
+    return q, tl.max(tl.reshape(q_scale, (2, queries)), axis=0)

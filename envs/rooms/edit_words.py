@@ -28,7 +28,7 @@ WAYS = {
 _UNHEARD = 2
 # First words without which nobody knows what is wanted, and those that are no verbs.
 _NEEDED = {"dim", "lower", "less", "raise", "more", "brighten", "cool", "warm", "the", "on", "in"}
-_CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
+_SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,10 +383,6 @@ def unheard(instruction: str, rng: np.random.Generator) -> str:
 def made_up(rng: np.random.Generator) -> str:
     """One to three words that no language has: syllables of a consonant and a vowel."""
     count = int(rng.choice((1, 2, 3), p=(0.6, 0.2, 0.2)))
-    syllables = iter(rng.integers(len(_CONSONANTS) * len(_VOWELS), size=3 * count))
+    syllables = iter(rng.integers(len(_SYLLABLES), size=3 * count))
     lengths = rng.integers(1, 4, size=count)
-    return " ".join("".join(_syllable(next(syllables)) for _ in range(length)) for length in lengths)
-
-
-def _syllable(number: int) -> str:
-    return _CONSONANTS[number // len(_VOWELS)] + _VOWELS[number % len(_VOWELS)]
+    return " ".join("".join(_SYLLABLES[next(syllables)] for _ in range(length)) for length in lengths)
