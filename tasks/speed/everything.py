@@ -37,7 +37,7 @@ class EverythingSpeed(PublishedSize):
     published_contexts: tuple[int, ...] = (550, 2100)  # of the two eager passes
     published_tokens: int = 8  # tokens timed of the published way
     steps: int = 20  # steps timed of each kind
-    pictures: tuple[int, ...] = (32, 64)  # sides in tokens of the pictures drawn from words
+    pictures: tuple[int, ...] = (32, 64)  # sides in tokens of the pictures drawn from words; [] = none
     story_side: int = 16  # side in tokens of a story's pictures
     story_pictures: int = 3
     windows: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # places of a picture that one pass takes
@@ -50,20 +50,26 @@ class EverythingSpeed(PublishedSize):
     fp8: bool = True
     fp8_s: float = 40.0  # kept for 8 bits when it is decided whether many pictures are drawn to their end
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.contexts and self.published_contexts):
+            raise ValueError("contexts and published_contexts must name a number of tokens each, got none")
+
 
 def run(config: EverythingSpeed, *, on_progress: OnProgress = quiet) -> Path:
     """Measure; returns the file of figures."""
     measured = _Everything(config, on_progress=on_progress)
     measured.two_passes()
     measured.tokens()
-    shortest, *longer = sorted(config.pictures)
-    measured.picture(shortest)
+    sides = sorted(config.pictures)
+    for side in sides[:1]:
+        measured.picture(side)
     measured.story()
     measured.many_tokens("bf16")
     measured.many_rows("bf16", (2 * config.num_images,))
     measured.drawn_at_once("bf16")
     measured.log.run("summary so far", measured.summary)
-    for side in longer:
+    for side in sides[1:]:
         measured.picture(side)
     measured.many_pictures()
     if config.fp8:
@@ -156,7 +162,7 @@ class _Everything(Run):
         for window in self.config.windows:
             if window > 1:  # one of one token is known
                 self.step(weights, num_rows=2, context=context, num_tokens=window)
-        for window in (self.config.windows[0], self.config.windows[-1]):
+        for window in sorted({*self.config.windows[:1], *self.config.windows[-1:]}):
             self.log.run(f"draw, window {window}", partial(self.window_draw, window))
 
     def many_rows(self, weights: str, rows: tuple[int, ...]) -> None:
@@ -222,12 +228,12 @@ class _Everything(Run):
         log.run("products, fp8, 2 rows", partial(step_times.products, rig.fused, num_rows=2))
         self.drawn_at_once("fp8")
         self.many_rows("fp8", tuple(rows for rows in self.config.rows if rows != 2))
-        side = min(self.config.pictures)
-        self.whole(
-            f"t2i {side}x{side}, fp8",
-            partial(rig.pictures, side, num_worlds=1),
-            expected_s=self._expected_s("fp8", 1, image_length((side, side))) + _PIXELS_S,
-        )
+        for side in sorted(self.config.pictures)[:1]:
+            self.whole(
+                f"t2i {side}x{side}, fp8",
+                partial(rig.pictures, side, num_worlds=1),
+                expected_s=self._expected_s("fp8", 1, image_length((side, side))) + _PIXELS_S,
+            )
 
     def draw(self, num_worlds: int) -> None:
         """Head, guidance and draw of a token of so many guided pictures."""
@@ -265,7 +271,7 @@ class _Everything(Run):
     def summary(self) -> Figures:
         """Times faster than two eager passes; a token and pictures a minute, as steps and draws give them."""
         figures = super().summary()
-        config, side = self.config, max(self.config.pictures)
+        config, side = self.config, max(self.config.pictures, default=self.config.batch_side)
         num_tokens = image_length((side, side))
         pixels_s = self.log.figures.get(f"t2i {side}x{side}", {}).get("vision_decode_s", 0.0)
         for weights in ("bf16", "fp8"):

@@ -79,6 +79,24 @@ def test_everything_over_one_set_of_weights(tmp_path: Path) -> None:
     assert many["pictures_a_minute"] > many["with_pixels"] > 0.0
 
 
+def test_everything_but_pictures_from_words(tmp_path: Path) -> None:
+    config = everything.EverythingSpeed(
+        out=str(tmp_path),
+        pictures=(),
+        story_pictures=0,
+        windows=(),
+        sides=(),
+        rows=(2,),
+        num_images=1,
+        **SIZE,
+    )
+    parts = read(everything.run(config))
+    assert not any(name.startswith("t2i") for name in parts)
+    assert "a guided token with its draw by context, fp8, ms" in parts["summary"]
+    with pytest.raises(ValueError, match="got none"):
+        everything.EverythingSpeed(out=str(tmp_path), published_contexts=())
+
+
 def test_what_comes_later_keeps_its_time(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "records.jsonl", budget_s=10.0)
     assert log.run("dear", dict, expected_s=6.0, keep_s=5.0) is None
