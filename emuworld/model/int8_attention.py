@@ -137,9 +137,8 @@ def attend_part(
         tl.store(out_at + 1, (odd * factor).to(out_ptr.dtype.element_ty), mask=real)
 
 
-# Kernel, queries of one program, and stages of few queries: all programs of 64 rows of the 34 B still fit on
-# an H200 at once.
-PLAN = (attend_part, (8, 16, 64, 128), 4)
+# Kernel, queries of one program; keys of a block and stages where queries are few.
+PLAN = (attend_part, (8, 16, 64, 128), 128, 2)
 
 
 @triton.jit

@@ -25,6 +25,7 @@ from emuworld.model.operations import Norms, Place, Rotary
 _KEYS_A_BLOCK = 64
 # Of one program. Few sizes, of which each that is met takes a second to compile; so with the parts.
 _QUERIES = (16, 64, 128)
+_FEW = 16
 _MOST_PARTS = 64
 _MANY_ROWS = 256  # from which on a program of the small kernels takes several
 _NORMED_AT_ONCE, _ROTATED_AT_ONCE = 4096, 2048  # elements of such a program
@@ -102,7 +103,8 @@ def attend(
     num_heads, head_dim = q_MHd.shape[1:]
     num_tokens, repeats = len(q_MHd) // num_rows, num_heads // num_groups
     in_8_bits = cache_RKCd.dtype == torch.int8
-    attend_part, sizes, stages = int8_attention.PLAN if in_8_bits else (_attend_part, _QUERIES, 3)
+    plan = int8_attention.PLAN if in_8_bits else (_attend_part, _QUERIES, _KEYS_A_BLOCK, 3)
+    attend_part, sizes, block, stages = plan
     queries = next((size for size in sizes if size >= num_tokens * repeats), sizes[-1])
     blocks = triton.cdiv(num_tokens * repeats, queries)
     parts = _num_parts(num_rows * num_groups * blocks, device=q_MHd.device)
@@ -130,9 +132,9 @@ def attend(
         queries=queries,
         parts=parts,
         causal=causal,
-        block=_KEYS_A_BLOCK,
+        block=block if queries <= _FEW else _KEYS_A_BLOCK,
         num_warps=4 if queries <= 64 else 8,
-        num_stages=stages if queries <= _QUERIES[0] else 2,
+        num_stages=stages if queries <= _FEW else 2,
     )
     if parts == 1:
         return out_MX.flatten(1)

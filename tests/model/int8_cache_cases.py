@@ -94,10 +94,17 @@ def compile_all() -> None:
     for tokens, warps in ((1, 1), (16, 4)):
         sizes = {"num_heads": 64, "tokens": tokens, **heads}
         compiled(kernels._write_heads, sizes, cache_type="*i8", num_warps=warps)
-    attend, _, stages = int8_attention.PLAN
-    for queries, warps, depth in ((8, 4, stages), (16, 4, stages), (64, 4, 2), (128, 8, 2)):
+    attend, _, *few = int8_attention.PLAN
+    for queries, warps, block, depth in ((8, 4, *few), (16, 4, *few), (64, 4, 64, 2), (128, 8, 64, 2)):
         for parts, causal in ((16, True), (1, False)):
-            sizes = {"repeats": 8, "queries": queries, "parts": parts, "causal": causal, "block": 64, **heads}
+            sizes = {
+                "repeats": 8,
+                "queries": queries,
+                "parts": parts,
+                "causal": causal,
+                "block": block,
+                **heads,
+            }
             sizes["pdl"] = True
             ptx = compiled(attend, sizes, cache_type="*i8", num_warps=warps, num_stages=depth)
             assert ".s8.s8" in ptx and "cvt.rn.f16.s" not in ptx, "numbers are widened one by one"
