@@ -29,6 +29,8 @@ _UNHEARD = 2
 # First words without which nobody knows what is wanted, and those that are no verbs.
 _NEEDED = {"dim", "lower", "less", "raise", "more", "brighten", "cool", "warm", "the", "on", "in"}
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
+_ENDS = tuple("dgkmnprst")
+_LITTLE = ("of", "off", "out", "up", "with", "away with")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,15 +371,29 @@ def said(phrasing: Phrasing, rng: np.random.Generator, split: str, **words: str)
     plainest = rng.random() < (1 / 3 if split == "train" else 1 / 2)
     template = templates[0] if plainest else templates[int(rng.integers(len(templates)))]
     text = template.format(**words)
-    return unheard(text, rng) if split == "train" and rng.random() < 1 / _UNHEARD else text
+    if split == "train" and rng.random() < 1 / _UNHEARD:
+        return unheard(text, rng, as_trained=True)
+    return text
 
 
-def unheard(instruction: str, rng: np.random.Generator) -> str:
+def unheard(instruction: str, rng: np.random.Generator, *, as_trained: bool = False) -> str:
     """An instruction that begins with made-up words in place of its first; as it is where that one is needed
-    to tell what is wanted.
+    to tell what is wanted. Those of training may end in consonants, and a little word behind them, for people
+    also ask so: "do away with the ball".
     """
     first, _, rest = instruction.partition(" ")
-    return instruction if first in _NEEDED else f"{made_up(rng)} {rest}"
+    if first in _NEEDED:
+        return instruction
+    words = made_up(rng)
+    if as_trained:
+        ended = (
+            word + rng.choice(_ENDS) if len(word) > 2 and rng.random() < 0.5 else word
+            for word in words.split()
+        )
+        words = " ".join(ended)
+        if rng.random() < 1 / 3:
+            words = f"{words} {rng.choice(_LITTLE)}"
+    return f"{words} {rest}"
 
 
 def made_up(rng: np.random.Generator) -> str:

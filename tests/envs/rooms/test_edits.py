@@ -14,7 +14,7 @@ from emuworld.envs.palette import HELD_OUT_PAIRS
 from emuworld.envs.rendering.rays import RayRenderer
 from emuworld.envs.rooms.combinations import sample_combination
 from emuworld.envs.rooms.edit_episodes import edit_stories
-from emuworld.envs.rooms.edit_words import PHRASINGS, WAYS, edit_phrase, made_up
+from emuworld.envs.rooms.edit_words import PHRASINGS, WAYS, edit_phrase, made_up, unheard
 from emuworld.envs.rooms.edits import EDIT_KINDS, sample_edit
 from emuworld.envs.rooms.scenes import RoomScene, generator
 from emuworld.envs.rooms.shots import Shot, sample_shot
@@ -179,11 +179,14 @@ def test_some_training_words_are_made_up() -> None:
         known = {template.format(**words) for template in phrasing.templates + phrasing.training}
         said = Counter(edit_phrase(name, rng, "train", **words) for _ in range(400))
         assert known <= set(said)
-        unheard = [text for text in said if text not in known]
-        assert 40 <= sum(said[text] for text in unheard) <= 250  # 200 of 400, less where words are needed
+        others = [text for text in said if text not in known]
+        assert 40 <= sum(said[text] for text in others) <= 250  # 200 of 400, less where words are needed
         ends = {text.partition(" ")[2] for text in known}
-        assert all(any(text.endswith(f" {end}") for end in ends) for text in unheard)
+        assert all(any(text.endswith(f" {end}") for end in ends) for text in others)
     everything = {word for _ in range(3000) for word in made_up(rng).split()}
+    asked = [unheard("remove the ball", rng, as_trained=True) for _ in range(3000)]
+    assert 800 < sum(text.split()[-3] in ("of", "off", "out", "up", "with") for text in asked) < 1200
+    everything |= {word for text in asked for word in text.removesuffix(" the ball").split()}
     tested = {word for one in PHRASINGS.values() for template in one.held_out for word in template.split()}
     trained = {
         word for one in PHRASINGS.values() for template in one.of_split("train") for word in template.split()
