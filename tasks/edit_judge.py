@@ -121,11 +121,12 @@ def _is_kept(truth: EditTruth, frame: Frame, seen: Sequence[Sighting], rebuilt: 
 
 
 def _rest(truth: EditTruth, seen: Sequence[Sighting]) -> Mask:
-    """Pixels that must be as in the true answer. Where the edit changes background, light or view these are
-    all; else not those about the object, where it should be and where the answer has it.
+    """Pixels that must be as in the true answer. Where the edit changes background or light these are all;
+    where it moves the camera those that the given picture shows (what comes into view nobody can know); else
+    all but those about the object, where it should be and where the answer has it.
     """
     if truth.is_everywhere:
-        return np.ones_like(truth.changed)
+        return truth.given
     about = _widened(truth.changed, 4)
     if truth.group in FREE:
         for one in _sighted(truth.target if truth.kind == "move" else truth.result, seen):

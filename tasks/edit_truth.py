@@ -21,7 +21,7 @@ from emuworld.envs.rooms.shots import Shot, sample_shot
 from emuworld.envs.tabletop.edit_episodes import sample_table_combination
 from emuworld.envs.tabletop.edits import TABLE_EDIT_KINDS, sample_table_edit
 from emuworld.envs.tabletop.shots import TableShot, sample_table_shot
-from emuworld.tasks.metrics import Frame, Mask, differ
+from emuworld.tasks.metrics import Frame, Mask, differ, seen_before_mask
 from emuworld.tasks.truth import LABEL_STRIDE, Request, shared_renderer
 
 ROOM_KINDS, TABLE_KINDS = (*EDIT_KINDS, "combine"), (*TABLE_EDIT_KINDS, "combine")
@@ -58,6 +58,7 @@ class EditTruth:
     changed: Mask  # [H, W], True = the edit shows here
     vacated: Mask  # [H, W], True = showed the target before, and does not afterwards
     occupied: Mask  # [H, W], True = shows the result (or the moved target) afterwards, and did not before
+    given: Mask  # [H, W], True = what the true answer shows here is in view in the picture before
     place_before: Place | None  # of the target, where it was in view
     place_after: Place | None  # of the result, or of a moved target
 
@@ -167,6 +168,7 @@ def _drawn(request: Request, world: str, edit: AnyEdit, *, wrong: AnyShot, spoil
         changed=differs | about,
         vacated=_enlarged((old == edit.target) & (new != edit.target)),
         occupied=_enlarged((new == shown) & (old != shown)),
+        given=_given(base, edit.answer, request) if edit.kind == "viewpoint" else np.ones_like(differs),
         place_before=_place(old == edit.target),
         place_after=_place(new == shown),
     )
@@ -183,6 +185,19 @@ def _camera(shot: AnyShot) -> Any:
 def _frame(shot: AnyShot, request: Request) -> Frame:
     renderer, side = shared_renderer(request.renderer), request.size_px
     return renderer.render(shot.scene.model, shot.scene.data, _camera(shot), height=side, width=side)
+
+
+def _given(before: AnyShot, after: AnyShot, request: Request) -> Mask:
+    """What of the view after the camera has moved was in view before."""
+    renderer, side = shared_renderer(request.renderer), request.size_px
+    old, new = (
+        (
+            renderer.depth(shot.scene.model, shot.scene.data, _camera(shot), height=side, width=side),
+            _camera(shot),
+        )
+        for shot in (before, after)
+    )
+    return seen_before_mask(*new, [old])
 
 
 def _names(shot: AnyShot, request: Request) -> NDArray[np.object_]:

@@ -19,7 +19,7 @@ from emuworld.files import written
 from emuworld.tasks.metrics import Frame
 
 Record = dict[str, Any]
-FORMAT = 3  # of the records; 3: what the start shows is told apart
+FORMAT = 4  # of the records; 4: of a moved camera, what the given picture shows is judged
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

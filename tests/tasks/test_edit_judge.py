@@ -116,6 +116,15 @@ def test_a_moved_camera_may_stand_a_little_off(truths: list[EditTruth]) -> None:
     assert not judge(truth, np.roll(truth.after, 24, axis=1), seen=[], rebuilt=truth.after).success
 
 
+def test_what_comes_into_view_is_free_and_what_was_in_view_is_not(truths: list[EditTruth]) -> None:
+    truth = next(one for one in truths if one.group == "viewpoint" and one.given.mean() < 0.9)
+    assert all(one.given.all() for one in truths if one.group != "viewpoint")
+    imagined, forgotten = truth.after.copy(), truth.after.copy()
+    imagined[~truth.given] = forgotten[truth.given] = 128
+    assert judge(truth, imagined, seen=[], rebuilt=truth.after).kept
+    assert not judge(truth, forgotten, seen=[], rebuilt=truth.after).kept
+
+
 def test_a_thing_that_is_moved_has_left_its_place(truths: list[EditTruth]) -> None:
     truth = next(one for one in truths if one.kind == "move")
     twice = truth.after.copy()
