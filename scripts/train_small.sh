@@ -45,7 +45,7 @@ TABLE_KINDS="num_frames=0 num_pictures=0 num_tasks=1 num_views=4 num_tables=10 n
 bucket() { # what, rows on one GPU, in each so many-th step
     printf ',{%s,batch_size:%d,every:%d}' "$1" $(($2 * GPUS)) $(($3 * GPUS))
 }
-BUCKETS="buckets=[{kind:walk,frames:12,batch_size:24}$(bucket kind:picture 132 2)$(bucket kind:x2i,frames:2 88 1)"
+BUCKETS="buckets=[{kind:walk,frames:12,batch_size:24}$(bucket kind:picture 132 2)$(bucket kind:x2i,frames:2 120 1)"
 BUCKETS="$BUCKETS$(bucket kind:table 84 3)$(bucket kind:vla,frames:2 72 3)$(bucket kind:vla,frames:4,at_least:3 30 3)"
 BUCKETS="$BUCKETS$(bucket kind:howto,frames:3 18 3)$(bucket kind:walk,frames:42 3 8)$(bucket kind:story,frames:6 12 4)"
 BUCKETS="$BUCKETS$(bucket kind:x2i,frames:3 24 8)$(bucket kind:vla,frames:7,at_least:5 21 8)"
