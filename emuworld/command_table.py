@@ -76,7 +76,7 @@ COMMANDS: dict[str, Command] = {
         examples=(
             "emuworld generate mode=t2i prompt='a room with a red ball and a blue box' n=4",
             "emuworld generate mode=explore prompt='a room with a sofa' commands='[turn left, move forward]'",
-            "emuworld generate mode=x2i prompt='make the ball green' images='[room.png]'",
+            "emuworld generate mode=x2i prompt='make the red ball green' images='[room.png]'",
             "emuworld generate mode=story prompts=stories.jsonl out=outputs/stories shard=0/2",
         ),
     ),

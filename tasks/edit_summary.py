@@ -24,7 +24,7 @@ EXPECTED: dict[str, tuple[bool, bool | None]] = {
 }
 VERDICTS = ("success", "done", "kept")
 KNOWN_WORDS, OTHER_WORDS = "words of all splits", "words of the test split alone"
-UNHEARD_WORDS = "made-up words"
+UNHEARD_WORDS, BY_SHAPE = "made-up words", "things by their shape alone"
 
 
 def _patterns(templates: Iterable[str]) -> list[re.Pattern[str]]:
@@ -70,7 +70,9 @@ def summarise_x2i(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _words(case: Record) -> str:
-    asked = case["instruction"]
+    asked, target = case["instruction"], case["target"]
+    if " " in target and target not in asked and f"the {target.rpartition(' ')[2]}" in asked:
+        return BY_SHAPE
     if any(pattern.fullmatch(asked) for pattern in _OTHER):
         return OTHER_WORDS
     return KNOWN_WORDS if any(pattern.fullmatch(asked) for pattern in _KNOWN) else UNHEARD_WORDS

@@ -58,6 +58,7 @@ class EditTruth:
     changed: Mask  # [H, W], True = the edit shows here
     vacated: Mask  # [H, W], True = showed the target before, and does not afterwards
     occupied: Mask  # [H, W], True = shows the result (or the moved target) afterwards, and did not before
+    in_view: tuple[str, ...]  # things in the picture before
     given: Mask  # [H, W], True = what the true answer shows here is in view in the picture before
     place_before: Place | None  # of the target, where it was in view
     place_after: Place | None  # of the result, or of a moved target
@@ -168,6 +169,7 @@ def _drawn(request: Request, world: str, edit: AnyEdit, *, wrong: AnyShot, spoil
         changed=differs | about,
         vacated=_enlarged((old == edit.target) & (new != edit.target)),
         occupied=_enlarged((new == shown) & (old != shown)),
+        in_view=tuple(sorted({str(name) for name in old.flat} - {""})),
         given=_given(base, edit.answer, request) if edit.kind == "viewpoint" else np.ones_like(differs),
         place_before=_place(old == edit.target),
         place_after=_place(new == shown),

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from emuworld.envs.dream import Dream
-from emuworld.envs.rooms.edit_words import unheard
+from emuworld.envs.rooms.edit_words import by_shape, unheard
 from emuworld.tasks.bench import Bench, chunks, step_all
 from emuworld.tasks.detector import Sighting
 from emuworld.tasks.edit_judge import Verdict, judge
@@ -27,8 +27,7 @@ _PLAIN = ("after", "before", "wrong", "spoilt")  # of an `EditTruth`: what the s
 def measure(bench: Bench, suite: EditPictures) -> None:
     dream = bench.dream("x2i")
     for truths in chunks(bench, "edit", suite.num_edits, make_edit, rows=1):
-        if suite.phrasing == "made-up":
-            truths = [_unheard(bench, truth) for truth in truths]
+        truths = [replace(truth, instruction=_asked(bench, suite, truth)) for truth in truths]
         frames = _edited(dream, bench, truths)
         looked = [{"dream": frame, **more} for frame, more in zip(frames, _known(bench, truths), strict=True)]
         seen = bench.detector.sightings(np.stack([one for some in looked for one in some.values()]))
@@ -40,9 +39,12 @@ def measure(bench: Bench, suite: EditPictures) -> None:
         bench.append(list(bench.threads.map(lambda case: _score(bench, *case), cases)))
 
 
-def _unheard(bench: Bench, truth: EditTruth) -> EditTruth:
-    rng = np.random.default_rng(case_seed(bench.suite, "made-up words", truth.index))
-    return replace(truth, instruction=unheard(truth.instruction, rng))
+def _asked(bench: Bench, suite: EditPictures, truth: EditTruth) -> str:
+    """The instruction in the suite's words."""
+    if suite.phrasing == "made-up":
+        rng = np.random.default_rng(case_seed(bench.suite, "made-up words", truth.index))
+        return unheard(truth.instruction, rng)
+    return by_shape(truth.instruction, truth.in_view) if suite.phrasing == "by-shape" else truth.instruction
 
 
 def _edited(dream: Dream, bench: Bench, truths: Sequence[EditTruth]) -> list[Frame]:

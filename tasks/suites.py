@@ -128,11 +128,13 @@ class EditPictures(RoomSettings):
     name: ClassVar[str] = "x2i"
     num_edits: int = 400
     temperature: float | None = None  # null = the model's own sampling, as a user gets it
-    phrasing: str = "split"  # split: its phrasings | made-up: begun in words that nobody has heard
+    # split: its phrasings | made-up: begun in words that nobody has heard | by-shape: "the ball" for "the red
+    # ball", where there is one
+    phrasing: str = "split"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choices(self, phrasing=("split", "made-up"))
+        check_choices(self, phrasing=("split", "made-up", "by-shape"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,9 @@ from emuworld.model.launches import begin, follows
 from emuworld.model.operations import Norms, Place, Rotary
 
 _KEYS_A_BLOCK = 64
+_FEW = 16  # queries of a program
 # Of one program. Few sizes, of which each that is met takes a second to compile; so with the parts.
-_QUERIES = (16, 64, 128)
-_FEW = 16
+_QUERIES = (_FEW, 64, 128)
 _MOST_PARTS = 64
 _MANY_ROWS = 256  # from which on a program of the small kernels takes several
 _NORMED_AT_ONCE, _ROTATED_AT_ONCE = 4096, 2048  # elements of such a program

@@ -3,12 +3,15 @@
 Each line is a template; `emuworld.envs.rooms.edits` says which words fill it. The words of the training
 split are those that `emuworld.envs.prompts` uses for x2i, and many more: a model that has heard three ways to
 ask understands no fourth. The test split's own are none of them, and most have a word that training never
-says there. In training some instructions begin with made-up words: what is wanted can be told by the rest.
+says there. In training some instructions begin with made-up words, and some name things by their shape alone:
+what is wanted can be told by the rest, and by the picture.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +28,7 @@ WAYS = {
     "behind": 0.0,
 }
 
-_UNHEARD = 2
+_UNHEARD, _BY_SHAPE = 2, 3
 # First words without which nobody knows what is wanted, and those that are no verbs.
 _NEEDED = {"dim", "lower", "less", "raise", "more", "brighten", "cool", "warm", "the", "on", "in"}
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
@@ -358,22 +361,30 @@ PHRASINGS: dict[str, Phrasing] = {
 }
 
 
-def edit_phrase(name: str, rng: np.random.Generator, split: str, **words: str) -> str:
+def edit_phrase(
+    name: str, rng: np.random.Generator, split: str, *, in_view: Collection[str] = (), **words: str
+) -> str:
     """An instruction: the plainest template every second time (in training every third), else any that texts
-    of the split may use.
+    of the split may use. `in_view`: the things in the picture that is edited.
     """
-    return said(PHRASINGS[name], rng, split, **words)
+    return said(PHRASINGS[name], rng, split, in_view=in_view, **words)
 
 
-def said(phrasing: Phrasing, rng: np.random.Generator, split: str, **words: str) -> str:
-    """A phrasing in words; see `edit_phrase`. In training one in `_UNHEARD` is `unheard`."""
+def said(
+    phrasing: Phrasing, rng: np.random.Generator, split: str, *, in_view: Collection[str] = (), **words: str
+) -> str:
+    """A phrasing in words; see `edit_phrase`. In training one in `_BY_SHAPE` is `by_shape`, and one in
+    `_UNHEARD` `unheard`.
+    """
     templates = phrasing.of_split(split)
     plainest = rng.random() < (1 / 3 if split == "train" else 1 / 2)
     template = templates[0] if plainest else templates[int(rng.integers(len(templates)))]
     text = template.format(**words)
-    if split == "train" and rng.random() < 1 / _UNHEARD:
-        return unheard(text, rng, as_trained=True)
-    return text
+    if split != "train":
+        return text
+    if rng.random() < 1 / _BY_SHAPE:
+        text = by_shape(text, in_view)
+    return unheard(text, rng, as_trained=True) if rng.random() < 1 / _UNHEARD else text
 
 
 def unheard(instruction: str, rng: np.random.Generator, *, as_trained: bool = False) -> str:
@@ -394,6 +405,18 @@ def unheard(instruction: str, rng: np.random.Generator, *, as_trained: bool = Fa
         if rng.random() < 1 / 3:
             words = f"{words} {rng.choice(_LITTLE)}"
     return f"{words} {rest}"
+
+
+def by_shape(instruction: str, in_view: Collection[str]) -> str:
+    """An instruction that says "the ball" for "the red ball", and so on, of all things in view that no other
+    has the shape of. As it is where there are none.
+    """
+    shapes = Counter(name.rpartition(" ")[2] for name in in_view)
+    for name in in_view:
+        shape = name.rpartition(" ")[2]
+        if shapes[shape] == 1:
+            instruction = instruction.replace(f"the {name}", f"the {shape}")
+    return instruction
 
 
 def made_up(rng: np.random.Generator) -> str:

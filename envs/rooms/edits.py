@@ -92,7 +92,7 @@ def _carried_out(shot: Shot, kind: str, change: _Change, rng: np.random.Generato
         return None
     return Edit(
         kind=kind,
-        instruction=edit_phrase(change.phrasing, rng, scene.split, **change.words),
+        instruction=edit_phrase(change.phrasing, rng, scene.split, in_view=shot.pixels(), **change.words),
         references=(shot,),
         answer=after,
         target=change.target,

@@ -6,6 +6,8 @@ worded the same way there (`emuworld.envs.rooms.edit_words`).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from emuworld.envs.rooms.edit_words import PHRASINGS as ROOM_PHRASINGS
@@ -125,6 +127,8 @@ TABLE_PHRASINGS: dict[str, Phrasing] = {
 }
 
 
-def table_edit_phrase(name: str, rng: np.random.Generator, split: str, **words: str) -> str:
+def table_edit_phrase(
+    name: str, rng: np.random.Generator, split: str, *, in_view: Collection[str] = (), **words: str
+) -> str:
     """See `emuworld.envs.rooms.edit_words.edit_phrase`."""
-    return said(TABLE_PHRASINGS[name], rng, split, **words)
+    return said(TABLE_PHRASINGS[name], rng, split, in_view=in_view, **words)

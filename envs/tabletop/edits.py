@@ -108,7 +108,9 @@ def sample_table_edit(
         if _can_be_seen(shot, after, change):
             return Edit(
                 kind=drawn,
-                instruction=table_edit_phrase(change.phrasing, rng, shot.split, **change.words),
+                instruction=table_edit_phrase(
+                    change.phrasing, rng, shot.split, in_view=shot.pixels(), **change.words
+                ),
                 references=(shot,),
                 answer=after,
                 target=change.target,

@@ -160,6 +160,7 @@ def _record(
         "world": world,
         "group": group,
         "instruction": asked,
+        "target": "red ball",
         "judged": verdict,
     }
 

@@ -11,7 +11,7 @@ import pytest
 
 from emuworld.tasks import evaluate
 from emuworld.tasks.detector import Detector, DetectorConfig
-from emuworld.tasks.edit_summary import KNOWN_WORDS, OTHER_WORDS, UNHEARD_WORDS
+from emuworld.tasks.edit_summary import BY_SHAPE, KNOWN_WORDS, OTHER_WORDS, UNHEARD_WORDS
 from emuworld.tasks.run_folder import read_records
 from emuworld.tasks.suites import EditPictures, ExploreTwin, TextToImage
 
@@ -155,5 +155,7 @@ def test_x2i_judges_edits_and_the_judge(tiny_folder: str, judge: str, tmp_path: 
     for plain, other in zip(first, unheard, strict=True):
         assert plain["target"] == other["target"] and plain["instruction"] != other["instruction"]
         assert other["instruction"].endswith(plain["instruction"].partition(" ")[2])
+    figures = evaluate.run(replace(suite, phrasing="by-shape", num_edits=3, out=str(tmp_path / "by-shape")))
+    assert figures["groups"][BY_SHAPE]["dream"]["success"]["count"] == 1  # adding names nothing that is there
     with pytest.raises(ValueError, match="phrasing='canonical' is unknown; expected one of split, made-up"):
         replace(suite, phrasing="canonical")
