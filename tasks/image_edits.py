@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from emuworld.envs.dream import Dream
-from emuworld.envs.rooms.edit_words import by_shape, unheard
+from emuworld.envs.rooms.edit_phrases import by_shape, unheard
 from emuworld.tasks.bench import Bench, chunks, step_all
 from emuworld.tasks.detector import Sighting
 from emuworld.tasks.edit_judge import Verdict, judge

@@ -8,7 +8,7 @@ import numpy as np
 
 from emuworld.envs.edit_chains import Edit
 from emuworld.envs.palette import WALL_COLOURS
-from emuworld.envs.rooms.edit_words import edit_phrase
+from emuworld.envs.rooms.edit_phrases import edit_phrase
 from emuworld.envs.rooms.edits import appeared, painted
 from emuworld.envs.rooms.floorplan import choice
 from emuworld.envs.rooms.shots import CLEAR_PX, Shot, free_spot, item_of, others

@@ -26,7 +26,8 @@ from emuworld.envs.palette import (
     with_article,
 )
 from emuworld.envs.rooms.commands import Pose, parse
-from emuworld.envs.rooms.edit_words import WAYS, edit_phrase
+from emuworld.envs.rooms.edit_phrases import edit_phrase
+from emuworld.envs.rooms.edit_words import WAYS
 from emuworld.envs.rooms.floorplan import Light, RoomPlan, choice
 from emuworld.envs.rooms.furniture import shade
 from emuworld.envs.rooms.placement import NUM_OBJECTS, new_object

@@ -10,8 +10,9 @@ from collections.abc import Collection
 
 import numpy as np
 
+from emuworld.envs.rooms.edit_phrases import said
 from emuworld.envs.rooms.edit_words import PHRASINGS as ROOM_PHRASINGS
-from emuworld.envs.rooms.edit_words import Phrasing, said
+from emuworld.envs.rooms.edit_words import Phrasing
 
 _SHARED = (
     "recolour", "replace", "move", "place", "step left", "step right", "move forward", "move back",
@@ -130,5 +131,5 @@ TABLE_PHRASINGS: dict[str, Phrasing] = {
 def table_edit_phrase(
     name: str, rng: np.random.Generator, split: str, *, in_view: Collection[str] = (), **words: str
 ) -> str:
-    """See `emuworld.envs.rooms.edit_words.edit_phrase`."""
+    """See `emuworld.envs.rooms.edit_phrases.edit_phrase`."""
     return said(TABLE_PHRASINGS[name], rng, split, in_view=in_view, **words)
