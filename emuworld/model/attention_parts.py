@@ -1,5 +1,5 @@
-"""What attention over a cache has in common, whatever the cache's numbers are: the keys of a program, and a
-running softmax. `kernels` and `int8_attention` call it from theirs.
+"""What attention over a cache has in common, whatever the cache's numbers are: what a program works on, and
+a running softmax. `kernels` and `int8_attention` call it from theirs.
 
 Import it only where Triton is installed.
 """
@@ -9,20 +9,26 @@ import triton.language as tl
 
 
 @triton.jit
-def own_keys(
-    start: tl.tensor,
-    part: tl.tensor,
-    query: tl.tensor,
+def own_work(
+    starts_ptr: tl.tensor,
     num_tokens: tl.tensor,
+    num_groups: tl.constexpr,
     repeats: tl.constexpr,
     queries: tl.constexpr,
     parts: tl.constexpr,
     causal: tl.constexpr,
     block: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """The first of its row's keys that this program reads, the one behind its last, and of each of its
-    queries the last key that it sees, or that one. Queries come token by token, in a token head by head.
+) -> tuple[tl.tensor, ...]:
+    """This program's pair of a row and a key-value head, its part of the keys, that row and head, its
+    queries (token by token, in a token head by head), the first of the row's keys that it reads, the
+    one behind its last, and of each query the last key that it sees, or that one.
     """
+    pair = tl.program_id(0)
+    part = tl.program_id(1)
+    row = pair // num_groups
+    group = pair % num_groups
+    start = tl.load(starts_ptr + row)
+    query = tl.program_id(2) * queries + tl.arange(0, queries)
     num_keys = start + num_tokens
     last_seen = start + query // repeats
     if causal:  # what no query of this block sees is not read
@@ -31,7 +37,7 @@ def own_keys(
         last_seen = last_seen * 0 + num_keys
     keys_a_part = tl.cdiv(tl.cdiv(num_keys, parts), block) * block
     first = part * keys_a_part
-    return first, tl.minimum(first + keys_a_part, num_keys), last_seen
+    return pair, part, row, group, query, first, tl.minimum(first + keys_a_part, num_keys), last_seen
 
 
 @triton.jit

@@ -15,7 +15,7 @@ Import it only where Triton is installed.
 import triton
 import triton.language as tl
 
-from emuworld.model.attention_parts import own_keys, softened
+from emuworld.model.attention_parts import own_work, softened
 from emuworld.model.launches import begin
 
 _AS_ASSEMBLY = tl.constexpr(not triton.knobs.runtime.interpret)  # which knows none
@@ -67,13 +67,9 @@ def attend_part(
 ) -> None:
     """As `kernels._attend_part`; all queries stand twice where a matrix unit takes them."""
     begin(pdl)
-    pair = tl.program_id(0)
-    part = tl.program_id(1)
-    row = pair // num_groups
-    group = pair % num_groups
-    start = tl.load(starts_ptr + row)
-    query = tl.program_id(2) * queries + tl.arange(0, queries)
-    first, last, last_seen = own_keys(start, part, query, num_tokens, repeats, queries, parts, causal, block)
+    pair, part, row, group, query, first, last, last_seen = own_work(
+        starts_ptr, num_tokens, num_groups, repeats, queries, parts, causal, block
+    )
     if not causal:
         last_seen -= 1
 

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from emuworld.model import int8_attention
-from emuworld.model.attention_parts import own_keys, softened
+from emuworld.model.attention_parts import own_work, softened
 from emuworld.model.launches import begin, follows
 from emuworld.model.operations import Norms, Place, Rotary
 
@@ -300,14 +300,10 @@ def _attend_part(
     (online, base 2).
     """
     begin(pdl)
-    pair = tl.program_id(0)
-    part = tl.program_id(1)
-    row = pair // num_groups
-    group = pair % num_groups
-    start = tl.load(starts_ptr + row)
-    query = tl.program_id(2) * queries + tl.arange(0, queries)
+    pair, part, row, group, query, first, last, last_seen = own_work(
+        starts_ptr, num_tokens, num_groups, repeats, queries, parts, causal, block
+    )
     token = query // repeats
-    first, last, last_seen = own_keys(start, part, query, num_tokens, repeats, queries, parts, causal, block)
 
     at = tl.arange(0, head_dim)
     head = group * repeats + query % repeats
