@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from emuworld.envs.render import Renderer
-from emuworld.envs.rooms.captions import View, caption, walk_prompt
+from emuworld.envs.rooms.captions import View, asked_caption, caption, walk_prompt
 from emuworld.envs.rooms.commands import PITCH_STEP_RAD, Outcome, Pose, phrase
 from emuworld.envs.rooms.scenes import RoomScene, generator
 from emuworld.envs.rooms.walks import walk
@@ -54,7 +54,7 @@ def generate_episode(
     segments = []
     for step in steps:
         text = "" if step.command is None else phrase(step.command, rng, split)
-        image = draw(step.outcome, step.view, caption=caption(step.view, rng, split=split))
+        image = draw(step.outcome, step.view, caption=asked_caption(step.view, rng, split=split))
         segments.append(StorySegment(text=text, images=(image,)))
     return Story(question=question, segments=tuple(segments), story_id=f"walk-{split}-{seed}")
 
@@ -75,7 +75,7 @@ def generate_pictures(
     draw = partial(stored_view, scene, renderer=renderer, size=size, format=format)
     segments = []
     for pose, view in _picture_poses(scene, rng, num_pictures):
-        image = draw(Outcome(pose=pose), view, caption=caption(view, rng, split=split))
+        image = draw(Outcome(pose=pose), view, caption=asked_caption(view, rng, split=split))
         segments.append(StorySegment(images=(image,)))
     return Story(segments=tuple(segments), story_id=f"pictures-{split}-{seed}")
 

@@ -116,6 +116,12 @@ class TextToImage(RoomSettings):
     name: ClassVar[str] = "t2i"
     num_prompts: int = 200
     temperature: float | None = None  # null = the model's own sampling, as a user gets it
+    # split: its captions | requests: the same things in words of somebody who asks for a picture ("sketch …")
+    phrasing: str = "split"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self, phrasing=("split", "requests"))
 
 
 @dataclass(frozen=True, kw_only=True)

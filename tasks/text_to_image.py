@@ -1,9 +1,11 @@
 """Suite `t2i`: pictures from captions, judged by the detector, beside the judge's own error."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from emuworld.envs.requests import request
 from emuworld.tasks.bench import Bench, chunks, reconstruct, step_all
 from emuworld.tasks.detector import VISIBLE_SHARE, Pair, pairs_of, true_shares
 from emuworld.tasks.metrics import Frame
@@ -16,6 +18,7 @@ from emuworld.tasks.truth import PromptTruth, make_prompt
 def measure(bench: Bench, suite: TextToImage) -> None:
     dream = bench.dream("t2i")
     for prompts in chunks(bench, "prompt", suite.num_prompts, make_prompt, rows=1):
+        prompts = [replace(truth, prompt=_asked(suite, truth)) for truth in prompts]
         begun = [
             dream.reset_turn(np.random.default_rng(case_seed(suite, "dream prompt", truth.index)), {}).episode
             for truth in prompts
@@ -33,6 +36,14 @@ def measure(bench: Bench, suite: TextToImage) -> None:
                 for truth, frame, three in zip(prompts, painted, rows, strict=True)
             ]
         )
+
+
+def _asked(suite: TextToImage, truth: PromptTruth) -> str:
+    """The prompt in the suite's words."""
+    if suite.phrasing == "split":
+        return truth.prompt
+    rng = np.random.default_rng(case_seed(suite, "words of a request", truth.index))
+    return request([" ".join(pair) for pair in truth.pairs], rng, place="room", split=suite.split)
 
 
 def _score_prompt(bench: Bench, truth: PromptTruth, painted: Frame, seen: Sequence[Sequence[Pair]]) -> Record:

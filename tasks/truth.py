@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from emuworld.envs.palette import HELD_OUT_PAIRS, OBJECT_COLOURS, SHAPES
 from emuworld.envs.render import Renderer, make_renderer
+from emuworld.envs.rooms.captions import asked_caption
 from emuworld.envs.rooms.commands import COMMANDS, Command, Pose, phrase, sample_command
 from emuworld.envs.rooms.scenes import RoomScene
 from emuworld.tasks.metrics import Frame, seen_before_mask
@@ -214,7 +215,7 @@ def make_prompt(request: Request) -> PromptTruth:
             pairs = tuple((o.colour, o.shape) for o in objects)
             return PromptTruth(
                 index=request.index,
-                prompt=scene.caption(pose, rng),
+                prompt=asked_caption(view, rng, split=request.split),
                 pairs=pairs,
                 held_out=any(pair in HELD_OUT_PAIRS for pair in pairs),
                 frame=frames[0],

@@ -1,7 +1,8 @@
 """What a view shows, in words, and back: captions and walk prompts from a `View`, and their parser.
 
 A caption names what is really in view. The grammar is small on purpose: every caption written here is read by
-`parse_caption`, which also takes prompts that a user writes with the same words in another order.
+`parse_caption`, which also takes prompts that a user writes with the same words in another order. What
+training reads is asked for in freer words at times (`asked_caption`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emuworld.envs.palette import FLOOR_COLOURS, FURNITURE, OBJECT_COLOURS, SHAPES, WALL_COLOURS, with_article
+from emuworld.envs.requests import request
 
 LANDMARKS = (*FURNITURE, "door", "window", "picture", "rug")
 FLOOR_WORDS = ("wooden", "checkered", "tiled", *FLOOR_COLOURS)
@@ -167,6 +169,15 @@ def caption(view: View, rng: np.random.Generator | None = None, *, split: str = 
         body = _join([item.identity for item in _ordered(view, rng)])
     setting = "" if template == "{} in a room" else _setting(view, rng)
     return template.format(body) + setting
+
+
+def asked_caption(view: View, rng: np.random.Generator, *, split: str = "train") -> str:
+    """A caption as a model is taught it: in training every third time what it names is asked for in words
+    that `parse_caption` does not read (`emuworld.envs.requests`).
+    """
+    if split == "train" and view.named and rng.random() < 1 / 3:
+        return request([item.identity for item in _ordered(view, rng)], rng, place="room")
+    return caption(view, rng, split=split)
 
 
 def walk_prompt(view: View, rng: np.random.Generator, *, split: str = "train") -> str:

@@ -11,12 +11,12 @@ from collections.abc import Collection
 
 import numpy as np
 
+from emuworld.envs.requests import made_up
 from emuworld.envs.rooms.edit_words import PHRASINGS, Phrasing
 
 _UNHEARD, _BY_SHAPE = 2, 3
 # First words without which nobody knows what is wanted, and those that are no verbs.
 _NEEDED = {"dim", "lower", "less", "raise", "more", "brighten", "cool", "warm", "the", "on", "in"}
-_SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
 _ENDS = tuple("dgkmnprst")
 _LITTLE = ("of", "off", "out", "up", "with", "away with")
 
@@ -77,11 +77,3 @@ def by_shape(instruction: str, in_view: Collection[str]) -> str:
         if shapes[shape] == 1:
             instruction = instruction.replace(f"the {name}", f"the {shape}")
     return instruction
-
-
-def made_up(rng: np.random.Generator) -> str:
-    """One to three words that no language has: syllables of a consonant and a vowel."""
-    count = int(rng.choice((1, 2, 3), p=(0.6, 0.2, 0.2)))
-    syllables = iter(rng.integers(len(_SYLLABLES), size=3 * count))
-    lengths = rng.integers(1, 4, size=count)
-    return " ".join("".join(_SYLLABLES[next(syllables)] for _ in range(length)) for length in lengths)

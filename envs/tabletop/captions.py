@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emuworld.envs.palette import with_article
+from emuworld.envs.requests import request
 from emuworld.envs.tabletop.predicates import Predicate
 from emuworld.envs.tabletop.scene import TableScene
 
@@ -63,13 +64,16 @@ def table_caption(
     """A sentence about a table-top. Without a generator the plainest: "a table with" and all that is seen.
 
     Things on a plate or in a bin are named with it ("a red cube on a blue plate"). Phrasings of
-    `HELD_OUT_TEMPLATES` appear for split "test" alone.
+    `HELD_OUT_TEMPLATES` appear for split "test" alone; in training every third caption is said as people ask
+    for a picture.
     """
     shown = [item for item in seen if item.pixels >= MIN_PIXELS]
     if rng is not None and rng.random() < 0.5:
         shown.sort(key=lambda item: item.column)
     held = scene.held()
     parts = _parts(scene, [item.name for item in shown if item.name != held])
+    if rng is not None and split == "train" and held is None and parts and rng.random() < 1 / 3:
+        return request(parts, rng, place="table", need_place=True)
     template, holding = TEMPLATES[0], ""
     if rng is not None:
         unseen = split == "test" and rng.random() < 0.25

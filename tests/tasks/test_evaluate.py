@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from emuworld.envs.requests import HELD_OUT_OPENINGS
 from emuworld.tasks import evaluate
 from emuworld.tasks.detector import Detector, DetectorConfig
 from emuworld.tasks.edit_summary import BY_SHAPE, KNOWN_WORDS, OTHER_WORDS, UNHEARD_WORDS
@@ -91,6 +92,11 @@ def test_t2i_judges_pictures_and_the_judge(tiny_folder: str, judge: str, tmp_pat
     assert figures["dream"]["two objects"]["all_present"]["count"] == 1
     assert set(figures["detector"]) == {"precision", "recall"}
     assert "judge" in (tmp_path / "index.html").read_text()
+    evaluate.run(replace(suite, phrasing="requests", out=str(tmp_path / "asked")))
+    own, asked = (read_records(folder / "records.jsonl") for folder in (tmp_path, tmp_path / "asked"))
+    for one, other in zip(own, asked, strict=True):
+        assert one["asked"] == other["asked"] and one["prompt"] != other["prompt"]
+        assert other["prompt"].lower().startswith(HELD_OUT_OPENINGS)
 
 
 def test_a_summary_of_nothing_says_what_to_do(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from emuworld.envs.rooms.captions import (
     GENERIC_WALKS,
     View,
     VisibleObject,
+    asked_caption,
     caption,
     parse_caption,
     read_caption,
@@ -95,6 +96,21 @@ def test_held_out_phrasings_are_the_test_split_s_alone() -> None:
         assert not any(words in text for text in said["train"])
     assert any("a view of a room with" in text for text in said["test"])
     assert any("on the right of" in text for text in said["test"])
+
+
+def test_training_asks_in_freer_words_at_times() -> None:
+    view = view_of("red ball", "blue box")
+    asked = {
+        split: [asked_caption(view, rng, split=split) for rng in map(generator, range(400))]
+        for split in ("train", "validation", "test")
+    }
+    for split in ("validation", "test"):
+        assert asked[split] == [caption(view, rng, split=split) for rng in map(generator, range(400))]
+    free = [text for text in asked["train"] if parse_caption(text) is None]
+    assert 60 < len(free) < 170
+    assert all("red ball" in text.lower() and "blue box" in text.lower() for text in asked["train"])
+    nothing = view_of()
+    assert all(parse_caption(asked_caption(nothing, generator(seed))) == () for seed in range(50))
 
 
 def test_relations_say_where_things_are() -> None:

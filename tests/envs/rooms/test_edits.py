@@ -12,9 +12,10 @@ from emuworld.envs.edit_chains import CHAIN_EDITS, Edit
 from emuworld.envs.episodes import TRUTH
 from emuworld.envs.palette import HELD_OUT_PAIRS
 from emuworld.envs.rendering.rays import RayRenderer
+from emuworld.envs.requests import made_up
 from emuworld.envs.rooms.combinations import sample_combination
 from emuworld.envs.rooms.edit_episodes import edit_stories
-from emuworld.envs.rooms.edit_phrases import by_shape, edit_phrase, made_up, unheard
+from emuworld.envs.rooms.edit_phrases import by_shape, edit_phrase, unheard
 from emuworld.envs.rooms.edit_words import PHRASINGS, WAYS
 from emuworld.envs.rooms.edits import EDIT_KINDS, sample_edit
 from emuworld.envs.rooms.scenes import RoomScene, generator

@@ -242,6 +242,16 @@ def test_captions_say_what_holds(prompt: str, before: str | None, after: str) ->
     assert table_caption(scene, seen(scene)) == after
 
 
+def test_training_asks_for_tables_in_freer_words_at_times() -> None:
+    scene = table_for("put the red cube on the blue plate")
+    shown = seen(scene)
+    for split, most in (("train", 130), ("validation", 0), ("test", 0)):
+        said = [table_caption(scene, shown, np.random.default_rng(i), split=split) for i in range(300)]
+        free = [text for text in said if not re.search("^(a|an|there is|a robot arm over a) ", text)]
+        assert most // 4 <= len(free) <= most
+        assert all("table" in text and "red cube" in text.lower() for text in said)
+
+
 def test_what_a_closed_drawer_hides_is_not_named() -> None:
     scene = table_for("put the red cube in the drawer")
     for words in ("put the red cube in the drawer", "close the drawer"):
