@@ -47,6 +47,18 @@ class Adapter(nn.Module):
             self.down_rI[key] = nn.Parameter(down_rI)
             self.up_Or[key] = nn.Parameter(torch.zeros(linear.out_features, rank))
 
+    @torch.no_grad()
+    def start_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `load_adapter` gives; ValueError where it has another rank."""
+        for key, down_rI in self.down_rI.items():
+            taken_rI, taken_Or = tensors[_name(key) + _DOWN], tensors[_name(key) + _UP]
+            if taken_rI.shape != down_rI.shape:
+                raise ValueError(
+                    f"the adapter to go on from has rank {len(taken_rI)}, not rank={len(down_rI)}"
+                )
+            down_rI.copy_(taken_rI)
+            self.up_Or[key].copy_(taken_Or)
+
     def attach(self, model: Transformer) -> None:
         """From now on the model's matrices add this; its own weights get no gradient."""
         model.requires_grad_(False)

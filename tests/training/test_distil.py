@@ -22,7 +22,8 @@ from emuworld.model import checkpoint
 from emuworld.story import Story, StoryImage, StorySegment, write_shard
 from emuworld.tokens.vision import VisionTokenizer
 from emuworld.training.data import TokenStory
-from emuworld.training.distil import DidaTrainer, DidaTraining, train, write_folder
+from emuworld.training.distil import DidaTraining, train, write_folder
+from emuworld.training.distil_trainer import DidaTrainer
 from emuworld.training.examples import Batch, Bucket, ExampleSampler, Mixture
 from emuworld.training.loop import LoopConfig
 from emuworld.training.own_stories import Answerer, OwnStories
@@ -306,6 +307,33 @@ def test_a_stage_ends_in_time(tiny_folder: str, tmp_path: Path) -> None:
     assert time.monotonic() - begun < 14.0
     log = (tmp_path / "out" / "dida.log.jsonl").read_text().splitlines()
     assert log, "and there was time to learn"
+
+
+def test_an_adapter_is_trained_on(by_heart: tuple[Path, list[TokenStory]], tmp_path: Path) -> None:
+    folder, stories = by_heart
+    config = DidaTraining(
+        init_from=str(folder), out=str(tmp_path / "one"), rank=4, buckets=(BUCKET,), size_px=16 * SIDE
+    )
+    parts = open_parts(folder, device=torch.device("cpu"))
+    path = make_path(config.noise, codebook_KE=parts.vision.quantize.embedding.weight.detach())
+
+    def begun(config: DidaTraining) -> DidaTrainer:
+        model = checkpoint.load(folder, dtype=torch.float32).train()
+        return DidaTrainer(config, model=model, vocabulary=parts.manifest.vocabulary, path=path)
+
+    first = begun(config)
+    first.batches = lambda: [sampler_of(stories, parts.tokenizer).batch(BUCKET, np.random.default_rng(0))]
+    for step in range(3):
+        first.step(step, 1.0)
+    write_folder(config, first, source=folder, manifest=parts.manifest)
+    second = begun(dataclasses.replace(config, adapter_from=str(tmp_path / "one")))
+    assert first.adapter is not None and second.adapter is not None
+    for name, tensor in first.adapter.named().items():
+        assert torch.equal(second.adapter.named()[name], tensor.to(torch.bfloat16).float()), name
+    with pytest.raises(ValueError, match="rank 4, not rank=8"):
+        begun(dataclasses.replace(config, rank=8, adapter_from=str(tmp_path / "one")))
+    with pytest.raises(ValueError, match="adaptation=full trains none"):
+        dataclasses.replace(config, adaptation="full", adapter_from="x")
 
 
 def learnt(trainer: DidaTrainer, sampler: ExampleSampler, *, steps: int) -> list[float]:
