@@ -4,7 +4,7 @@ The training stage `grpo` takes them by name; `emuworld.cli` hands them down. Wh
 prompt's line under `truth`, as `emuworld data prompts` writes it; a term does not apply to a line without it.
 
 `objects`: of the objects asked for (`truth.objects`: pairs of colour and shape) the share that the detector
-finds; half a share for one whose colour it finds on another shape; less half a share for each time that one
+finds; half a share for one whose colour it finds on another shape; less three quarters for each time that one
 is there again, and a tenth for each other object. Without the first a policy learns to draw what was
 asked for many times over, and without the floor of 0, what an empty room is worth, to draw nothing: both have
 happened (docs/log.md). The judge errs: its own errors are in docs/evaluation.md, and a suite that
@@ -39,7 +39,7 @@ from emuworld.checkpoint_folder import BUILTIN, DETECTOR_FILE
 from emuworld.tasks.detector import Detector, Pair
 from emuworld.tasks.metrics import Frame, block_means, differ, psnr, squared_error
 
-_NEAR, _AGAIN, _OTHER = 0.5, 0.5, 0.1  # shares of an object: given, taken and taken
+_NEAR, _AGAIN, _OTHER = 0.5, 0.75, 0.1  # shares of an object: given, taken and taken
 _DONE, _UNDONE = 0.3, 0.9  # error relative to leaving it: a tokenizer leaves up to 0.3 of small objects
 _OFF_GREY = 22.0  # root mean square error of a block beyond 1.5 times the tokenizer's own: the suite's judge
 _BLOCKS_OFF = 8.0  # so many bring what is kept to 1 / e

@@ -113,9 +113,9 @@ def test_to_try_is_never_worth_less_than_an_empty_room() -> None:
 
 
 def test_more_of_the_same_is_worth_less() -> None:
-    """One asked for and seen twice: half a share less; three times: nothing."""
+    """One asked for and seen twice: three quarters less; three times: nothing."""
     egg = ("orange", "egg")
-    assert [share_found({egg}, [egg] * times) for times in (1, 2, 3, 7)] == [1.0, 0.5, 0.0, 0.0]
+    assert [share_found({egg}, [egg] * times) for times in (1, 2, 3, 7)] == [1.0, 0.25, 0.0, 0.0]
 
 
 def test_objects_are_what_the_judge_finds(lines: list[dict[str, Any]]) -> None:
