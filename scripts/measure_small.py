@@ -39,6 +39,7 @@ STAGES: dict[str, tuple[str, float, Suite]] = {
     "x2i": ("x2i", 40.0, EditPictures(passes=(0,), num_edits=192, num_pictures=2)),
     "walks": ("explore-twin", 45.0, ExploreTwin(passes=(0,), num_walks=32, num_turns=32)),
     "robot": ("robot-331/planner", 150.0, RobotSuite(agent="planner", num_judged=0, num_pictures=1)),
+    "guide": ("robot-331/guide", 100.0, RobotSuite(agent="guide", num_judged=0, num_pictures=1)),
     "text-only": ("robot-331/text-only", 100.0, RobotSuite(agent="text-only", num_pictures=1)),
     "dida-explore": ("dida-explore-twin", 60.0, ExploreTwin(passes=PASSES, num_starts=96, **DIDA)),
     "dida-t2i": ("dida-t2i", 45.0, TextToImage(passes=PASSES, num_prompts=200)),

@@ -152,7 +152,9 @@ class RobotSuite(RunSettings):
     """
 
     name: ClassVar[str] = "robot-331"
-    agent: str = "planner"  # planner | text-only | scripted | oracle | random | none
+    # planner | guide (mode howto's illustrated steps, followed as they stand) | text-only | scripted | oracle
+    # | random | none
+    agent: str = "planner"
     use: str = "both"  # both | text | keyframe: what of a plan is believed when it is carried out
     phrasing: str = "turns"  # turns: each scene one of its phrasings | plain | held-out
     families: str = ""  # of the tasks, separated by commas; "" = all
@@ -171,7 +173,7 @@ class RobotSuite(RunSettings):
         super().__post_init__()
         check_choices(
             self,
-            agent=("planner", "text-only", "scripted", "oracle", "random", "none"),
+            agent=("planner", "guide", "text-only", "scripted", "oracle", "random", "none"),
             use=("both", "text", "keyframe"),
             phrasing=("turns", "plain", "held-out"),
             strategy=("sample", "beam"),

@@ -202,6 +202,8 @@ _PATTERNS = tuple(
     (_pattern(template), wording) for wording in WORDINGS for template in wording.phrases("test")
 )
 
+_NEEDED = re.compile(rf"you need (?:an? )?{_NAME}(?:(?:, and|,| and) (?:an? )?{_NAME})*")
+
 
 def canonical(subtask: Subtask) -> str:
     """The plain phrase of a subtask: "put the red cube on the blue plate"."""
@@ -233,6 +235,12 @@ def parse(text: str) -> Subtask | None:
             return None
         return Subtask(skill=wording.skill, target=target, destination=destination, relation=wording.relation)
     return None
+
+
+def only_names_things(text: str) -> bool:
+    """Whether a text says what is needed and nothing that is to be done: "You need a red cube and a blue
+    plate.", with which a guide begins that was told without a picture."""
+    return _NEEDED.fullmatch(" ".join(text.lower().split()).rstrip(".! ")) is not None
 
 
 def _is_nonsense(skill: str, target: str) -> bool:

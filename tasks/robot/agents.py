@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from emuworld.agents.agent import Agent, Step
 from emuworld.agents.baselines import KnownPlan, LanguageRules, NoPlan, TextOnly
+from emuworld.agents.guide import Guide, how_to
 from emuworld.agents.planner import Imagines, Planner, PlannerConfig
 from emuworld.envs.tabletop.plans import random_plan
-from emuworld.envs.tabletop.subtasks import Subtask, canonical, parse
+from emuworld.envs.tabletop.subtasks import Subtask, canonical, only_names_things, parse
 from emuworld.tasks.robot.episode import Workplace
 from emuworld.tasks.robot.plan_scores import PlanScores
 from emuworld.tasks.robot.table_view import TableView
 from emuworld.world_model import Sampling
 
-AGENTS = ("planner", "text-only", "scripted", "oracle", "random", "none")
-NEEDS_MODEL = ("planner", "text-only")
+AGENTS = ("planner", "guide", "text-only", "scripted", "oracle", "random", "none")
+# Agents that ask a world model, and the mode that they ask it in.
+NEEDS_MODEL: Mapping[str, str] = {"planner": "vla", "guide": "howto", "text-only": "vla"}
 
 
 def make_agent(
@@ -33,10 +35,11 @@ def make_agent(
 
     Args:
         model: a `WorldModel`; needed by `NEEDS_MODEL`.
-        config: of the planner.
+        config: of the planner; the guide keeps its limits of steps and pictures.
         question: what the world model is asked for an instruction: the small model has learnt the bare
-            instruction, the published one `emuworld.questions.vla_question`.
-        sampling: how the world model draws; None: as it does for vla.
+            instruction, the published one `emuworld.questions.vla_question`. The guide's is asked about
+            "How to …", where the published one has learnt `emuworld.questions.howto_question`.
+        sampling: how the world model draws; None: as it does in the agent's mode.
         seed: of the random agent; with 0, 1 and 2 it fails at every task of the suite (checked there).
     """
     if name not in AGENTS:
@@ -53,6 +56,16 @@ def make_agent(
         return KnownPlan([canonical(step) for step in steps])
     if model is None:
         raise ValueError(f"agent={name} plans with a world model; give one")
+    if name == "guide":
+        limits = config or PlannerConfig()
+        return Guide(
+            model,
+            question=lambda instruction: question(how_to(instruction)),
+            is_opening=only_names_things,
+            max_steps=limits.max_steps,
+            max_pictures=limits.max_pictures,
+            sampling=sampling,
+        )
     scores = PlanScores(place.scene, renderer=place.renderer, size=place.size)
     planner = Planner(
         model,

@@ -31,7 +31,7 @@ from emuworld.world_model import WorldModel
 
 __all__ = ["NEEDS_MODEL", "case_settings", "measure"]
 
-WITH_PICTURES = ("planner", "oracle")  # agents whose steps have keyframes
+WITH_PICTURES = ("planner", "guide", "oracle")  # agents whose steps have keyframes
 
 
 def case_settings(suite: RobotSuite) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def measure(
     records = folder / "records.jsonl"
     cases = all_cases(suite, load_suite())
     if model is not None and suite.passes:
-        sampling = replace(model.default_sampling("vla"), passes=suite.passes[0])
+        sampling = replace(model.default_sampling(NEEDS_MODEL[suite.agent]), passes=suite.passes[0])
         cases = [replace(case, sampling=sampling) for case in cases]
     stored = {(one["kind"], one["index"]) for one in read_records(records)}
     missing = _mixed([case for case in cases if (case.kind, case.index) not in stored])

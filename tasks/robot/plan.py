@@ -41,7 +41,9 @@ class MakePlan:
 
     instruction: str | None = None  # one subtask that names its place; null = a task drawn from the split
     run: str | None = None  # folder of a plan to carry out again instead of imagining one
-    agent: str = "planner"  # planner | text-only | scripted | oracle | random | none
+    # planner | guide (mode howto's illustrated steps, followed as they stand) | text-only | scripted | oracle
+    # | random | none
+    agent: str = "planner"
     use: str = "both"  # both | text | keyframe: what is believed when it is carried out
     seed: int = 0  # of the table and of what is imagined
     split: str = "test"  # train | validation | test: which tables
@@ -88,8 +90,8 @@ def run(config: MakePlan, *, on_progress: OnProgress = quiet) -> Path:
     given = None if config.run is None else load_plan(Path(config.run))
     task = _task(config, given)
     model = load(config.model, device=config.device) if _needs_model(config) else None
-    if model is not None and "vla" not in model.manifest.modes:
-        print(untrained(model), file=sys.stderr)
+    if model is not None and (mode := NEEDS_MODEL[config.agent]) not in model.manifest.modes:
+        print(untrained(model, mode), file=sys.stderr)
     renderer = make_renderer(config.renderer)
     try:
         scene, size = TableScene.from_dict(task.scene), (config.size_px, config.size_px)
@@ -119,11 +121,11 @@ def run(config: MakePlan, *, on_progress: OnProgress = quiet) -> Path:
     return path
 
 
-def untrained(model: WorldModel) -> str:
-    """What is said of plans by a model that was never shown a robot's."""
+def untrained(model: WorldModel, mode: str) -> str:
+    """What is said of plans by a model that was never shown the mode that they are asked in."""
     modes = ", ".join(model.manifest.modes)
     return (
-        f"This model was trained for {modes}, not for vla: what it plans for a robot means little. "
+        f"This model was trained for {modes}, not for {mode}: what it plans for a robot means little. "
         "agent=oracle and agent=scripted plan without a model"
     )
 

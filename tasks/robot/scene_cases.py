@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from emuworld.agents.baselines import TextOnly
+from emuworld.agents.guide import Guide
 from emuworld.agents.objectives import resized
 from emuworld.agents.planner import Imagines, Planner, PlannerConfig
 from emuworld.envs.render import Renderer, make_renderer
@@ -138,7 +139,7 @@ def _run(renderer: Renderer, case: SceneCase, model: Imagines | None) -> SceneRe
         "steps": steps,
         "failing_step": None if failure is None else failure.step,
         "blame": None if failure is None else failure.blame,
-        "num_imagined": planner.num_pictures if isinstance(planner, Planner) else 0,
+        "num_imagined": planner.num_pictures if isinstance(planner, Planner | Guide) else 0,
         "state_hash": end,
     }
     return _with_pictures(record, episode)

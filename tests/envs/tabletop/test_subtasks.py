@@ -13,6 +13,7 @@ from emuworld.envs.tabletop.subtasks import (
     Subtask,
     Wording,
     canonical,
+    only_names_things,
     parse,
     phrase,
     phrases,
@@ -89,6 +90,25 @@ def test_what_is_no_subtask_is_refused(text: str) -> None:
 def test_parts_that_do_not_fit_are_refused(values: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Subtask(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text, is_list",
+    [
+        ("You need a red cube and a blue plate.", True),
+        ("you need an orange ball, a wooden bin and a drawer", True),
+        ("You need a red cube, a blue plate, and a button!", True),
+        ("You need a drawer.", True),
+        ("You need to put the red cube on the blue plate.", False),
+        ("You need a red cube on a blue plate.", False),
+        ("You need a sandwich.", False),
+        ("Put the red cube on the blue plate.", False),
+        ("", False),
+    ],
+)
+def test_what_is_needed_is_told_from_what_is_done(text: str, is_list: bool) -> None:
+    assert only_names_things(text) == is_list
+    assert not is_list or parse(text) is None
 
 
 def test_json_round_trip_and_refusal() -> None:

@@ -21,9 +21,11 @@ from emuworld.envs.tabletop.scene import TableScene
 from emuworld.envs.tabletop.subtasks import canonical
 from emuworld.tasks.robot.agents import AGENTS, make_agent
 from emuworld.tasks.robot.episode import RobotEpisode, Workplace, run_agent
+from emuworld.tasks.robot.keyframe_execution import USES
 from emuworld.tasks.robot.plan import MakePlan, run
 from emuworld.tasks.robot.plan_pictures import ArmFilm, strip
 from emuworld.tasks.robot.table_view import TableView
+from emuworld.tasks.suites import RobotSuite
 from emuworld.world_model import Sampling, Segment, WorldState
 
 WORDS = "put the red cube on the blue plate"
@@ -126,12 +128,43 @@ def test_pictures_alone(place: Workplace) -> None:
     assert work(place, "planner", use="keyframe").success
 
 
+class Guides(Dreams):
+    """The same as a guide: the things first, then the right subtask in a sentence."""
+
+    def _next(self, state: WorldState) -> tuple[WorldState, Segment]:
+        texts = ("You need a red cube and a blue plate.", f"{self.texts[0].capitalize()}.")
+        over = state.step >= len(texts)
+        segment = Segment(
+            text="" if over else texts[state.step],
+            image=None if over else self.keyframes[(state.step + 1) % 2],
+            thought=None,
+            ended=over,
+        )
+        return replace(state, step=state.step + 1, ended=over), segment
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_good_guide_succeeds_with_its_words_and_with_its_pictures(place: Workplace, use: str) -> None:
+    agent = make_agent("guide", place, model=Guides(place, place.task))
+    episode = run_agent(place, agent, use=use)
+    (outcome,) = episode.outcomes
+    assert outcome.step.text == "Put the red cube on the blue plate." and episode.success
+    assert outcome.executed.used_picture == (use != "text")
+
+
+def test_a_bad_guide_is_followed_too(place: Workplace) -> None:
+    """The same dream that the planner does not take."""
+    episode = work(place, "guide")
+    assert [one.step.text for one in episode.outcomes] == ["push the red cube away"] and not episode.success
+
+
 def test_agents_are_checked(place: Workplace) -> None:
     with pytest.raises(ValueError, match="unknown"):
         make_agent("luck", place)
     with pytest.raises(ValueError, match="world model"):
         make_agent("planner", place)
-    assert {"planner", "oracle", "none"} <= set(AGENTS)
+    assert {"planner", "guide", "oracle", "none"} <= set(AGENTS)
+    assert [RobotSuite(agent=name).agent for name in AGENTS] == list(AGENTS)
 
 
 def test_command_writes_a_plan_that_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

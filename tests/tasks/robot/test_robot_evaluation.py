@@ -64,8 +64,17 @@ def test_a_planner_that_knows_nothing_has_the_words_alone(tiny_folder: str, tmp_
     assert evaluate.run(mine)["ladder"]["valid"]["value"] == 1.0
 
 
-def test_cases_are_scenes_uses_and_judges() -> None:
-    cases = all_cases(RobotSuite(agent="oracle", families="pick-place, buttons", num_judged=5), TASKS)
+def test_a_guide_that_knows_nothing_is_followed_all_the_same(tiny_folder: str, tmp_path: Path) -> None:
+    mine = suite(tmp_path, agent="guide", model=tiny_folder, size_px=64, max_pictures=3, max_steps=2)
+    assert evaluate.run(mine)["ladder"]["success"]["value"] == 0.0
+    (record,) = read_records(tmp_path / "records.jsonl")
+    assert record["num_imagined"] == len(record["steps"]) <= 2
+    assert all(step["keyframe"] is not None for step in record["steps"])
+
+
+@pytest.mark.parametrize("agent", ["oracle", "guide"])
+def test_cases_are_scenes_uses_and_judges(agent: str) -> None:
+    cases = all_cases(RobotSuite(agent=agent, families="pick-place, buttons", num_judged=5), TASKS)
     kinds = [case.kind for case in cases]
     picture_only = sum(task.goal_in_picture for task in TASKS)
     assert kinds.count("scene") == 75 and kinds.count("judges") == 5
