@@ -156,6 +156,11 @@ COMMANDS: dict[str, Command] = {
                 settings="EditPictures",
                 settings_module="emuworld.tasks.suites",
             ),
+            "story": Target(
+                module="emuworld.tasks.evaluate",
+                settings="TellTales",
+                settings_module="emuworld.tasks.suites",
+            ),
             "robot-331": Target(
                 module="emuworld.tasks.evaluate",
                 settings="RobotSuite",
@@ -167,6 +172,7 @@ COMMANDS: dict[str, Command] = {
             "emuworld eval suite=explore-twin num_starts=20 num_walks=2 num_turns=2",
             "emuworld eval suite=t2i device=cuda",
             "emuworld eval suite=x2i num_edits=40",
+            "emuworld eval suite=story num_tales=12 split=validation",
             "emuworld eval suite=explore-twin score_only=true",
             "emuworld eval suite=robot-331 agent=oracle",
             "emuworld eval suite=robot-331 against=outputs/eval/robot-331/scripted",

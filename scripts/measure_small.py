@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from emuworld.tasks.suites import EditPictures, ExploreTwin, RobotSuite, Suite, TextToImage
+from emuworld.tasks.suites import EditPictures, ExploreTwin, RobotSuite, Suite, TellTales, TextToImage
 
 PASSES = (0, 4, 8, 2, 16, 1)  # 0: token by token; the others are compared with it, the likeliest first
 DIDA = {"num_steps": 3, "num_shuffled": 0, "num_walks": 0, "num_turns": 0}
@@ -37,6 +37,7 @@ STAGES: dict[str, tuple[str, float, Suite]] = {
     "explore": ("explore-twin", 110.0, ExploreTwin(passes=(0,), num_walks=0, num_turns=0)),
     "t2i": ("t2i", 30.0, TextToImage(passes=(0,), num_prompts=256)),
     "x2i": ("x2i", 40.0, EditPictures(passes=(0,), num_edits=192, num_pictures=2)),
+    "story": ("story", 40.0, TellTales(passes=(0,), num_tales=96, num_pictures=4)),
     "walks": ("explore-twin", 45.0, ExploreTwin(passes=(0,), num_walks=32, num_turns=32)),
     "robot": ("robot-331/planner", 150.0, RobotSuite(agent="planner", num_judged=0, num_pictures=1)),
     "guide": ("robot-331/guide", 100.0, RobotSuite(agent="guide", num_judged=0, num_pictures=1)),
@@ -46,7 +47,7 @@ STAGES: dict[str, tuple[str, float, Suite]] = {
     "dida-x2i": ("dida-x2i", 45.0, EditPictures(passes=PASSES, num_edits=96)),
     "dida-robot": ("dida-robot-331", 90.0, RobotSuite(passes=(0, 8), num_judged=0, num_pictures=0)),
 }
-_COUNTS = ("num_starts", "num_shuffled", "num_walks", "num_turns", "num_prompts", "num_edits")
+_COUNTS = ("num_starts", "num_shuffled", "num_walks", "num_turns", "num_prompts", "num_edits", "num_tales")
 _SCENES = 331
 
 

@@ -14,7 +14,7 @@ from emuworld.tasks.metrics import Frame
 from emuworld.tasks.reward_curves import reward_section
 from emuworld.tasks.run_folder import PictureRow, Pictures, load_pictures
 
-_JUDGED = ("t2i", "x2i")  # whose scores are a detector's
+_JUDGED = ("t2i", "x2i", "story")  # whose scores are a detector's
 Folders = Mapping[str, tuple[Path, Path]]  # of the runs before and after, by the pair's name
 
 

@@ -18,6 +18,7 @@ from emuworld.tasks import page
 from emuworld.tasks.cells import change, words
 from emuworld.tasks.metrics import Estimate, Floats, bootstrap
 from emuworld.tasks.run_folder import Record, read_records, read_run
+from emuworld.tasks.tale_summary import share_of_panels
 
 GAIN, NO_DIFFERENCE, LOSS = "significant gain", "no significant difference", "significant loss"
 # Fewer differences of one sign happen by chance more often than one time in 20 (sign test: 2 / 2^5), and
@@ -71,6 +72,12 @@ SCORES: dict[str, dict[str, Score]] = {
         "done and rest kept": Score(kind="edit", worth=lambda r: float(all(r["judged"]["dream"].values()))),
         "done": Score(kind="edit", worth=lambda r: float(r["judged"]["dream"]["done"])),
         "rest kept": Score(kind="edit", worth=lambda r: float(r["judged"]["dream"]["kept"])),
+    },
+    "story": {
+        "panels with all of it": Score(kind="tale", worth=lambda r: share_of_panels(r, "right")),
+        "panels with everybody there": Score(kind="tale", worth=lambda r: share_of_panels(r, "cast")),
+        "panels with nobody else": Score(kind="tale", worth=lambda r: share_of_panels(r, "nobody_else")),
+        "panels that show what happens": Score(kind="tale", worth=lambda r: share_of_panels(r, "plot")),
     },
     "robot-331": {
         "success at the end": Score(kind="scene", worth=lambda r: float(r["success"])),

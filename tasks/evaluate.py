@@ -21,7 +21,7 @@ import torch
 from emuworld.checkpoint_folder import DETECTOR_FILE
 from emuworld.envs.render import checked_backend
 from emuworld.files import write_text
-from emuworld.tasks import explore_twin, image_edits, report, text_to_image
+from emuworld.tasks import explore_twin, image_edits, report, tales, text_to_image
 from emuworld.tasks.bench import Bench
 from emuworld.tasks.comparison import check_comparable, write_comparison
 from emuworld.tasks.detector import Detector
@@ -29,7 +29,7 @@ from emuworld.tasks.progress import OnProgress, quiet
 from emuworld.tasks.robot import evaluation
 from emuworld.tasks.robot.suite import load_suite
 from emuworld.tasks.run_folder import FORMAT, read_records, read_run
-from emuworld.tasks.suites import EditPictures, ExploreTwin, RobotSuite, RoomSuite, Suite
+from emuworld.tasks.suites import EditPictures, ExploreTwin, RobotSuite, RoomSuite, Suite, TellTales
 from emuworld.tasks.truth import render_pool
 from emuworld.world_model import WorldModel, load
 
@@ -38,7 +38,8 @@ GPU_BATCH, CPU_BATCH = 512, 8
 # cases.
 _NOT_PART_OF_A_CASE = (
     "device", "batch", "workers", "out", "num_pictures", "resume", "score_only", "report", "num_starts",
-    "num_walks", "num_turns", "num_prompts", "num_edits", "first", "families", "num_judged", "against",
+    "num_walks", "num_turns", "num_prompts", "num_edits", "num_tales", "first", "families", "num_judged",
+    "against",
 )  # fmt: skip
 
 
@@ -67,6 +68,8 @@ def run(suite: Suite, *, on_progress: OnProgress = quiet) -> dict[str, Any]:
     figures = report.write_report(folder, against=suite.against if isinstance(suite, RobotSuite) else "")
     if isinstance(suite, RobotSuite):
         print(report.robot_table(figures))
+    if isinstance(suite, TellTales):
+        print(report.tale_table(figures))
     for name, bar in figures["bars"].items():
         value = bar["estimate"]["value"]
         shown = "unknown" if value is None else f"{value:.3f}"
@@ -128,6 +131,8 @@ def _measure_rooms(
             explore_twin.measure(bench, suite)
         elif isinstance(suite, EditPictures):
             image_edits.measure(bench, suite)
+        elif isinstance(suite, TellTales):
+            tales.measure(bench, suite)
         else:
             text_to_image.measure(bench, suite)
 

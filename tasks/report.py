@@ -27,13 +27,16 @@ from emuworld.tasks.summary import (
     summarise_explore_twin,
     summarise_t2i,
 )
+from emuworld.tasks.tale_page import tale_page, tale_table
+from emuworld.tasks.tale_summary import summarise_story
 
-__all__ = ["robot_table", "write_report"]
+__all__ = ["robot_table", "tale_table", "write_report"]
 
 _TITLES = {
     "explore-twin": "A dream beside its twin",
     "t2i": "Pictures from words",
     "x2i": "Pictures edited as told",
+    "story": "Tales told panel by panel",
     "robot-331": "Plans carried out in physics",
 }
 
@@ -53,6 +56,8 @@ def write_report(folder: Path, *, against: str = "") -> Figures:
         figures, render = summarise_t2i(records), _t2i_page
     elif run["suite"] == "x2i":
         figures, render = summarise_x2i(records), _x2i_page
+    elif run["suite"] == "story":
+        figures, render = summarise_story(records), tale_page
     else:
         figures, render = summarise_explore_twin(records), _explore_twin_page
     summary = {"run": run, "figures": figures}

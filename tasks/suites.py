@@ -144,6 +144,19 @@ class EditPictures(RoomSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TellTales(RoomSettings):
+    """Tales of two objects, told panel by panel: is everybody there in every panel, nobody else, and does it
+    show what its line tells? A detector judges.
+
+    The question is the plot or its theme; then each panel's line is given, and the model draws the panel.
+    """
+
+    name: ClassVar[str] = "story"
+    num_tales: int = 60  # of 4 to 6 panels each
+    temperature: float | None = None  # null = the model's own sampling, as a user gets it
+
+
+@dataclass(frozen=True, kw_only=True)
 class RobotSuite(RunSettings):
     """331 frozen table-top tasks: an agent says subtasks, an arm carries them out in physics, and the goal's
     predicates say how far it got.
@@ -182,10 +195,10 @@ class RobotSuite(RunSettings):
         check_amounts(self, 1, "repeats", "num_plans", "max_pictures", "max_steps")
 
 
-RoomSuite = ExploreTwin | TextToImage | EditPictures
+RoomSuite = ExploreTwin | TextToImage | EditPictures | TellTales
 Suite = RoomSuite | RobotSuite
 SUITES: dict[str, type[RunSettings]] = {
-    one.name: one for one in (ExploreTwin, TextToImage, EditPictures, RobotSuite)
+    one.name: one for one in (ExploreTwin, TextToImage, EditPictures, TellTales, RobotSuite)
 }
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from emuworld.envs.requests import HELD_OUT_OPENINGS
-from emuworld.tasks import evaluate
+from emuworld.tasks import compare, evaluate
 from emuworld.tasks.detector import Detector, DetectorConfig
 from emuworld.tasks.edit_summary import BY_SHAPE, KNOWN_WORDS, OTHER_WORDS, UNHEARD_WORDS
 from emuworld.tasks.run_folder import read_records
-from emuworld.tasks.suites import EditPictures, ExploreTwin, TextToImage
+from emuworld.tasks.suites import EditPictures, ExploreTwin, TellTales, TextToImage
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +165,40 @@ def test_x2i_judges_edits_and_the_judge(tiny_folder: str, judge: str, tmp_path: 
     assert figures["groups"][BY_SHAPE]["dream"]["success"]["count"] == 1  # adding names nothing that is there
     with pytest.raises(ValueError, match="phrasing='canonical' is unknown; expected one of split, made-up"):
         replace(suite, phrasing="canonical")
+
+
+def test_story_judges_tales_resumes_and_compares(
+    tiny_folder: str, judge: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = TellTales(
+        model=tiny_folder,
+        detector=judge,
+        out=str(tmp_path / "one"),
+        device="cpu",
+        size_px=64,
+        workers=1,
+        renderer="rays",
+        num_tales=1,
+        num_pictures=1,
+    )
+    figures = evaluate.run(suite)
+    first = read_records(tmp_path / "one/records.jsonl")
+    assert len(first) == 1 and figures["num_panels"] == len(first[0]["commands"]) >= 4
+    assert "other tale" in capsys.readouterr().out
+    page = (tmp_path / "one/index.html").read_text()
+    assert first[0]["prompt"] in page and first[0]["commands"][1] in page and "judge sees" in page
+
+    figures = evaluate.run(replace(suite, num_tales=3, batch=2))
+    second = read_records(tmp_path / "one/records.jsonl")
+    assert second[0] == first[0], "what is stored is not made again"
+    assert figures["num_tales"] == 3 and figures["overall"]["dream"]["right"]["value"] < 0.5
+    assert figures["overall"]["shuffled"]["cast"]["count"] == 3
+    assert evaluate.run(replace(suite, score_only=True)) == figures
+
+    evaluate.run(replace(suite, num_tales=3, out=str(tmp_path / "two")))
+    assert read_records(tmp_path / "two/records.jsonl") == second, "alone and in a batch"
+    sides = {"before": str(tmp_path / "one"), "after": str(tmp_path / "two")}
+    compared = compare.run(compare.Compare(**sides, out=str(tmp_path / "compared")))
+    scores = compared["suites"]["story"]["scores"]
+    assert scores["panels with everybody there"]["difference"]["value"] == 0.0
+    assert scores["panels that show what happens"]["difference"]["count"] == 3
