@@ -47,6 +47,7 @@ class EverythingSpeed(PublishedSize):
     sides: tuple[int, ...] = (32, 64)  # of the pictures that are drawn at once
     passes: int = 8  # in which they are
     guided_until: float = 0.75  # of one of them; of another every pass is guided
+    bf16: bool = True  # false: 8 bits alone, for a run of a minute
     fp8: bool = True
     fp8_s: float = 40.0  # kept for 8 bits when it is decided whether many pictures are drawn to their end
 
@@ -54,24 +55,15 @@ class EverythingSpeed(PublishedSize):
         super().__post_init__()
         if not (self.contexts and self.published_contexts):
             raise ValueError("contexts and published_contexts must name a number of tokens each, got none")
+        if not (self.bf16 or self.fp8):
+            raise ValueError("bf16=false fp8=false leaves nothing to measure; set one of them to true")
 
 
 def run(config: EverythingSpeed, *, on_progress: OnProgress = quiet) -> Path:
     """Measure; returns the file of figures."""
     measured = _Everything(config, on_progress=on_progress)
-    measured.two_passes()
-    measured.tokens()
-    sides = sorted(config.pictures)
-    for side in sides[:1]:
-        measured.picture(side)
-    measured.story()
-    measured.many_tokens("bf16")
-    measured.many_rows("bf16", (2 * config.num_images,))
-    measured.drawn_at_once("bf16")
-    measured.log.run("summary so far", measured.summary)
-    for side in sides[1:]:
-        measured.picture(side)
-    measured.many_pictures()
+    if config.bf16:
+        measured.in_16_bits()
     if config.fp8:
         measured.in_8_bits()
     measured.log.run("summary", measured.summary)
@@ -85,6 +77,22 @@ class _Everything(Run):
 
     def __init__(self, config: EverythingSpeed, *, on_progress: OnProgress) -> None:
         super().__init__(config, Path(config.out), on_progress=on_progress)
+
+    def in_16_bits(self) -> None:
+        """The parts in the order of their worth."""
+        sides = sorted(self.config.pictures)
+        self.two_passes()
+        self.tokens()
+        for side in sides[:1]:
+            self.picture(side)
+        self.story()
+        self.many_tokens("bf16")
+        self.many_rows("bf16", (2 * self.config.num_images,))
+        self.drawn_at_once("bf16")
+        self.log.run("summary so far", self.summary)
+        for side in sides[1:]:
+            self.picture(side)
+        self.many_pictures()
 
     def two_passes(self) -> None:
         """A token in two eager passes: the faster attention at every context, the other at the first."""

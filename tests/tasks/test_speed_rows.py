@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,14 @@ def test_everything_but_pictures_from_words(tmp_path: Path) -> None:
     parts = read(everything.run(config))
     assert not any(name.startswith("t2i") for name in parts)
     assert "a guided token with its draw by context, fp8, ms" in parts["summary"]
+    alone = replace(config, out=str(tmp_path / "fp8"), bf16=False)
+    parts = read(everything.run(alone))
+    assert not any("bf16" in name and name.startswith("step") for name in parts)
+    assert "a guided token with its draw by context, fp8, ms" in parts["summary"]
     with pytest.raises(ValueError, match="got none"):
         everything.EverythingSpeed(out=str(tmp_path), published_contexts=())
+    with pytest.raises(ValueError, match="nothing to measure"):
+        everything.EverythingSpeed(out=str(tmp_path), bf16=False, fp8=False)
 
 
 def test_what_comes_later_keeps_its_time(tmp_path: Path) -> None:
