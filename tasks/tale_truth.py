@@ -47,22 +47,13 @@ class TaleTruth:
         return not self.lines[0].startswith(("A ", "An "))
 
     @property
-    def is_told(self) -> bool:
-        """Whether the words say what each of the two looks like."""
-        return all(any(name in words for words in (self.question, *self.lines)) for name in self.cast)
-
-    @property
     def held_out(self) -> bool:
         """Whether one of them appears in no training tale."""
         return any(tuple(name.split()) in HELD_OUT_PAIRS for name in self.cast)
 
 
 def make_tale(request: Request) -> TaleTruth:
-    """A tale of the split, in a room that has a stage for it.
-
-    A few tales (5 of 80) name one who comes in later and never say what it looks like: nobody could draw
-    those, and they are left out.
-    """
+    """A tale of the split, in a room that has a stage for it."""
     for attempt in range(200):
         rng = np.random.default_rng([request.seed, attempt])
         story = tale_story(
@@ -72,9 +63,8 @@ def make_tale(request: Request) -> TaleTruth:
             size=request.size_px,
             format="PNG",
         )
-        truth = None if story is None else _read(story, request.index)
-        if truth is not None and truth.is_told:
-            return truth
+        if story is not None:
+            return _read(story, request.index)
     raise ValueError(f"no tale in 200 rooms of the {request.split} split; use another seed")
 
 

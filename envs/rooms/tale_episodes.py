@@ -150,13 +150,15 @@ def _play(
     if shot is None:
         return None
     panels = [_Panel(event="opening", who=0, sentence=_opening(cast, alone), shot=shot)]
+    told = theme is not None or not alone  # whether the words have said what the second one looks like
     while len(panels) < count:
         last = theme is not None and theme[2] is not None and len(panels) == count - 1
         event = theme[2] if theme is not None and last else None
-        step = _step(scene, panels[-1].shot, cast, scenery, rng, event=event)
+        step = _step(scene, panels[-1].shot, cast, scenery, rng, event=event, told=told)
         if step is None:
             return None
         scenery, panel = step
+        told = told or panel.event == "appear"
         panels.append(panel)
     both = any(len(panel.shot.view.objects) == 2 for panel in panels)
     return panels if both else None
@@ -170,8 +172,9 @@ def _step(
     rng: np.random.Generator,
     *,
     event: str | None,
+    told: bool,
 ) -> tuple[Scenery, _Panel] | None:
-    """The next thing that happens: `event`, or any that changes what is seen."""
+    """The next thing that happens: `event`, or any that changes what is seen. `told`: see `_sentence`."""
     pose, weights = before.pose, tuple(one.weight for one in EVENTS.values())
     for _ in range(12):
         name, who = event or choice(rng, tuple(EVENTS), weights), int(rng.integers(2))
@@ -186,7 +189,7 @@ def _step(
                 continue
         elif not all(shot.pixels().get(item.identity, 0) >= CLEAR_PX for item in shot.scene.plan.objects):
             continue
-        words = _sentence(EVENTS[name], cast, who, rng, scene.split)
+        words = _sentence(EVENTS[name], cast, who, rng, scene.split, told=told or name != "appear")
         return after, _Panel(event=name, who=who, sentence=words, shot=shot)
     return None
 
@@ -235,10 +238,12 @@ def _opening(cast: Cast, alone: bool) -> str:
     return _upper(f"{first} is in a room." if alone else f"{first} and {second} are in a room.")
 
 
-def _sentence(event: Event, cast: Cast, who: int, rng: np.random.Generator, split: str) -> str:
+def _sentence(event: Event, cast: Cast, who: int, rng: np.random.Generator, split: str, *, told: bool) -> str:
+    """What happens in words. `told`: false where `who` comes in and no word says yet what it is."""
     templates = (*event.templates, *(event.held_out if split == "test" else ()))
     template = templates[0] if rng.random() < 0.5 else choice(rng, templates)
-    return _upper(template.format(a=cast.names[who], b=cast.names[1 - who]))
+    a = cast.names[who] if told else cast.introduced(who)
+    return _upper(template.format(a=a, b=cast.names[1 - who]).replace(",.", "."))
 
 
 def _question(theme: tuple[str, str, str | None] | None, panels: list[_Panel], cast: Cast) -> str:

@@ -53,6 +53,12 @@ class Cast:
         return f"{self.names[who]}, {noun}," if self.named else noun
 
 
+def _carries(scenery: Scenery, who: int) -> bool:
+    """Whether the other one stands on this one, which therefore stays where it is."""
+    there = scenery.spots[1 - who]
+    return there is not None and there.base_m > 0
+
+
 def reach_m(cast: Cast) -> float:
     """Distance of the characters' middles when they touch, metres."""
     return cast.items[0].radius_m + cast.items[1].radius_m
@@ -108,7 +114,7 @@ def _appear(scenery: Scenery, cast: Cast, who: int) -> Scenery | None:
 def _to_side(side: float) -> _Act:
     def act(scenery: Scenery, cast: Cast, who: int) -> Scenery | None:
         here = scenery.spots[who]
-        if here is None or here.left_m * side > 0.4:
+        if here is None or _carries(scenery, who) or here.left_m * side > 0.4:
             return None
         return scenery.moved(who, Spot(ahead_m=MIDDLE_M, left_m=side * SIDE_M))
 
@@ -118,7 +124,7 @@ def _to_side(side: float) -> _Act:
 def _to_depth(ahead_m: float) -> _Act:
     def act(scenery: Scenery, cast: Cast, who: int) -> Scenery | None:
         here = scenery.spots[who]
-        if here is None or abs(here.ahead_m - ahead_m) < 0.4:
+        if here is None or _carries(scenery, who) or abs(here.ahead_m - ahead_m) < 0.4:
             return None
         return scenery.moved(who, Spot(ahead_m=ahead_m, left_m=here.left_m * min(1.0, ahead_m / MIDDLE_M)))
 
