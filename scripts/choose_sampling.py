@@ -2,6 +2,7 @@
 
     python scripts/choose_sampling.py model=FOLDER suite=t2i temperature=1.0,0.7 guidance=5,3 num=128
     python scripts/choose_sampling.py model=FOLDER suite=x2i temperature=0.5,0.3 image_guidance=1,2 stay=0,2
+    python scripts/choose_sampling.py model=FOLDER suite=story temperature=1.0,0.5 num=24
     python scripts/choose_sampling.py model=FOLDER suite=explore guidance=1,2,3    # greedy, as its suite is
     python scripts/choose_sampling.py model=FOLDER suite=t2i passes=8 guided_until=0.9,0.75    # drawn at once
 
@@ -20,16 +21,17 @@ from typing import Any
 
 from emuworld.manifest import FILE_NAME, Manifest
 from emuworld.tasks import evaluate
-from emuworld.tasks.suites import EditPictures, ExploreTwin, RoomSuite, TextToImage
+from emuworld.tasks.suites import EditPictures, ExploreTwin, RoomSuite, TellTales, TextToImage
 
 SUITES: dict[str, RoomSuite] = {
     "t2i": TextToImage(split="validation", num_pictures=0),
     "x2i": EditPictures(split="validation", num_pictures=0),
+    "story": TellTales(split="validation", num_pictures=0),
     "explore": ExploreTwin(
         split="validation", num_pictures=0, num_steps=3, num_shuffled=0, num_walks=0, num_turns=0
     ),
 }
-COUNTS = {"t2i": "num_prompts", "x2i": "num_edits", "explore": "num_starts"}
+COUNTS = {"t2i": "num_prompts", "x2i": "num_edits", "story": "num_tales", "explore": "num_starts"}
 AXES = ("temperature", "top_p", "guidance", "image_guidance", "stay", "guided_until")
 
 
@@ -86,7 +88,10 @@ def told(name: str, figures: dict[str, Any]) -> dict[str, float]:
         told["over_copy_db"] = figures["one_step_moves"]["over_copy_db"]["value"]
         told["retrieval"] = figures["retrieval"]["value"]
         return {key: round(value, 4) for key, value in told.items() if value is not None}
-    rates = figures["dream"]["all"] if name == "t2i" else figures["groups"]["all"]["dream"]
+    if name == "story":
+        rates = figures["overall"]["dream"]
+    else:
+        rates = figures["dream"]["all"] if name == "t2i" else figures["groups"]["all"]["dream"]
     return {key: round(one["value"], 4) for key, one in rates.items()}
 
 

@@ -51,17 +51,24 @@ from emuworld.training.trainer import Optimisation, SupervisedTrainer
 
 _SHARD_EVERY_STEPS = 4  # times the processes that read: each takes its share of the shards
 
-SAMPLING = {  # what the environments draw with unless told otherwise; lower temperatures end in bare walls
+# What the environments draw with unless told otherwise: chosen on the validation split for the built-in model
+# (scripts/choose_sampling.py, docs/log.md). Walks at lower temperatures end in bare walls.
+SAMPLING = {
     "explore": Sampling(
         text=Truncation(temperature=0.7, top_p=0.9), image=Truncation(top_p=0.9), guidance=2.0
     ),
-    "t2i": Sampling(image=Truncation(temperature=0.8, top_p=0.9), guidance=4.0),
+    "t2i": Sampling(image=Truncation(temperature=0.5, top_p=0.9), guidance=2.5),
+    "story": Sampling(
+        text=Truncation(temperature=0.7, top_p=0.9),
+        image=Truncation(temperature=0.3, top_p=0.9),
+        guidance=1.5,
+    ),
     # Cooler, drawn to the edited picture, and without the tilt of change_weight=8, more of it is kept.
     "x2i": Sampling(
         image=Truncation(temperature=0.15, top_p=0.9), guidance=2.0, image_guidance=1.5, stay=2.0
     ),
 }
-SAMPLING |= dict.fromkeys(("story", "howto", "vla"), SAMPLING["explore"])
+SAMPLING |= dict.fromkeys(("howto", "vla"), SAMPLING["explore"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
