@@ -4,6 +4,7 @@
     python scripts/choose_sampling.py model=FOLDER suite=x2i temperature=0.5,0.3 image_guidance=1,2 stay=0,2
     python scripts/choose_sampling.py model=FOLDER suite=story temperature=1.0,0.5 num=24
     python scripts/choose_sampling.py model=FOLDER suite=explore guidance=1,2,3    # greedy, as its suite is
+    python scripts/choose_sampling.py model=FOLDER suite=explore temperature=1.0,0.5    # as a user walks
     python scripts/choose_sampling.py model=FOLDER suite=t2i passes=8 guided_until=0.9,0.75    # drawn at once
 
 All combinations are run on the same cases; OUT/SUITE.jsonl has a line for each, and no combination begins
@@ -47,6 +48,8 @@ def main(words: list[str]) -> int:
     changes |= {COUNTS[name]: int(given.get("num", "96")), "workers": int(given.get("workers", "0"))}
     if "passes" in given:
         changes["passes"] = (int(given["passes"]),)
+    if name == "explore" and "temperature" in given:
+        changes["temperature"] = None
     suite = replace(SUITES[name], **changes)
     axes = {axis: [float(value) for value in given[axis].split(",")] for axis in AXES if axis in given}
     end = time.monotonic() + float(given.get("seconds", "inf"))
