@@ -8,6 +8,7 @@ may then keep one graphics context for all rooms, and all variety comes from geo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
@@ -91,6 +92,11 @@ def object_pairs(split: str) -> tuple[tuple[str, str], ...]:
 def with_article(noun: str) -> str:
     """The noun with "a" or "an" before it."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def joined(nouns: Sequence[str], joint: str = " and ") -> str:
+    """ "a red ball, a blue box and a cone": commas, and the joint before the last."""
+    return nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])}{joint}{nouns[-1]}"
 
 
 # Material name -> (texture, its period in metres, specular, shininess, emission). A texture holds two to

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emuworld.envs.palette import with_article
+from emuworld.envs.palette import joined, with_article
+from emuworld.envs.rooms.floorplan import choice
 
 PLACES = {"room": ("in a room", "a room with {}"), "table": ("on a table", "a table with {}")}
 _OPENINGS = (
@@ -60,44 +61,32 @@ def request(
     *,
     place: str,
     split: str = "train",
-    need_place: bool = False,
 ) -> str:
     """Things ("red ball", or "a red cube on a blue plate" where the article is said) asked for as people do.
 
-    `place`: of `PLACES`, where they are, which is told in some; in all with `need_place`. Openings and joints
+    `place`: of `PLACES`, where they are, which is told in some; of a table in all. Openings and joints
     are those of the split: a third of training's are made up, none of them is in another split.
     """
     opening = _opening(rng, split)
-    joint = _pick(rng, _JOINTS if split == "train" else _HELD_OUT_JOINTS)
+    joint = choice(rng, _JOINTS if split == "train" else _HELD_OUT_JOINTS)
     bare = rng.random() < 0.15
-    words = _joined(
+    words = joined(
         [thing if bare or thing.startswith(("a ", "an ")) else with_article(thing) for thing in things], joint
     )
     where, with_things = PLACES[place]
     draw = rng.random()
     if draw < 0.3 and not bare:
         words = with_things.format(words)
-    elif draw < 0.45 or need_place:
+    elif draw < 0.45 or place == "table":
         words = f"{words} {where}"
-    text = f"{opening} {words}".strip() + _pick(rng, _ENDS)
+    text = f"{opening} {words}".strip() + choice(rng, _ENDS)
     return text[0].upper() + text[1:] if rng.random() < 0.3 else text
 
 
 def _opening(rng: np.random.Generator, split: str) -> str:
     if split != "train":
-        return _pick(rng, HELD_OUT_OPENINGS)
+        return choice(rng, HELD_OUT_OPENINGS)
     draw = rng.random()
     if draw < 0.35:
-        return f"{made_up(rng)}{_pick(rng, ('', ' a picture of', ' me', ' of', ' with'))}"
-    return _pick(rng, _OPENINGS) if draw < 0.85 else ""
-
-
-def _joined(nouns: Sequence[str], joint: str) -> str:
-    """Two with the joint between them; more as a list."""
-    if joint == ", " or len(nouns) < 3:
-        return joint.join(nouns)
-    return f"{', '.join(nouns[:-1])}{joint}{nouns[-1]}"
-
-
-def _pick(rng: np.random.Generator, texts: Sequence[str]) -> str:
-    return texts[int(rng.integers(len(texts)))]
+        return f"{made_up(rng)}{choice(rng, ('', ' a picture of', ' me', ' of', ' with'))}"
+    return choice(rng, _OPENINGS) if draw < 0.85 else ""

@@ -52,7 +52,7 @@ from emuworld.training.trainer import Optimisation, SupervisedTrainer
 _SHARD_EVERY_STEPS = 4  # times the processes that read: each takes its share of the shards
 
 # What the environments draw with unless told otherwise: chosen on the validation split for the built-in model
-# (scripts/choose_sampling.py, docs/log.md). Walks at lower temperatures end in bare walls.
+# (scripts/choose_sampling.py, docs/log.md).
 SAMPLING = {
     "explore": Sampling(
         text=Truncation(temperature=0.7, top_p=0.9), image=Truncation(top_p=0.9), guidance=2.0

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emuworld.envs.palette import FLOOR_COLOURS, FURNITURE, OBJECT_COLOURS, SHAPES, WALL_COLOURS, with_article
+from emuworld.envs.palette import (
+    FLOOR_COLOURS,
+    FURNITURE,
+    OBJECT_COLOURS,
+    SHAPES,
+    WALL_COLOURS,
+    joined,
+    with_article,
+)
 from emuworld.envs.requests import request
 
 LANDMARKS = (*FURNITURE, "door", "window", "picture", "rug")
@@ -95,8 +103,7 @@ GENERIC_WALKS = ("Explore a room", "Explore the room", "Look around", "Walk arou
 
 
 def _join(names: list[str]) -> str:
-    nouns = [with_article(name) for name in names]
-    return nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"
+    return joined([with_article(name) for name in names])
 
 
 def _ordered(view: View, rng: np.random.Generator | None) -> list[VisibleObject]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from emuworld.envs.palette import with_article
+from emuworld.envs.palette import joined, with_article
 from emuworld.envs.requests import request
 from emuworld.envs.tabletop.predicates import Predicate
 from emuworld.envs.tabletop.scene import TableScene
@@ -73,7 +73,7 @@ def table_caption(
     held = scene.held()
     parts = _parts(scene, [item.name for item in shown if item.name != held])
     if rng is not None and split == "train" and held is None and parts and rng.random() < 1 / 3:
-        return request(parts, rng, place="table", need_place=True)
+        return request(parts, rng, place="table")
     template, holding = TEMPLATES[0], ""
     if rng is not None:
         unseen = split == "test" and rng.random() < 0.25
@@ -84,7 +84,7 @@ def table_caption(
         template, holding = TEMPLATES[0], f" and a robot arm holding {with_article(held)}"
     if not parts:
         return f"an empty table{holding}"
-    return template.format(_joined(parts)) + holding
+    return template.format(joined(parts)) + holding
 
 
 def _parts(scene: TableScene, names: Sequence[str]) -> list[str]:
@@ -97,7 +97,7 @@ def _phrase(scene: TableScene, name: str, below: Mapping[str, str | None]) -> st
     """ "a blue plate", "a red cube on a blue plate", "a red cube and a green ball in a wooden bin"."""
     said = with_article(_described(scene, name))
     above = [_phrase(scene, other, below) for other, support in below.items() if support == name]
-    return f"{_joined(above)} {_preposition(name)} {said}" if above else said
+    return f"{joined(above)} {_preposition(name)} {said}" if above else said
 
 
 def _preposition(support: str) -> str:
@@ -122,7 +122,3 @@ def _support(scene: TableScene, name: str, others: Sequence[str]) -> str | None:
     supports.sort(key=lambda other: other in scene.furniture)  # a cube in a bin may carry another one there
     facts = ((other, Predicate(_preposition(other).capitalize(), (name, other))) for other in supports)
     return next((other for other, fact in facts if scene.holds(fact)), None)
-
-
-def _joined(nouns: Sequence[str]) -> str:
-    return nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emuworld.envs.episodes import PUBLISHED_SHARE, TRUTH
-from emuworld.envs.palette import with_article
+from emuworld.envs.palette import joined, with_article
 from emuworld.envs.render import Renderer
 from emuworld.envs.rooms.scenes import generator
 from emuworld.envs.tabletop.captions import Sight, sights, table_caption
@@ -322,9 +322,7 @@ def _needed(frames: Sequence[Keyframe]) -> str:
             names[frame.subtask.target] = None
             if frame.subtask.destination is not None:
                 names[frame.subtask.destination] = None
-    nouns = [with_article(name) for name in names]
-    listed = nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"
-    return f"You need {listed}."
+    return f"You need {joined([with_article(name) for name in names])}."
 
 
 def _sentence(words: str) -> str:
