@@ -305,8 +305,8 @@ class ExampleSampler:
         raise ValueError(
             f"no story among {len(self._stories)} is for the bucket {bucket}: {len(of_kind)} "
             f"of its kind, {len(of_size)} of these at {height}x{width} px (height x width), none of "
-            "these with its number of pictures; build shards with such stories, as large or larger "
-            "(emuworld data build --help), or leave the bucket out"
+            "these with its number of pictures, or captions; build shards with such stories, as large or "
+            "larger (emuworld data build --help), or leave the bucket out"
         )
 
     def _walk(self, story: TokenStory, frames: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
@@ -334,13 +334,14 @@ class ExampleSampler:
 
     def _question(self, story: TokenStory, start: int, rng: np.random.Generator) -> str:
         """The walk's own prompt where it starts at its first frame (half the time), else what is in view."""
-        if start == 0 and story.question and rng.random() < 0.5:
+        if start == 0 and story.question and (not story.captions[0] or rng.random() < 0.5):
             return story.question
         return story.captions[start]
 
     def _picture(self, story: TokenStory, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         """Ids of the prompt and of the answer."""
-        at = int(rng.integers(len(story.codes)))
+        told = [at for at, caption in enumerate(story.captions) if caption]
+        at = told[int(rng.integers(len(told)))]
         segment = [AnswerSegment(codes=story.codes[at].astype(np.int64))]
         if rng.random() < self.mixture.unconditional:
             prompt = unconditional_ids(tokenizer=self.tokenizer)
@@ -352,6 +353,8 @@ class ExampleSampler:
 def _has_steps(story: TokenStory, bucket: Bucket) -> bool:
     """Whether a story has the pictures that a bucket asks for."""
     if bucket.kind == "x2i" and not edit_steps(story, bucket.frames):
+        return False
+    if bucket.kind == "picture" and not any(story.captions):
         return False
     least = bucket.frames if bucket.kind == "walk" else 1
     return len(story.codes) >= max(least, bucket.at_least)

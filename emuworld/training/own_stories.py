@@ -12,7 +12,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from emuworld.segments import SegmentWriter
 from emuworld.state import WorldState, block_codes, image_blocks
 from emuworld.tokens.sequence import prompt_ids
 from emuworld.tokens.vision import DOWNSAMPLE
-from emuworld.training.data import TokenStory, load_tokens, save_tokens
+from emuworld.training.data import KINDS, TokenStory, load_tokens, save_tokens
 from emuworld.training.modes import edit_references
 
 _PAINTED_KINDS = ("pictures", "pictures-table")  # every picture from its caption
@@ -38,9 +40,10 @@ _PAINTED_KINDS = ("pictures", "pictures-table")  # every picture from its captio
 class OwnStories:
     """How many answers, and how they are drawn."""
 
-    num_stories: int = 2_000  # that it answers
-    frames: int = 6  # pictures of a walk at most, the given one included
+    num_stories: int = 2_000  # that it answers; of a long walk each part is one
+    frames: int = 6  # pictures of a part of a walk, the given one included
     batch: int = 64  # stories answered at once
+    kinds: tuple[str, ...] = ()  # of stories that it answers, as walk and pictures; []: all
     max_seconds: float = math.inf  # no answers are begun that would end later; at least one batch is drawn
     guidance: float | None = 1.0  # null: the mode's own, which then is learnt too: decode with guidance=1
 
@@ -50,6 +53,8 @@ class OwnStories:
                 "own stories need num_stories and batch of 1 or more, frames of 2 or more and max_seconds "
                 f"above 0, got {self}"
             )
+        if unknown := set(self.kinds) - set(KINDS):
+            raise ValueError(f"own.kinds has {sorted(unknown)}; known are {', '.join(KINDS)}")
 
 
 class Answerer:
@@ -77,28 +82,43 @@ class Answerer:
         """The first `num_stories` stories with the model's pictures, or as many as there was time for: read
         from `folder` as far as they are there, else drawn and put there. Other settings or another model use
         other files. A run that goes on takes what the first one had time for."""
-        asked = [self._shortened(story, at) for at, story in enumerate(stories[: self._config.num_stories])]
+        chunks = self._chunks(stories)
         folder.mkdir(parents=True, exist_ok=True)
-        size, limit_s = self._config.batch, self._config.max_seconds
-        counted = folder / f"own-{self._key(asked[:size])}-{limit_s:g}s.json"
+        limit_s = self._config.max_seconds
+        counted = folder / f"own-{self._key(chunks[0] if chunks else ())}-{limit_s:g}s.json"
         if counted.is_file():
-            asked = asked[: int(json.loads(counted.read_text()))]
+            chunks = chunks[: int(json.loads(counted.read_text()))]
         answered: list[TokenStory] = []
-        begun, longest_s = time.monotonic(), 0.0
-        for start in range(0, len(asked), size):
-            chunk = asked[start : start + size]
-            path = folder / f"own-{start:07d}-{self._key(chunk)}.npz"
+        begun, longest_s, num_done = time.monotonic(), 0.0, 0
+        for chunk in chunks:
+            path = folder / f"own-{num_done:05d}-{self._key(chunk)}.npz"
             if not path.is_file():
                 chunk_begun = time.monotonic()
-                if start and not counted.is_file() and chunk_begun - begun + longest_s > limit_s:
+                if num_done and not counted.is_file() and chunk_begun - begun + longest_s > limit_s:
                     break
-                save_tokens(path, self.answer(chunk, first=start))
+                save_tokens(path, self.answer(chunk, first=num_done * self._config.batch))
                 longest_s = max(longest_s, time.monotonic() - chunk_begun)
             answered += load_tokens(path)
+            num_done += 1
             on_done(len(answered))
         if math.isfinite(limit_s):
-            write_text(counted, json.dumps(len(answered)))
+            write_text(counted, json.dumps(num_done))
         return answered
+
+    def _chunks(self, stories: Sequence[TokenStory]) -> list[list[TokenStory]]:
+        """What is answered, in batches of one kind. Kinds take turns, so that whoever stops early has some of
+        each."""
+        parts = (part for story in stories for part in self._pieces(story))
+        alike: dict[str, list[TokenStory]] = {}
+        for part in islice(parts, self._config.num_stories):
+            alike.setdefault(part.kind, []).append(part)
+        size = self._config.batch
+        chunks = [
+            (start / len(of_kind), of_kind[start : start + size])
+            for of_kind in alike.values()
+            for start in range(0, len(of_kind), size)
+        ]
+        return [chunk for _, chunk in sorted(chunks, key=itemgetter(0))]
 
     def answer(self, stories: Sequence[TokenStory], *, first: int = 0) -> list[TokenStory]:
         """The stories with the model's pictures in place of those that were not given."""
@@ -176,21 +196,25 @@ class Answerer:
         guidance = self._config.guidance
         return sampling if guidance is None else dataclasses.replace(sampling, guidance=guidance)
 
-    def _shortened(self, story: TokenStory, index: int) -> TokenStory:
-        """At most `frames` pictures of a walk, from anywhere in it."""
-        frames = self._config.frames
-        if story.kind != "walk" or len(story.codes) <= frames:
-            return story
-        rng = np.random.default_rng((self._seed, index))
-        start = int(rng.integers(len(story.codes) - frames + 1))
-        part = slice(start, start + frames)
-        return dataclasses.replace(
-            story,
-            question=story.captions[start] if start else story.question,
-            texts=("", *story.texts[start + 1 : start + frames]),
-            captions=story.captions[part],
-            codes=story.codes[part],
-        )
+    def _pieces(self, story: TokenStory) -> Iterator[TokenStory]:
+        """A story as it is answered: walks in parts of `frames`, each of which begins where the one before
+        ended, and pictures so many at a time as a part of a walk has to draw; nothing of other kinds."""
+        if self._config.kinds and story.kind not in self._config.kinds:
+            return
+        drawn, total = self._config.frames - 1, len(story.codes)
+        if story.kind in _PAINTED_KINDS:
+            for start in range(0, total, drawn):
+                yield _part(story, start, start + drawn)
+        elif story.kind == "walk":
+            for start in range(0, max(1, total - drawn), drawn):
+                part = _part(story, start, start + drawn + 1)
+                # What its later pictures show is the model's, so nobody knows in words.
+                question = story.captions[start] if start else story.question or story.captions[0]
+                yield dataclasses.replace(
+                    part, question=question, texts=("", *part.texts[1:]), captions=("",) * len(part.codes)
+                )
+        else:
+            yield story
 
     def _key(self, stories: Sequence[TokenStory]) -> str:
         digest = hashlib.sha256(self._parts.fingerprint)
@@ -205,3 +229,11 @@ class Answerer:
 def _num_given(story: TokenStory) -> int:
     """How many of a story's pictures are not the model's to draw."""
     return 1 if story.kind == "walk" else story.num_references
+
+
+def _part(story: TokenStory, start: int, stop: int) -> TokenStory:
+    """Some pictures of a story, with what belongs to them."""
+    part = slice(start, stop)
+    return dataclasses.replace(
+        story, texts=story.texts[part], captions=story.captions[part], codes=story.codes[part]
+    )

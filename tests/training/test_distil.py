@@ -175,7 +175,8 @@ def test_own_stories_are_what_the_model_draws_and_are_kept(
         story.codes[1:] = 0  # to be drawn anew
     answered = answerer.kept(given, tmp_path)
     for own, story in zip(answered, stories, strict=True):
-        assert own.texts == story.texts
+        assert own.texts == story.texts and own.question == story.question
+        assert not any(own.captions), "what the model's pictures show is not what the story's show"
         np.testing.assert_array_equal(own.codes[0], story.codes[0])
         assert own.codes.shape == story.codes.shape
         assert own.codes[1:].any()
@@ -213,6 +214,8 @@ def write_shards(folder: Path) -> None:
         )
         stories.append(Story(question="a room", segments=segments))
     write_shard(folder / "walk-0.stories", stories)
+    painted = [StorySegment(images=segment.images) for segment in stories[0].segments]
+    write_shard(folder / "pictures-0.stories", [Story(segments=tuple(painted), story_id="pictures-0")])
 
 
 @pytest.mark.parametrize("adaptation", ["adapter", "full"])
@@ -252,6 +255,34 @@ def test_the_stage_resumes_and_writes_what_can_be_opened(
     assert Manifest.load(find(tiny_folder)).dida is None
     changed = model.fingerprint != load(tiny_folder, device="cpu").fingerprint
     assert changed
+
+
+def test_walks_and_pictures_are_answered_in_parts_of_one_kind(
+    by_heart: tuple[Path, list[TokenStory]], tmp_path: Path
+) -> None:
+    folder, (story, *_) = by_heart
+    long = dataclasses.replace(
+        story,
+        question="a room",
+        texts=("", *(f"turn {at}" for at in range(1, 6))),
+        captions=tuple("abcdef"),
+        codes=np.concatenate([story.codes[:1]] * 6),
+    )
+    painted = dataclasses.replace(long, kind="pictures", texts=("",) * 6)
+    answerer = Answerer(
+        open_parts(folder, device=torch.device("cpu")),
+        config=OwnStories(batch=2, frames=3, kinds=("walk", "pictures")),
+        seed=0,
+    )
+    edited = dataclasses.replace(story, kind="x2i")
+    answered = answerer.kept([long, edited, painted], tmp_path)
+    assert [(one.kind, len(one.codes)) for one in answered] == [("walk", 3)] * 2 + [("pictures", 2)] * 3
+    walks, pictures = answered[:2], answered[2:]
+    assert [one.question for one in walks] == ["a room", "c"], "a part is asked with what it begins with"
+    assert [one.texts for one in walks] == [("", "turn 1", "turn 2"), ("", "turn 3", "turn 4")]
+    assert [one.captions for one in pictures] == [("a", "b"), ("c", "d"), ("e", "f")]
+    with pytest.raises(ValueError, match=r"own.kinds has \['walks'\]; known are walk, pictures"):
+        OwnStories(kinds=("walks",))
 
 
 def packed_settings(tiny_folder: str, folder: Path, out: str, steps: int) -> DidaTraining:
