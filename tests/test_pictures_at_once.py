@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from emuworld.checkpoint_folder import weights_name
 from emuworld.decoding.noise import Noise
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.manifest import Manifest
 from emuworld.model import checkpoint
-from emuworld.model.adapter import Adapter, save_adapter
+from emuworld.model.adapter import Adapter, load_adapter, save_adapter, write_adapter
 from emuworld.pictures import contact_sheet
 from emuworld.tasks import convert
 from emuworld.world_model import ImageDraft, ImageRow, Segment, SegmentDone, WorldModel, WorldState, load
@@ -199,21 +200,48 @@ def test_a_checkpoint_in_8_bits_draws_the_same(tiny_folder: str, tmp_path: Path)
             assert one == two == three
 
 
-@pytest.mark.parametrize("cut", ["half", "other rank", "missing"])
+@pytest.mark.parametrize("cut", ["half", "other rank", "other scales", "missing"])
 def test_a_damaged_adapter_is_named(tiny_folder: str, tmp_path: Path, cut: str) -> None:
     folder = copied(tiny_folder, tmp_path / "adapted", noise=Noise())
     adapter = Adapter(checkpoint.load(folder), rank=2, generator=torch.Generator().manual_seed(0))
-    if cut == "other rank":
-        key = next(iter(adapter.up_Or))
-        adapter.up_Or[key] = torch.nn.Parameter(torch.zeros(len(adapter.up_Or[key]), 3))
-    elif cut == "missing":
-        del adapter.up_Or[next(iter(adapter.up_Or))], adapter.down_rI[next(iter(adapter.down_rI))]
     save_adapter(folder, adapter)
     path = folder / "dida.safetensors"
+    tensors = load_file(path)
+    name = min(tensors).rpartition(".")[0]
     if cut == "half":
         path.write_bytes(path.read_bytes()[:500])
+        tensors.clear()
+    elif cut == "missing":
+        del tensors[name + ".up"], tensors[name + ".down"]
+    else:
+        end = ".up" if cut == "other rank" else ".scale"
+        tensors[name + end] = tensors[name + end].new_zeros((*tensors[name + end].shape[:-1], 3))
+    if tensors:
+        save_file(tensors, path)
     with pytest.raises(ValueError, match=r"dida\.safetensors: "):
         load(folder, device="cpu")
+
+
+def test_an_adapter_is_kept_in_8_bits(tiny_folder: str, tmp_path: Path) -> None:
+    """Each direction to half a step of its own scale, and the same once more after a second writing."""
+    model = checkpoint.load(tiny_folder)
+    adapter = Adapter(model, rank=3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for up_Or in adapter.up_Or.values():
+            up_Or[:, :2].normal_(0.0, 0.5, generator=torch.Generator().manual_seed(1))
+            up_Or[:, 0] *= 1e-3
+    save_adapter(tmp_path, adapter)
+    assert (tmp_path / "dida.safetensors").stat().st_size < sum(p.numel() for p in adapter.parameters()) * 2
+    read = load_adapter(tmp_path, model)
+    for key, down_rI in adapter.down_rI.items():
+        name = key.replace("-", ".")
+        for direction in range(3):
+            exact = torch.outer(adapter.up_Or[key][:, direction], down_rI[direction])
+            kept = torch.outer(read[name + ".up"][:, direction], read[name + ".down"][direction])
+            assert (exact - kept).abs().max() <= 1.01 / 127 * exact.abs().max()
+    write_adapter(tmp_path, read, base="")
+    again = load_adapter(tmp_path, model)
+    assert all(torch.allclose(again[name], tensor, rtol=1e-6) for name, tensor in read.items())
 
 
 def test_an_adapter_of_other_weights_is_told(tiny_folder: str, tmp_path: Path) -> None:

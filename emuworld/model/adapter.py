@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emuworld.files import written
+from emuworld.model.int8 import quantised
 from emuworld.model.transformer import Transformer
 
 FILE_NAME = "dida.safetensors"
-_DOWN, _UP = ".down", ".up"
+_DOWN, _UP, _SCALE = ".down", ".up", ".scale"
 _BASE = "base"  # in the header
 
 
@@ -49,15 +50,14 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `load_adapter` gives; ValueError where it has another rank."""
+        """Take over what `load_adapter` gives, what is left of the rank adding nothing yet; ValueError where
+        it has a higher one."""
         for key, down_rI in self.down_rI.items():
             taken_rI, taken_Or = tensors[_name(key) + _DOWN], tensors[_name(key) + _UP]
-            if taken_rI.shape != down_rI.shape:
-                raise ValueError(
-                    f"the adapter to go on from has rank {len(taken_rI)}, not rank={len(down_rI)}"
-                )
-            down_rI.copy_(taken_rI)
-            self.up_Or[key].copy_(taken_Or)
+            if (rank := len(taken_rI)) > len(down_rI):
+                raise ValueError(f"the adapter to go on from has rank {rank}, above rank={len(down_rI)}")
+            down_rI[:rank].copy_(taken_rI)
+            self.up_Or[key][:, :rank].copy_(taken_Or)
 
     def attach(self, model: Transformer) -> None:
         """From now on the model's matrices add this; its own weights get no gradient."""
@@ -108,17 +108,23 @@ class _Hook:
 
 
 def save_adapter(folder: str | os.PathLike[str], adapter: Adapter, *, base: str = "") -> None:
-    """Write `dida.safetensors`, in bf16, beside and rename it. `base`: names the weights it belongs to."""
-    tensors = {
-        name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in adapter.named().items()
-    }
-    write_adapter(folder, tensors, base=base)
+    """Write `dida.safetensors` beside and rename it. `base`: names the weights it belongs to.
+
+    In 8 bits: of each of a matrix's r directions the two vectors as int8, and an fp32 scale for both, as
+    `MATRIX.scale` [r].
+    """
+    write_adapter(folder, adapter.named(), base=base)
 
 
 def write_adapter(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, base: str) -> None:
     """`save_adapter` of tensors as `load_adapter` gives them."""
+    stored: dict[str, Tensor] = {}
+    for name in sorted(name.removesuffix(_UP) for name in tensors if name.endswith(_UP)):
+        stored[name + _DOWN], down_r1 = quantised(tensors[name + _DOWN].cpu())
+        up_rO, up_r1 = quantised(tensors[name + _UP].cpu().t())
+        stored[name + _UP], stored[name + _SCALE] = up_rO.t().contiguous(), (down_r1 * up_r1)[:, 0]
     with written(Path(folder) / FILE_NAME) as beside:
-        save_file(dict(tensors), beside, metadata={_BASE: base} if base else None)
+        save_file(stored, beside, metadata={_BASE: base} if base else None)
 
 
 def adapter_base(folder: str | os.PathLike[str]) -> str:
@@ -131,8 +137,8 @@ def adapter_base(folder: str | os.PathLike[str]) -> str:
 
 
 def load_adapter(folder: str | os.PathLike[str], model: Transformer) -> dict[str, Tensor]:
-    """The tensors in `dida.safetensors`, as `merge_adapter` takes them. ValueError where they are damaged or
-    do not fit the model."""
+    """The tensors in `dida.safetensors`, as `merge_adapter` takes them: in 8 bits, or in floats without
+    scales as it was written before. ValueError where they are damaged or do not fit the model."""
     path = Path(folder) / FILE_NAME
     try:
         tensors = load_file(path)
@@ -141,7 +147,8 @@ def load_adapter(folder: str | os.PathLike[str], model: Transformer) -> dict[str
             f"{path}: damaged or cut short ({error}); expected an adapter, copy it again"
         ) from error
     matrices = dict(_matrices(model))
-    wrong = {name + end for name in matrices for end in (_DOWN, _UP)} ^ tensors.keys()
+    ends = (_DOWN, _UP, _SCALE) if any(name.endswith(_SCALE) for name in tensors) else (_DOWN, _UP)
+    wrong = {name + end for name in matrices for end in ends} ^ tensors.keys()
     for name, linear in matrices.items():
         if wrong:
             break
@@ -149,6 +156,11 @@ def load_adapter(folder: str | os.PathLike[str], model: Transformer) -> dict[str
         shapes = (*up.shape, *down.shape[::-1])
         if len(shapes) != 4 or shapes[1] != shapes[3] or (shapes[0], shapes[2]) != linear.weight.shape:
             wrong = {name}
+        elif (scale := tensors.pop(name + _SCALE, None)) is not None:
+            if scale.shape == down.shape[:1]:
+                tensors[name + _UP], tensors[name + _DOWN] = up * scale, down.float()
+            else:
+                wrong = {name}
     if wrong:
         raise ValueError(
             f"{path}: {len(wrong)} tensors, as {min(wrong)}, are missing, unexpected or mis-shaped; the "

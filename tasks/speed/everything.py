@@ -233,6 +233,7 @@ class _Everything(Run):
         self.choose_8_bit_products(before)
         for context in self.config.contexts:
             self.step("fp8", num_rows=2, context=context)
+        self.draw(1)
         log.run("products, fp8, 2 rows", partial(step_times.products, rig.fused, num_rows=2))
         self.drawn_at_once("fp8")
         self.many_rows("fp8", tuple(rows for rows in self.config.rows if rows != 2))
