@@ -6,7 +6,8 @@
 #   scripts/train_small.sh pretrain     the transformer             (PRETRAIN_S seconds in all, on GPUS GPUs)
 #   scripts/train_small.sh decoder      what draws the codes, trained on: they stay what they are, and the transformer of use
 #                                       (DECODER_S seconds, after pretrain, into whose folder it goes)
-#   scripts/train_small.sh dida         drawing pictures at once    (DIDA_S seconds in all, from DIDA_FROM; into dida/)
+#   scripts/train_small.sh dida         drawing pictures at once    (DIDA_S seconds in all, OWN_S of them for its own pictures,
+#                                       from DIDA_FROM; into dida/)
 #   scripts/train_small.sh detector     the detector of the suites  (DETECTOR_S seconds of training)
 # To go on from weights: `pretrain init_from=FOLDER`; to grow them, `num_layers=16` behind it: the built-in weights were grown
 # from 8 layers, and are the mean of two runs' (`emuworld convert average=[FOLDER,…]`, then `to=int8`).
@@ -20,7 +21,8 @@ EMUWORLD=${EMUWORLD:-./run emuworld}
 TOKENIZER_S=${TOKENIZER_S:-330}
 PRETRAIN_S=${PRETRAIN_S:-500}
 DECODER_S=${DECODER_S:-400}
-DIDA_S=${DIDA_S:-140}
+DIDA_S=${DIDA_S:-1000}
+OWN_S=${OWN_S:-380}
 STARTUP_S=${STARTUP_S:-12} # of DIDA_S, for starting Python and its imports
 DIDA_FROM=${DIDA_FROM:-$WORK/pretrain}
 DETECTOR_S=${DETECTOR_S:-100}
@@ -37,8 +39,8 @@ GRAPHS=${GRAPHS:-$COMPILE} # batches replayed as CUDA graphs
 RENDERER=${RENDERER:-auto}
 # What a room and what a table-top gives. Many table-tops told four times each, and not few told eight times: few are learnt
 # by heart (docs/log.md).
-ROOM_KINDS="num_frames=42 num_pictures=8 num_edits=20 num_tales=1 episodes_per_shard=4"
-TABLE_KINDS="num_frames=0 num_pictures=0 num_tasks=1 num_views=4 num_tables=10 num_table_edits=18 episodes_per_shard=6"
+ROOM_KINDS=${ROOM_KINDS:-num_frames=42 num_pictures=8 num_edits=20 num_tales=1 episodes_per_shard=4}
+TABLE_KINDS=${TABLE_KINDS:-num_frames=0 num_pictures=0 num_tasks=1 num_views=4 num_tables=10 num_table_edits=18 episodes_per_shard=6}
 # The rows of a step by kind and length: about 225,000 tokens, two fifths of them walks. Every bucket is some work for the
 # processor, whatever its size, so few and large ones take part in a step. On several GPUs a step is as large as on one and
 # takes less time: fewer buckets at once, each with as many rows for every GPU.
@@ -50,7 +52,7 @@ BUCKETS="$BUCKETS$(bucket kind:table 84 3)$(bucket kind:vla,frames:2 72 3)$(buck
 BUCKETS="$BUCKETS$(bucket kind:howto,frames:3 18 3)$(bucket kind:walk,frames:42 3 8)$(bucket kind:story,frames:6 12 4)"
 BUCKETS="$BUCKETS$(bucket kind:x2i,frames:3 24 8)$(bucket kind:vla,frames:7,at_least:5 21 8)"
 BUCKETS="$BUCKETS$(bucket kind:howto,frames:6,at_least:4 21 8)]"
-DIDA_BUCKETS="buckets=[{kind:walk,frames:6,batch_size:8},{kind:picture,batch_size:16},{kind:table,batch_size:8}"
+DIDA_BUCKETS="buckets=[{kind:walk,frames:6,batch_size:8},{kind:picture,batch_size:32},{kind:table,batch_size:8}"
 DIDA_BUCKETS="$DIDA_BUCKETS,{kind:x2i,frames:2,batch_size:8},{kind:story,frames:6,batch_size:4,every:2}"
 DIDA_BUCKETS="$DIDA_BUCKETS,{kind:vla,frames:7,batch_size:4},{kind:howto,frames:6,batch_size:4,every:2}]"
 PARALLEL="$EMUWORLD"
@@ -100,11 +102,14 @@ decoder)
     [ ! -e "$WORK/pretrain/config.json" ] || cp "$WORK/decoder"/vision.* "$WORK/pretrain"
     ;;
 dida)
-    # Of the pictures' codes those that pretraining has made already; adapter of rank 16: 4.3 MB in bf16 for 16 layers.
+    # Walks and pictures as the model draws them, as each mode is drawn: a few passes follow one of its pictures where they
+    # would be torn between all that a caption can mean. Other kinds as they are. Codes that pretraining has made already
+    # are not made anew. Adapter of rank 32: 4.3 MB in 8 bits for 16 layers.
     CODES=""
     compgen -G "$WORK/pretrain/tokens-train-*" >/dev/null && CODES="codes=$WORK/pretrain"
     $EMUWORLD train stage=dida init_from="$DIDA_FROM" shards="$WORK/train" out="$WORK/dida" device="$DEVICE" \
-        compile="$COMPILE" workers=6 $CODES stories=data prepare_seconds=12 own.batch=256 own.max_seconds=30 rank=16 \
+        compile="$COMPILE" workers=6 $CODES stories=both own_share=1 own.kinds=[walk,pictures,pictures-table] \
+        own.guidance=null own.batch=512 own.num_stories=1000000 own.max_seconds="$OWN_S" prepare_seconds=60 rank=32 \
         learning_rate=2e-3 packing.tokens=4096 packing.rows=12 packing.rows_at_once=12 validation_batches=1 \
         validate_every_steps=200 loop.max_steps=1000000 loop.stage_seconds="$((DIDA_S - STARTUP_S))" loop.warmup_steps=40 \
         loop.decay_fraction=0.6 $DIDA_BUCKETS "${@:2}"
