@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from emuworld.decoding.autoregressive import LanguageModel
-from emuworld.decoding.cache_rows import rides_along
+from emuworld.decoding.cache_rows import filled_up, passes_over, rides_along
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig
 from emuworld.shares import one_thread
@@ -288,31 +288,31 @@ class CachePool:
         paths: Sequence[Sequence[bytes]],
         sequences: Sequence[Sequence[Ids]],
     ) -> None:
-        """What `_fill` does, with chunks of equal length in one pass: for a GPU, where passes are what costs
-        and equal bits are promised for equal batches only.
+        """What `_fill` does, with chunks of about equal length in one pass: for a GPU, where passes are what
+        costs and equal bits are promised for equal batches only.
         """
         unfinished = [row for row, path in enumerate(paths) if path]
         for row in unfinished:
             rows.truncate(row, held[row].cut(held[row].common(paths[row])))
         while unfinished:
-            groups: dict[int, dict[bytes, int]] = {}  # by length: chunks to compute, and a row for each
+            row_of: dict[bytes, int] = {}  # chunks to compute, and a row for each
             for row in unfinished:
                 path, own = paths[row], held[row]
                 while len(own.keys) < len(path) and (chunk := self._chunks.get(path[len(own.keys)])):
                     _append(rows.rows([row]), chunk)
                     own.extend(path[len(own.keys)], chunk.num_tokens, chunk.hidden_D)
                 if (at := len(own.keys)) < len(path):
-                    groups.setdefault(len(sequences[row][at]), {}).setdefault(path[at], row)
-            for length, row_of in groups.items():
-                most = max(1, _TOKENS_AT_ONCE // length)
-                members = sorted(row_of.values())
+                    row_of.setdefault(path[at], row)
+            lengths = {row: len(sequences[row][len(held[row].keys)]) for row in row_of.values()}
+            for members, num_tokens in passes_over(lengths, cache=rows):
+                most = max(1, _TOKENS_AT_ONCE // num_tokens)
                 for some in (members[at : at + most] for at in range(0, len(members), most)):
                     ids_R = [sequences[row][len(held[row].keys)] for row in some]
-                    chunks = self._prefill(rows.rows(some), ids_R)
+                    chunks = self._prefill(rows.rows(some), ids_R, num_tokens=num_tokens)
                     for row, chunk in zip(some, chunks, strict=True):
                         computed = paths[row][len(held[row].keys)]
                         self._chunks.put(computed, chunk)
-                        held[row].extend(computed, length, chunk.hidden_D)
+                        held[row].extend(computed, chunk.num_tokens, chunk.hidden_D)
             unfinished = [row for row in unfinished if len(held[row].keys) < len(paths[row])]
 
     def _fill(self, row: StaticCache, held: _Held, path: Sequence[bytes], chunks: Sequence[Ids]) -> Tensor:
@@ -330,7 +330,7 @@ class CachePool:
         for key, ids in zip(path[common:], chunks[common:], strict=True):
             chunk = self._chunks.get(key)
             if chunk is None:
-                (chunk,) = self._prefill(row, [ids], num_held=num_kept)
+                (chunk,) = self._prefill(row, [ids], num_tokens=len(ids), num_held=num_kept)
                 self._chunks.put(key, chunk)
             else:
                 _append(row, chunk)
@@ -339,21 +339,25 @@ class CachePool:
         self._chunks.touch(path)
         return held.hiddens_D[-1]
 
-    def _prefill(self, rows: StaticCache, ids_R: Sequence[Ids], *, num_held: int = 0) -> list[Chunk]:
-        """One forward pass over a chunk of each row, all equally long, behind what the rows hold, which may
-        be the first tokens of the chunk."""
-        device = self._model.device
-        places_RT = torch.from_numpy(rows.lengths[:, None] - num_held + np.arange(len(ids_R[0]))).to(device)
-        hidden_RTD = self._model(torch.tensor(ids_R, device=device)[:, num_held:], cache=rows)
+    def _prefill(
+        self, rows: StaticCache, ids_R: Sequence[Ids], *, num_tokens: int, num_held: int = 0
+    ) -> list[Chunk]:
+        """One forward pass of so many tokens over a chunk of each row, shorter ones filled up, behind what
+        the rows hold, which may be the first tokens of the chunk."""
+        device, starts_R = self._model.device, rows.lengths - num_held
+        places_RT = torch.from_numpy(starts_R[:, None] + np.arange(num_tokens)).to(device)
+        ids_RT = filled_up(ids_R, num_tokens, device=device)
+        hidden_RTD = self._model(ids_RT[:, num_held:], cache=rows)
         self.num_prefills += len(ids_R)
         with one_thread(device):
             parts_LRKT = rows.read_parts(places_RT)
             # Each chunk in memory of its own, which goes when it goes.
-            own = torch.contiguous_format
-            return [
-                Chunk(tuple(part[:, row].clone(memory_format=own) for part in parts_LRKT), hidden_D.clone())
-                for row, hidden_D in enumerate(hidden_RTD[:, -1].unbind())
-            ]
+            own, chunks = torch.contiguous_format, []
+            for row, ids in enumerate(ids_R):
+                rows.truncate(row, int(starts_R[row]) + len(ids))
+                parts_LKT = tuple(part[:, row, :, : len(ids)].clone(memory_format=own) for part in parts_LRKT)
+                chunks.append(Chunk(parts_LKT, hidden_RTD[row, len(ids) - 1 - num_held].clone()))
+        return chunks
 
 
 def _num_common(ids: Sequence[int], others: Sequence[int]) -> int:

@@ -92,6 +92,30 @@ def test_rows_are_filled_together_where_passes_cost(
                     assert torch.equal(held(cache, row), expected) and torch.equal(hiddens[row], hidden)
 
 
+def test_chunks_of_unequal_length_share_a_pass(
+    transformer: ExactTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shorter ones are filled up; what is kept of them is as if they had been alone. None goes beyond the
+    cache, however little room there is behind the longest row."""
+    monkeypatch.setattr("emuworld.cache_pool.rides_along", lambda device: True)
+    forward, passes = transformer.forward, []
+    monkeypatch.setattr(
+        transformer, "forward", lambda ids, **more: passes.append(ids.shape) or forward(ids, **more)
+    )
+    walks = [[chunk(0), chunk(1 + world, 3 + 2 * world), chunk(9 + world, 9 - world)] for world in range(4)]
+    for room in (1, 60):
+        pool = CachePool(transformer)
+        passes.clear()
+        with torch.inference_mode():
+            cache, hiddens, _ = pool.prepare(walks, room=room)
+        assert passes == [(1, 16), (4, 16), (4, 16)]
+        for row, walk in enumerate(walks):
+            expected, hidden = fresh(transformer, walk)
+            assert torch.equal(held(cache, row), expected) and torch.equal(hiddens[row], hidden)
+        assert pool.num_bytes == (7 + 3 + 5 + 7 + 9 + 9 + 8 + 7 + 6) * TOKEN_BYTES + 9 * 64 * 4
+        assert pool.num_prefills == 9
+
+
 def test_what_was_computed_is_not_computed_again(transformer: ExactTransformer) -> None:
     pool = CachePool(transformer, max_bytes=1 << 30)
     walk = [chunk(i) for i in range(4)]

@@ -21,6 +21,10 @@ from emuworld.model.exact import Chooser, ExactTransformer
 
 _SHORT = 2  # tokens of one feed up to which rows of any lengths go together: a token, and the EOL behind it
 _GROWTH = 1.5  # a cache that a long text fills grows by this factor, so that copying it stays rare
+# Rows of unequal lengths share a pass of a GPU. It is a multiple of this long: few shapes to compile for.
+_LENGTH_STEP = 16
+# A row is filled up by as many tokens, or by this share of the longest: less than another pass would cost.
+_MOST_FILLED, _MOST_FILLED_SHARE = 32, 8
 
 
 class CacheRows:
@@ -65,14 +69,19 @@ class CacheRows:
             runs |= dict.fromkeys(unguided, image_run)
         groups: dict[tuple[int, int], list[int]] = {}
         lengths = self._cache.lengths
+        long: dict[int, list[int]] = {}
         for row in sorted(row for row, run in runs.items() if run):
             # Short runs: any rows may go together. Longer ones only from equal places, where no mask of the
             # batch can depend on the company; on a GPU, where calls are what costs, from any.
-            alone = len(runs[row]) > _SHORT and not rides_along(self._model.device)
-            start = int(lengths[row]) if alone else -1
-            groups.setdefault((start, len(runs[row])), []).append(row)
+            start = int(lengths[row]) if len(runs[row]) > _SHORT else -1
+            if start >= 0 and rides_along(self._model.device):
+                long[row] = runs[row]
+            else:
+                groups.setdefault((start, len(runs[row])), []).append(row)
         for rows in groups.values():
             self._feed(rows, torch.tensor([runs[row] for row in rows], device=self._model.device))
+        if long:
+            self._feed_filled_up(long)
 
     def rows_of(self, members: Sequence[int]) -> tuple[list[int], Tensor]:
         """All rows of these worlds in ascending order, and where in `members` the world of each stands."""
@@ -139,6 +148,20 @@ class CacheRows:
         else:
             self.hidden_RD = self.hidden_RD.index_copy(0, self._index_of(rows), hidden_RD)
 
+    def _feed_filled_up(self, runs: Mapping[int, Sequence[int]]) -> None:
+        """Runs of many lengths in few passes."""
+        lengths = {row: len(run) for row, run in runs.items()}
+        self._reserve(max(lengths.values()))
+        for rows, num_tokens in passes_over(lengths, cache=self._cache):
+            ids_RT = filled_up([runs[row] for row in rows], num_tokens, device=self._model.device)
+            starts = self._cache.lengths
+            hidden_RTD = self._read(rows, ids_RT, rides=False)
+            for row in rows:
+                self._cache.truncate(row, int(starts[row]) + lengths[row])
+            last_R = index_tensor([lengths[row] - 1 for row in rows], self._model.device)
+            hidden_RD = hidden_RTD[torch.arange(len(rows), device=last_R.device), last_R]
+            self.hidden_RD = self.hidden_RD.index_copy(0, self._index_of(rows), hidden_RD)
+
     def _index_of(self, rows: Sequence[int]) -> Tensor:
         key = tuple(rows)
         if key not in self._indices:  # kept, because making one waits for the device
@@ -152,6 +175,36 @@ def rides_along(device: torch.device) -> bool:
     On a GPU leaving out rows from between others copies the cache of all that stay; on a CPU it saves work.
     """
     return device.type != "cpu"
+
+
+def passes_over(lengths: Mapping[int, int], *, cache: StaticCache) -> list[tuple[list[int], int]]:
+    """Rows of a cache that have so many tokens to read, in groups for one pass of a GPU each, and how many
+    tokens that pass has: shorter rows are filled up, behind what is their own, and cut back afterwards.
+
+    The cache has room for every row's own tokens.
+    """
+    starts, longest, groups = cache.lengths, 0, list[list[int]]()
+    room = min(cache.capacity, cache.config.max_position_embeddings)
+    for row in sorted(lengths, key=lambda row: (-lengths[row], row)):
+        fits = longest - lengths[row] <= max(_MOST_FILLED, longest // _MOST_FILLED_SHARE)
+        if groups and fits and starts[row] + longest <= room:
+            groups[-1].append(row)
+        else:
+            longest = lengths[row]
+            groups.append([row])
+    found = []
+    for rows in groups:
+        stepped = -(-lengths[rows[0]] // _LENGTH_STEP) * _LENGTH_STEP
+        found.append((sorted(rows), min(stepped, room - int(starts[rows].max()))))
+    return found
+
+
+def filled_up(runs: Sequence[Sequence[int]], num_tokens: int, *, device: torch.device) -> Tensor:
+    """[runs, num_tokens] int64: their ids, and behind them any."""
+    ids_RT = np.zeros((len(runs), num_tokens), dtype=np.int64)
+    for ids_T, run in zip(ids_RT, runs, strict=True):
+        ids_T[: len(run)] = run
+    return torch.from_numpy(ids_RT).to(device)
 
 
 def index_tensor(numbers: Sequence[int], device: torch.device) -> Tensor:

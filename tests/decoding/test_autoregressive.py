@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ class Rows:
         self.held = list(rows)
 
     capacity = 1 << 20
+    config = SimpleNamespace(max_position_embeddings=1 << 20)
 
     @property
     def num_rows(self) -> int:
@@ -51,6 +53,9 @@ class Rows:
 
     def rows(self, indices: Sequence[int]) -> Rows:
         return Rows([self.held[i] for i in indices])
+
+    def truncate(self, row: int, length: int) -> None:
+        del self.held[row][length:]
 
 
 class HashModel:
@@ -327,13 +332,30 @@ def test_worlds_of_different_settings_and_row_counts_share_a_batch() -> None:
 
 
 def test_rows_that_ride_along_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU does with rows that have nothing to read: they go through and do not advance."""
+    """What a GPU does with rows that have nothing to read: they go through and do not advance. And with those
+    that have more or less to read than others: they are filled up and cut back."""
     requests = mixed_requests()
-    expected, apart = run(requests, MIXED, has_references=True)
+    model, apart = HashModel(), HashModel()
+    expected, cache = run(requests, MIXED, apart, has_references=True)
     monkeypatch.setattr(cache_rows, "rides_along", lambda device: True)
-    written, together = run(requests, MIXED, has_references=True)
+    written, together = run(requests, MIXED, model, has_references=True)
     assert written == expected
-    assert together.held == apart.held
+    assert together.held == cache.held
+    assert model.num_calls < apart.num_calls
+
+
+def test_passes_over_rows_of_many_lengths_fill_up_little_and_stay_inside_the_cache() -> None:
+    cache = Rows([[0] * start for start in (10, 12, 0, 30, 5, 9)])
+    lengths = {0: 8, 1: 26, 2: 300, 3: 270, 4: 262, 5: 60}
+    assert cache_rows.passes_over(lengths, cache=cache) == [  # type: ignore[arg-type]
+        ([2, 3], 304),
+        ([4], 272),
+        ([5], 64),
+        ([0, 1], 32),
+    ]
+    cache.capacity = 37  # row 3 has no room for the longest run, and row 1 none for whole steps of it
+    lengths = {1: 21, 0: 20, 3: 7}
+    assert cache_rows.passes_over(lengths, cache=cache) == [([0, 1], 25), ([3], 7)]  # type: ignore[arg-type]
 
 
 def test_news_add_up_to_what_is_written() -> None:
