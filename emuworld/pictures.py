@@ -7,6 +7,7 @@ of named ratios, and reference pictures resized to an area with their ratio kept
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -53,37 +54,74 @@ def encode(vision: VisionTokenizer, images: Iterable[Pixels], *, device: torch.d
 
 def decode(vision: VisionTokenizer, codes: Iterable[Codes], *, device: torch.device) -> list[Pixels]:
     """The picture of each grid of codes, [16 h, 16 w, 3]. On the CPU the same pixels whatever stands beside
-    it; on a GPU pictures of one size are made together.
+    it; on a GPU pictures of one size are made together, the first while further codes are still coming.
     """
     return _in_groups(
-        [np.asarray(grid).astype(np.int64) for grid in codes],
-        lambda codes_Bhw: vision.decode(codes_Bhw.to(device)),
+        (np.asarray(grid).astype(np.int64) for grid in codes),
+        vision.decode,
         most=vision.pictures_at_once,
         device=device,
     )
 
 
 def _in_groups(
-    arrays: Sequence[NDArray[Any]],
+    arrays: Iterable[NDArray[Any]],
     compute: Callable[[torch.Tensor], torch.Tensor],
     *,
     most: Callable[[tuple[int, ...]], int],
     device: torch.device,
 ) -> list[NDArray[Any]]:
     """`compute` of each array; on a GPU of up to `most` of one shape together, on the CPU one by one."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for at, array in enumerate(arrays):
-        groups.setdefault(array.shape, []).append(at)
-    found: dict[int, NDArray[Any]] = {}
+    groups: dict[tuple[int, ...], dict[int, NDArray[Any]]] = {}
+    to_host = _ToHost()
+
+    def send(group: dict[int, NDArray[Any]]) -> None:
+        # One by itself keeps numpy's strides: another layout is another convolution, which may round
+        # otherwise.
+        stacked = next(iter(group.values()))[None] if len(group) == 1 else np.stack(list(group.values()))
+        to_host.send(list(group), compute(torch.tensor(stacked)))
+
     with torch.inference_mode(), one_thread(device):
-        for shape, members in groups.items():
-            size = 1 if device.type == "cpu" else most(shape)
-            for some in (members[start : start + size] for start in range(0, len(members), size)):
-                # One by itself keeps numpy's strides: another layout is another convolution, which may round
-                # otherwise.
-                stacked = arrays[some[0]][None] if len(some) == 1 else np.stack([arrays[at] for at in some])
-                found |= zip(some, compute(torch.tensor(stacked)).cpu().numpy(), strict=True)
-    return [found[at] for at in range(len(arrays))]
+        for at, array in enumerate(arrays):
+            group = groups.setdefault(array.shape, {})
+            group[at] = array
+            if device.type == "cpu" or len(group) == most(array.shape):
+                send(groups.pop(array.shape))
+        for group in groups.values():
+            send(group)
+        return to_host.received()
+
+
+class _ToHost:
+    """Results on their way to the host: from a GPU they are copied while it computes those that come next."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, NDArray[Any]] = {}
+        self._coming: deque[tuple[list[int], torch.Tensor, torch.cuda.Event]] = deque()
+
+    def send(self, places: list[int], results: torch.Tensor) -> None:
+        """Nothing waits for these; those before are taken."""
+        if not results.is_cuda:
+            self._found |= zip(places, results.numpy(), strict=True)
+            return
+        pinned = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
+        pinned.copy_(results, non_blocking=True)
+        self._coming.append((places, pinned, torch.cuda.current_stream(results.device).record_event()))
+        while len(self._coming) > 1:
+            self._take()
+
+    def received(self) -> list[NDArray[Any]]:
+        """All, in the order of their places."""
+        while self._coming:
+            self._take()
+        return [self._found[place] for place in sorted(self._found)]
+
+    def _take(self) -> None:
+        places, pinned, copied = self._coming.popleft()
+        copied.synchronize()
+        # Into ordinary memory: who keeps pictures need not keep what is set aside for copies.
+        kept = torch.empty(pinned.shape, dtype=pinned.dtype).copy_(pinned)
+        self._found |= zip(places, kept.numpy(), strict=True)
 
 
 def checked(image: Pixels | Codes) -> Pixels:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -44,7 +44,7 @@ class RunningBatch(Generic[Name]):
         writer: SegmentWriter,
         *,
         num_worlds: int,
-        decode: Callable[[list[Codes]], list[Pixels]],
+        decode: Callable[[Iterable[Codes]], list[Pixels]],
         lock: threading.RLock,
         on_step: StepCallback | None = None,
     ) -> None:

@@ -6,7 +6,7 @@ only rows of a cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -173,7 +173,7 @@ class SegmentWriter:
             )
 
     def read(
-        self, state: WorldState, written: Written, *, decode: Callable[[list[Codes]], list[Pixels]]
+        self, state: WorldState, written: Written, *, decode: Callable[[Iterable[Codes]], list[Pixels]]
     ) -> tuple[WorldState, Segment]:
         """State and segment after the ids of one segment; `decode` makes pictures of codes."""
         return self.read_all([state], [written], decode=decode)[0]
@@ -183,13 +183,19 @@ class SegmentWriter:
         states: Sequence[WorldState],
         written: Sequence[Written],
         *,
-        decode: Callable[[list[Codes]], list[Pixels]],
+        decode: Callable[[Iterable[Codes]], list[Pixels]],
     ) -> list[tuple[WorldState, Segment]]:
-        """`read` for many, whose pictures are made together."""
-        answers = [parse_answer(one.ids, tokenizer=self._context.tokenizer) for one in written]
-        codes = [answer.segments[-1].codes if answer.segments else None for answer in answers]
-        pictures = iter(decode([one for one in codes if one is not None]))
-        images = [None if one is None else next(pictures) for one in codes]
+        """`read` for many, whose pictures are made together: on a GPU while the answers behind are read."""
+        answers: list[ParsedAnswer] = []
+
+        def codes() -> Iterator[Codes]:
+            for one in written:
+                answers.append(parse_answer(one.ids, tokenizer=self._context.tokenizer))
+                if (found := _codes(answers[-1])) is not None:
+                    yield found
+
+        pictures = iter(decode(codes()))
+        images = [None if _codes(answer) is None else next(pictures) for answer in answers]
         return [self._after(*one) for one in zip(states, written, answers, images, strict=True)]
 
     def _after(
@@ -240,6 +246,11 @@ class SegmentWriter:
             max_tokens=plan.max_tokens,
             overrun=plan.overrun,
         )
+
+
+def _codes(answer: ParsedAnswer) -> Codes | None:
+    """Of the last picture."""
+    return answer.segments[-1].codes if answer.segments else None
 
 
 def _single(tokenizer: TextTokenizer, text: str) -> int:

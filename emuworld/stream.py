@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -27,7 +27,7 @@ def stream(
     *,
     writer: SegmentWriter,
     tokenizer: TextTokenizer,
-    decode: Callable[[list[Codes]], list[Pixels]],
+    decode: Callable[[Iterable[Codes]], list[Pixels]],
     lock: threading.RLock,
 ) -> Iterator[Event]:
     """See `WorldModel.stream`. The lock is held from one event to the next, and free while one is heard."""

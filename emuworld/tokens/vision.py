@@ -43,6 +43,8 @@ __all__ = [
 
 # 256 MiB of fp32 scores, the most that one chunk of an encode may take: 512 positions of the published codes.
 _SCORES_A_CHUNK = 64 << 20
+# Of a layer of all pictures that a GPU makes together: enough for it; each batch is copied beside the next.
+_BATCH_BYTES = 128 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +157,14 @@ class VisionTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """int64 [B, h, w] -> uint8 [B, 16h, 16w, 3]; ValueError for a code outside the codebook."""
+        """int64 [B, h, w] -> uint8 [B, 16h, 16w, 3]; ValueError for a code outside the codebook. Codes may be
+        on the host: then nothing waits for the GPU.
+        """
         if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.num_codes):
             raise ValueError(
                 f"codes must lie in 0..{self.num_codes - 1}, got {int(codes.min())}..{int(codes.max())}"
             )
+        codes = codes.to(self.quantize.embedding.weight.device, non_blocking=True)
         with _precision(codes.device, "tf32"):
             parts = [to_images(self.pixels(self.vectors(part))) for part in self._split(codes, DOWNSAMPLE)]
         return torch.cat(parts)
@@ -180,7 +185,7 @@ class VisionTokenizer(nn.Module):
         """How many pictures of [h, w] codes are decoded together without their layers filling a memory."""
         positions = size[0] * size[1] * (DOWNSAMPLE // self.config.patch_px) ** 2
         layer_bytes = self.config.widths[0] * positions * self.quantize.embedding.weight.element_size()
-        return max(1, strips.LIMIT_BYTES // layer_bytes)
+        return max(1, _BATCH_BYTES // layer_bytes)
 
     def _split(self, batch: Tensor, scale: int) -> tuple[Tensor, ...]:
         """One by one where a picture's first layer is large: several would be held at once."""
