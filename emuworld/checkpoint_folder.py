@@ -172,8 +172,8 @@ def open_parts(
     except ValueError as error:
         raise ValueError(f"{folder / 'text.tiktoken'} does not fit {FILE_NAME}: {error}") from error
     vision = VisionTokenizer.load(folder, device=device)
-    if device.type == "cpu":  # a tenth less time; the encoder, whose codes are kept, stays as it was
-        vision.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
+    # A tenth less time on a CPU, on a GPU what its kernels take; the encoder, whose codes are kept, stays.
+    vision.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
     transformer = open_transformer(folder, device=device, weights=weights, adapter=adapter)
     painter = None
     if manifest.dida and adapter is None:  # what draws at once was not tuned

@@ -8,6 +8,7 @@ large to be held several times run in strips (`emuworld.tokens.strips`).
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import reprlib
 
@@ -17,6 +18,11 @@ from torch import Tensor, nn
 
 from emuworld.shares import in_shares, num_spare_threads
 from emuworld.tokens import strips
+
+if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    from emuworld.tokens import vision_kernels
+else:
+    vision_kernels = None  # type: ignore[assignment]
 
 DOWNSAMPLE = 16
 _WORTH_HALVES = 1 << 25  # products of a convolution, a quarter of a millisecond of one core
@@ -124,10 +130,17 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
+def _swish(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """swish(norm(x))."""
+    if vision_kernels is not None and not torch.is_grad_enabled() and vision_kernels.supports(x):
+        return vision_kernels.norm_swish(x, norm)
+    return F.silu(norm(x))
+
+
 def _end(h: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
     if strips.needed(*h.shape[1:], like=h):
         return strips.norm_conv(h, norm, conv)
-    return conv(F.silu(norm(h)))
+    return conv(_swish(h, norm))
 
 
 class ResnetBlock(nn.Module):
@@ -147,8 +160,8 @@ class ResnetBlock(nn.Module):
         shortcut = getattr(self, "nin_shortcut", None)
         if strips.needed(*x.shape[1:], like=x):
             return strips.resnet_block(x, self, shortcut=shortcut)
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(_swish(x, self.norm1))
+        h = self.conv2(_swish(h, self.norm2))
         return h + (x if shortcut is None else shortcut(x))
 
 
