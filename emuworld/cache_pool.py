@@ -345,7 +345,7 @@ class CachePool:
         """One forward pass of so many tokens over a chunk of each row, shorter ones filled up, behind what
         the rows hold, which may be the first tokens of the chunk."""
         device, starts_R = self._model.device, rows.lengths - num_held
-        places_RT = torch.from_numpy(starts_R[:, None] + np.arange(num_tokens)).to(device)
+        places_RT = torch.from_numpy(starts_R[:, None] + np.arange(num_tokens)).to(device, non_blocking=True)
         ids_RT = filled_up(ids_R, num_tokens, device=device)
         hidden_RTD = self._model(ids_RT[:, num_held:], cache=rows)
         self.num_prefills += len(ids_R)

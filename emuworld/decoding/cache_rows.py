@@ -79,7 +79,8 @@ class CacheRows:
             else:
                 groups.setdefault((start, len(runs[row])), []).append(row)
         for rows in groups.values():
-            self._feed(rows, torch.tensor([runs[row] for row in rows], device=self._model.device))
+            ids_RT = torch.tensor([runs[row] for row in rows])
+            self._feed(rows, ids_RT.to(self._model.device, non_blocking=True))
         if long:
             self._feed_filled_up(long)
 
@@ -164,7 +165,7 @@ class CacheRows:
 
     def _index_of(self, rows: Sequence[int]) -> Tensor:
         key = tuple(rows)
-        if key not in self._indices:  # kept, because making one waits for the device
+        if key not in self._indices:
             self._indices[key] = index_tensor(rows, self._model.device)
         return self._indices[key]
 
@@ -204,8 +205,9 @@ def filled_up(runs: Sequence[Sequence[int]], num_tokens: int, *, device: torch.d
     ids_RT = np.zeros((len(runs), num_tokens), dtype=np.int64)
     for ids_T, run in zip(ids_RT, runs, strict=True):
         ids_T[: len(run)] = run
-    return torch.from_numpy(ids_RT).to(device)
+    return torch.from_numpy(ids_RT).to(device, non_blocking=True)
 
 
 def index_tensor(numbers: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(numbers, device=device)
+    """On the device, which nothing waits for: the driver has read ordinary memory when it returns."""
+    return torch.tensor(numbers).to(device, non_blocking=True)

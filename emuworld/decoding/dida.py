@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emuworld.decoding.cache_rows import rides_along
+from emuworld.decoding.cache_rows import index_tensor, rides_along
 from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.noise import Noise, Path, make_path, uniform_codes
 from emuworld.decoding.sampling import Sampling, pick_and_rate
@@ -162,16 +162,16 @@ class _Canvas:
         now, then = self._times[done], self._times[done + 1]
         # The first pass is always guided: it is what decides what is drawn.
         guided = done == 0 or now < self._sampling.guided_until
-        drawn_PN, kept_PN, changed_PN = (
-            self._uniforms(1 + _DRAWS_A_PASS * done + k) for k in range(_DRAWS_A_PASS)
-        )
-        clean_PN, sure_PN = self._predict(
-            cache, drawn_PN, num_rows=len(self._pictures[0].rows) if guided else 1
-        )
+        hiddens_PND = self._hidden(cache, num_rows=len(self._pictures[0].rows) if guided else 1)
+        # Made while a GPU computes those.
+        drawn_PN = self._uniforms(1 + _DRAWS_A_PASS * done)
+        clean_PN, sure_PN = self._predict(hiddens_PND, drawn_PN)
         path = self._painter.path
         if then >= 1.0:
             self._codes_PN = clean_PN
-        elif self._sampling.resample == "jump":
+            return
+        kept_PN, changed_PN = (self._uniforms(2 + _DRAWS_A_PASS * done + k) for k in range(2))
+        if self._sampling.resample == "jump":
             codes_N = path.step(
                 self._codes_PN.flatten(),
                 clean_PN.flatten(),
@@ -202,12 +202,11 @@ class _Canvas:
         """float64 [P, N] on the device."""
         height, width = self._pictures[0].size
         numbers_PN = np.stack([p.uniforms.grid(p.index, draw, height * width) for p in self._pictures])
-        return torch.from_numpy(numbers_PN).to(self._painter.model.device)
+        return torch.from_numpy(numbers_PN).to(self._painter.model.device, non_blocking=True)
 
-    def _predict(self, cache: StaticCache, uniforms_PN: Tensor, *, num_rows: int) -> tuple[Tensor, Tensor]:
+    def _predict(self, hiddens_PND: Sequence[Tensor], uniforms_PN: Tensor) -> tuple[Tensor, Tensor]:
         """The model's draw of every code [P, N], and how likely it was."""
         vocabulary, model = self._painter.vocabulary, self._painter.model
-        hiddens_PND = self._hidden(cache, num_rows=num_rows)
         sampling, num_codes = self._sampling, vocabulary.num_visual_tokens
         parts: list[tuple[Tensor, Tensor]] = []
         size = max(1, _SCORES_AT_ONCE // num_codes)
@@ -240,15 +239,23 @@ class _Canvas:
         together = rides_along(ids_PT.device) and ids_PT.shape[1] <= _MIXED_TOKENS
         for row in sorted(picture_of):
             groups.setdefault(0 if together else int(lengths[row]), []).append(row)
-        hidden_of: dict[int, Tensor] = {}
+        place_of = {row: at for at, row in enumerate(row for group in groups.values() for row in group)}
+        # Nothing between two passes may wait for the device: it would stand still while the next is launched.
+        ids_RT = ids_PT[index_tensor([picture_of[row] for row in place_of], ids_PT.device)]
+        parts: list[Tensor] = []
         most = max(1, _TOKENS_AT_ONCE.get(ids_PT.device.type, _TOKENS_AT_ONCE["cuda"]) // ids_PT.shape[1])
         for rows in (group[at : at + most] for group in groups.values() for at in range(0, len(group), most)):
-            ids_RT = ids_PT[[picture_of[row] for row in rows]]
+            first = place_of[rows[0]]
             hidden_RTD = self._painter.model(
-                ids_RT, cache=cache.rows(rows), advance_B=[False] * len(rows), causal=False
+                ids_RT[first : first + len(rows)],
+                cache=cache.rows(rows),
+                advance_B=[False] * len(rows),
+                causal=False,
             )
-            hidden_of |= zip(rows, hidden_RTD[:, self._before_N], strict=True)
-        return [torch.stack([hidden_of[p.rows[rank]] for p in self._pictures]) for rank in range(num_rows)]
+            parts.append(hidden_RTD[:, self._before_N])
+        hidden_RND = torch.cat(parts)
+        kinds = ([place_of[p.rows[rank]] for p in self._pictures] for rank in range(num_rows))
+        return [hidden_RND[index_tensor(places, ids_PT.device)] for places in kinds]
 
 
 def _surest(sure_PN: Tensor, *, share: float) -> Tensor:

@@ -69,7 +69,7 @@ class CacheStep:
     @cached_property
     def positions_RT(self) -> torch.Tensor:
         positions_RT = torch.from_numpy(self.starts[:, None] + np.arange(self.num_tokens))
-        return positions_RT.to(self.device)
+        return positions_RT.to(self.device, non_blocking=True)
 
     @property
     def longest(self) -> int:
@@ -247,7 +247,7 @@ class StaticCache:
             for row, start, kv_KTd in zip(self._index.tolist(), step.starts.tolist(), kv_RKTd, strict=True):
                 whole_RKCd[row, :, start : start + step.num_tokens] = kv_KTd
         else:
-            rows_R1 = torch.from_numpy(self._index)[:, None].to(self.device)
+            rows_R1 = torch.from_numpy(self._index)[:, None].to(self.device, non_blocking=True)
             whole_RKCd[rows_R1, :, step.positions_RT] = kv_RKTd.transpose(1, 2).to(whole_RKCd.dtype)
 
     def finish(
@@ -277,7 +277,7 @@ class StaticCache:
 
     def read_parts(self, places_RT: torch.Tensor) -> list[torch.Tensor]:
         """What `write_parts` takes, of all layers: [L, R, K, T, ...] of these tokens of each row."""
-        rows_R1 = torch.from_numpy(self._index[:, None]).to(self.device)
+        rows_R1 = torch.from_numpy(self._index[:, None]).to(self.device, non_blocking=True)
         layers = zip(*map(int8_cache.parts, self.memory.kv_RKCd), strict=True)
         return [
             torch.stack([part[rows_R1, :, places_RT] for part in parts]).transpose(2, 3) for parts in layers
@@ -300,7 +300,7 @@ class StaticCache:
         type where they are in 8 bits.
         """
         block = self._block()
-        rows = torch.from_numpy(self._index).to(self.device) if block is None else block
+        rows = torch.from_numpy(self._index).to(self.device, non_blocking=True) if block is None else block
         kv_RKSd = self._read(layer, rows, num_keys, dtype)
         return kv_RKSd[:, : self.config.num_kv_heads], kv_RKSd[:, self.config.num_kv_heads :]
 

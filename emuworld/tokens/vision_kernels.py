@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 _ELEMENTS = 16_384  # of a program, 64 of each thread
 _WARPS = 8
+_BLOCKS_AT_ONCE = 32  # whose moments are joined
 _MOST_CHANNELS = 4096
 
 
@@ -51,7 +52,7 @@ def norm_swish(x_BCHW: Tensor, norm: nn.GroupNorm) -> Tensor:
             blocks,
             positions=positions,
             members=triton.next_power_of_2(num_channels // num_groups),
-            some=max(1, min(triton.next_power_of_2(blocks), 64)),
+            some=_BLOCKS_AT_ONCE,
             num_warps=4,
         )
         _apply[(blocks, num_pictures)](x_BCHW, affine, out_BCHW, num_positions, num_channels, **sizes)

@@ -47,7 +47,7 @@ def compile_all() -> None:
         tile = {"positions": positions, "channels": channels}
         for kernel in (vision_kernels._moments, vision_kernels._apply):
             compiled(kernel, tile, kinds=kinds, whole=whole, num_warps=8)
-        sizes = {"positions": positions, "members": 32, "some": 64}
+        sizes = {"positions": positions, "members": 32, "some": 32}
         compiled(vision_kernels._affine, sizes, kinds=kinds, whole=whole, num_warps=4)
 
 
