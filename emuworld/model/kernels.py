@@ -29,6 +29,11 @@ _QUERIES = (_FEW, 64, 128)
 _MOST_PARTS = 64
 _MANY_ROWS = 256  # from which on a program of the small kernels takes several
 _NORMED_AT_ONCE, _ROTATED_AT_ONCE = 4096, 2048  # elements of such a program
+_GATED_AT_ONCE, _LEAST_GATED, _MANY_GATED = (
+    1024,
+    128,
+    4096,
+)  # of gates: side by side, at least; of several rows
 _LOG2_E = 1.4426950408889634
 
 
@@ -159,8 +164,10 @@ def swiglu(gate_up_MX: torch.Tensor) -> torch.Tensor:
     """See `operations.swiglu`."""
     num_rows, size = len(gate_up_MX), gate_up_MX.shape[1] // 2
     out_MI = gate_up_MX.new_empty((num_rows, size))
-    block = 1024
-    _swiglu[(num_rows, triton.cdiv(size, block))](gate_up_MX, out_MI, size, block=block, num_warps=4)
+    many = num_rows >= _MANY_ROWS  # in blocks that a row is made of: programs are full, and fewer
+    block = max(_LEAST_GATED, min(_GATED_AT_ONCE, size & -size)) if many else _GATED_AT_ONCE
+    grid = (triton.cdiv(num_rows, rows := _MANY_GATED // block if many else 1), triton.cdiv(size, block))
+    _swiglu[grid](gate_up_MX, out_MI, num_rows, size, rows=rows, block=block, num_warps=4)
     return out_MI
 
 
@@ -370,18 +377,22 @@ def _join_parts(
 
 
 @triton.jit
-def _swiglu(gate_up_ptr: tl.tensor, out_ptr: tl.tensor, size: tl.tensor, block: tl.constexpr) -> None:
-    """One program a row and block of outputs."""
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * block + tl.arange(0, block)
-    inside = at < size
+def _swiglu(
+    gate_up_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    num_rows: tl.tensor,
+    size: tl.tensor,
+    rows: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
+    """One program for a block of outputs of a few rows."""
+    row = (tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows))[:, None]
+    at = (tl.program_id(1) * block + tl.arange(0, block))[None, :]
+    inside = (row < num_rows) & (at < size)
     gate = tl.load(gate_up_ptr + row * 2 * size + at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * 2 * size + size + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(
-        out_ptr + row * size + at,
-        silu_times(gate, up).to(out_ptr.dtype.element_ty),
-        mask=inside,
-    )
+    result = silu_times(gate, up).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * size + at, result, mask=inside)
 
 
 @triton.jit

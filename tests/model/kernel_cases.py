@@ -323,7 +323,8 @@ def compile_all() -> None:
         compiled(fp8_activations._add_rms_norm, rounding | {"adds": True, "block": block}, num_warps=warps)
     compiled(fp8_norms._add_rms_norm_in_parts, {"adds": True, "block": 8192}, num_warps=32)
     compiled(kernels._join_parts, {"repeats": 8, "parts": 16, **heads}, num_warps=4)
-    compiled(kernels._swiglu, {"block": 1024}, num_warps=4)
+    for rows, block in ((1, 1024), (4, 1024), (32, 128)):
+        compiled(kernels._swiglu, {"rows": rows, "block": block}, num_warps=4)
     compile_launches()
 
 
