@@ -155,6 +155,13 @@ class Progress:
 
     def write(self, tokens: Sequence[int]) -> None:
         """Take drawn tokens and what the last one forces; all but the last are in the cache already."""
+        state, eol = self.state, self._grammar.vocabulary.eol
+        if 1 < len(tokens) == self.visual_run and state.position // (state.width + 1) < state.height - 1:
+            # The rest of a row that is not the last, drawn from its span: nothing else follows, nothing ends.
+            self.ids += (*tokens, eol)
+            self.state = state._replace(position=state.position + len(tokens) + 1)
+            self.pending = self.image_pending = [tokens[-1], eol]
+            return
         *before, last = tokens
         self.ids += before
         self.state = self._grammar.advance_all(self.state, before)
