@@ -9,6 +9,7 @@ import torch
 from emuworld.cache_pool import CachePool, Ids
 from emuworld.model.cache import StaticCache
 from emuworld.model.exact import ExactTransformer, exact
+from emuworld.model.fused import fused
 from emuworld.model.transformer import Transformer, sized
 
 VOCAB = 97
@@ -237,3 +238,30 @@ def test_what_is_forgotten_is_computed_again_in_the_same_memory(transformer: Exa
         for row, chunks in enumerate(sequences):
             kv, hidden = fresh(transformer, chunks)
             assert torch.equal(held(again.cache, row), kv) and torch.equal(again.hiddens_D[row], hidden)
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_a_gpu_fills_rows_of_unequal_chunks_as_if_each_were_alone() -> None:
+    """Proves the kernels on rows that are filled up: keys, values and hidden states within rounding of passes
+    over each chunk alone, and equal bits for equal batches."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    plain = Transformer(sized("small", vocab_size=VOCAB, num_layers=3, max_position_embeddings=1024))
+    plain.init_weights(torch.Generator().manual_seed(0))
+    model = fused(plain.cuda().bfloat16().eval())
+    lengths = [(20 + 3 * world, 270 + 5 * world, 3 + world) for world in range(6)]
+    walks = [
+        [chunk(10 * world + i, length) for i, length in enumerate(row)] for world, row in enumerate(lengths)
+    ]
+    found = []
+    for _ in range(2):
+        cache, hiddens, _ = CachePool(model).prepare(walks, room=20)
+        found.append([(held(cache, row), hidden) for row, hidden in enumerate(hiddens)])
+    for (kv, hidden), (kv_again, hidden_again), walk in zip(*found, walks, strict=True):
+        assert torch.equal(kv, kv_again) and torch.equal(hidden, hidden_again)
+        alone = StaticCache(model.config, num_rows=1, capacity=400, device="cuda", dtype=model.cache_dtype)
+        for ids in walk:
+            expected = model(torch.tensor([ids], device="cuda"), cache=alone)[0, -1]
+        for ours, theirs in ((kv, held(alone, 0)), (hidden, expected)):
+            assert (ours - theirs).float().norm() < 0.02 * theirs.float().norm()
