@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from emuworld.decoding.autoregressive import LanguageModel
-from emuworld.decoding.cache_rows import filled_up, passes_over, rides_along
+from emuworld.decoding.cache_rows import filled_up, index_tensor, passes_over, rides_along
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig
 from emuworld.shares import one_thread
@@ -349,14 +349,16 @@ class CachePool:
         ids_RT = filled_up(ids_R, num_tokens, device=device)
         hidden_RTD = self._model(ids_RT[:, num_held:], cache=rows)
         self.num_prefills += len(ids_R)
+        last_R = index_tensor([len(ids) - 1 - num_held for ids in ids_R], device)
+        hiddens_D = hidden_RTD[torch.arange(len(ids_R), device=device), last_R].unbind()
         with one_thread(device):
             parts_LRKT = rows.read_parts(places_RT)
             # Each chunk in memory of its own, which goes when it goes.
             own, chunks = torch.contiguous_format, []
-            for row, ids in enumerate(ids_R):
+            for row, (ids, hidden_D) in enumerate(zip(ids_R, hiddens_D, strict=True)):
                 rows.truncate(row, int(starts_R[row]) + len(ids))
                 parts_LKT = tuple(part[:, row, :, : len(ids)].clone(memory_format=own) for part in parts_LRKT)
-                chunks.append(Chunk(parts_LKT, hidden_RTD[row, len(ids) - 1 - num_held].clone()))
+                chunks.append(Chunk(parts_LKT, hidden_D))
         return chunks
 
 

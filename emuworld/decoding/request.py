@@ -191,9 +191,11 @@ class Progress:
         vocabulary = self._grammar.vocabulary
         rows_hW = np.full((len(codes_hw), codes_hw.shape[1] + 1), vocabulary.eol)
         rows_hW[:, :-1] = codes_hw + vocabulary.visual_start
-        tokens = rows_hW.ravel()[:-1].tolist()
-        self.write(tokens)
-        self.pending = self.image_pending = [vocabulary.img, *tokens[:-1], *self.pending]
+        *before, last = rows_hW.ravel()[:-1].tolist()
+        self.ids += before
+        self.state = self.state._replace(position=len(before))
+        self.write([last])
+        self.pending = self.image_pending = [vocabulary.img, *before, *self.pending]
 
     def take_news(self) -> list[int]:
         """Ids since the last call. The head of an image is kept back until its size is known to fit."""

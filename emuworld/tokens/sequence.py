@@ -11,7 +11,7 @@ Codes are 0-based indices of the vision tokenizer, int [h, w]; ids are what the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -199,9 +199,9 @@ class _AnswerReader:
         self._tokenizer = tokenizer
         self._vocabulary = tokenizer.vocabulary
         self._names = {token: name.upper() for name, token in self._vocabulary.controls.items()}
-        self._ids: Iterator[int] = map(int, ids)
-        self._next: int | None = None
-        self._advance()
+        self._ids = list(map(int, ids))
+        self._at = 0
+        self._next = self._ids[0] if self._ids else None
         self._segments: list[ParsedSegment] = []
         self._answer_thought: str | None = None
         self._text = ""
@@ -232,8 +232,9 @@ class _AnswerReader:
             problems=() if ended else ("the answer was cut off: neither ESS nor EOS was there",),
         )
 
-    def _advance(self) -> None:
-        self._next = next(self._ids, None)
+    def _advance(self, count: int = 1) -> None:
+        self._at += count
+        self._next = self._ids[self._at] if self._at < len(self._ids) else None
 
     def _take_text(self) -> str:
         """Text of the run of text ids that begins with the token in hand."""
@@ -280,33 +281,34 @@ class _AnswerReader:
         self._advance()
         header = self._take_text()
         size = _SIZE.fullmatch(header)
-        rows: list[list[int]] = [[]]
         if self._next == vocabulary.img:
             self._advance()
         else:
             size = None
-        start, stop, eol = vocabulary.visual_start, vocabulary.visual_stop, vocabulary.eol
-        token = self._next
-        while token is not None and (start <= token < stop or token == eol):
-            if token == eol:
-                rows.append([])
-            else:
-                rows[-1].append(token - start)
-            token = next(self._ids, None)
-        self._next = token
+        body = self._take_body()
         closed = self._next == vocabulary.eoi
         if closed:
             self._advance()
-        else:
-            self._problems.append(f"the image was cut off after {sum(map(len, rows))} codes")
-        fits = size is not None and [len(row) for row in rows] == [int(size[2])] * int(size[1])
+        codes = body[body != vocabulary.eol]
+        if not closed:
+            self._problems.append(f"the image was cut off after {len(codes)} codes")
+        ends = np.flatnonzero(body == vocabulary.eol)
+        widths = (np.diff(ends, prepend=-1, append=len(body)) - 1).tolist()
+        fits = size is not None and widths == [int(size[2])] * int(size[1])
         if closed and not fits:
-            self._problems.append(
-                f"the image says {header[:20]!r} but has {len(rows)} rows of "
-                f"{sorted({len(row) for row in rows})[:8]} codes"
-            )
+            found = f"{len(widths)} rows of {sorted(set(widths))[:8]} codes"
+            self._problems.append(f"the image says {header[:20]!r} but has {found}")
         # All codes of the named size are there: the picture is whole even where EOI was cut off.
-        self._close_segment(np.array(rows, dtype=np.int64) if fits else None)
+        self._close_segment(codes.reshape(len(widths), -1) - vocabulary.visual_start if fits else None)
+
+    def _take_body(self) -> ImageTokens:
+        """The run of visual ids and separators that begins with the token in hand."""
+        vocabulary, begin, end = self._vocabulary, self._at, self._at
+        start, stop, eol = vocabulary.visual_start, vocabulary.visual_stop, vocabulary.eol
+        while end < len(self._ids) and (start <= self._ids[end] < stop or self._ids[end] == eol):
+            end += 1
+        self._advance(end - begin)
+        return np.array(self._ids[begin:end], dtype=np.int64)
 
 
 def _joined(first: str | None, second: str) -> str:
