@@ -345,21 +345,16 @@ class CachePool:
         """One forward pass of so many tokens over a chunk of each row, shorter ones filled up, behind what
         the rows hold, which may be the first tokens of the chunk."""
         device, starts_R = self._model.device, rows.lengths - num_held
-        places_RT = torch.from_numpy(starts_R[:, None] + np.arange(num_tokens)).to(device, non_blocking=True)
+        lengths_R = np.array([len(ids) for ids in ids_R])
         ids_RT = filled_up(ids_R, num_tokens, device=device)
         hidden_RTD = self._model(ids_RT[:, num_held:], cache=rows)
         self.num_prefills += len(ids_R)
-        last_R = index_tensor([len(ids) - 1 - num_held for ids in ids_R], device)
+        for row, length in enumerate((starts_R + lengths_R).tolist()):
+            rows.truncate(row, length)
+        last_R = index_tensor((lengths_R - 1 - num_held).tolist(), device)
         hiddens_D = hidden_RTD[torch.arange(len(ids_R), device=device), last_R].unbind()
         with one_thread(device):
-            parts_LRKT = rows.read_parts(places_RT)
-            # Each chunk in memory of its own, which goes when it goes.
-            own, chunks = torch.contiguous_format, []
-            for row, (ids, hidden_D) in enumerate(zip(ids_R, hiddens_D, strict=True)):
-                rows.truncate(row, int(starts_R[row]) + len(ids))
-                parts_LKT = tuple(part[:, row, :, : len(ids)].clone(memory_format=own) for part in parts_LRKT)
-                chunks.append(Chunk(parts_LKT, hidden_D))
-        return chunks
+            return list(map(Chunk, rows.read_parts(starts_R, lengths_R), hiddens_D))
 
 
 def _num_common(ids: Sequence[int], others: Sequence[int]) -> int:

@@ -5,6 +5,7 @@ Guided and unguided sequences are rows of one cache. The lengths live on the hos
 Shapes: R rows, G key-value heads, C capacity, S keys seen, T new tokens, d head_dim, K = 2 G (keys, values).
 """
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,11 @@ from emuworld.model import int8_cache
 from emuworld.model.config import TransformerConfig
 from emuworld.model.huge_pages import HugePages
 from emuworld.shares import one_thread
+
+if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    from emuworld.model import cache_kernels
+else:
+    cache_kernels = None  # type: ignore[assignment]
 
 _WORTH_PAGES = 128 << 10  # bytes of a layer; few of these are found again in the processor's own caches
 CAPACITY_STEP = 64  # capacities are multiples of this, so that masks and loads stay aligned
@@ -275,13 +281,23 @@ class StaticCache:
         if store.ids_RC is not None:
             store.ids_RC[rows_N[:, None], places_NT] = -1 if ids_NT is None else ids_NT
 
-    def read_parts(self, places_RT: torch.Tensor) -> list[torch.Tensor]:
-        """What `write_parts` takes, of all layers: [L, R, K, T, ...] of these tokens of each row."""
-        rows_R1 = torch.from_numpy(self._index[:, None]).to(self.device, non_blocking=True)
+    def read_parts(self, starts_R: np.ndarray, lengths_R: np.ndarray) -> list[tuple[torch.Tensor, ...]]:
+        """Of each row so many tokens from its start on, of all layers: [L, K, T, ...] of each of
+        `int8_cache.parts`, each row's in memory of its own, which goes when it goes.
+        """
         layers = zip(*map(int8_cache.parts, self.memory.kv_RKCd), strict=True)
-        return [
-            torch.stack([part[rows_R1, :, places_RT] for part in parts]).transpose(2, 3) for parts in layers
-        ]
+        if cache_kernels is not None and self.device.type == "cuda":
+            read = [cache_kernels.read_rows(part_L, self._index, starts_R, lengths_R) for part_L in layers]
+        else:
+            spans = list(zip(self._index.tolist(), starts_R.tolist(), lengths_R.tolist(), strict=True))
+            read = [
+                [
+                    torch.stack([part[row, :, at : at + length] for part in part_L])
+                    for row, at, length in spans
+                ]
+                for part_L in layers
+            ]
+        return list(zip(*read, strict=True))
 
     def row_kv(
         self, layer: int, row: int, num_keys: int, *, dtype: torch.dtype = torch.float32

@@ -1,12 +1,19 @@
 """The static cache: rows, growth, copies and what it refuses."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from triton_cases import run_cases
 
+from emuworld.model import int8_cache
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import sized
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+CASES_SCRIPT = Path(__file__).with_name("cache_cases.py")
 CONFIG = sized("tiny", vocab_size=10)
 NUM_KV = 2 * CONFIG.num_kv_heads
 
@@ -115,3 +122,41 @@ def test_ids_are_known_where_they_were_told() -> None:
     assert other.ids(0, 3) == [5, 6, 7] and cache.ids(1, 0) == [-1, -1, 1, 2]
     cache.rows([1]).finish(cache.rows([1]).begin(1))
     assert cache.ids(1, 3) == [2, -1]
+
+
+def test_what_rows_hold_is_read_from_any_start() -> None:
+    cache = filled(3, 20, [9, 4, 20])
+    read = cache.rows([2, 0]).read_parts(np.array([3, 8]), np.array([5, 1]))
+    for (kv_LKTd,), numbers in zip(read, ([203, 204, 205, 206, 207], [8]), strict=True):
+        expected = torch.tensor(numbers, dtype=torch.float32)[:, None].expand(len(numbers), CONFIG.head_dim)
+        assert torch.equal(kv_LKTd, expected.expand(CONFIG.num_layers, NUM_KV, -1, -1))
+        assert kv_LKTd.untyped_storage().nbytes() == kv_LKTd.nbytes
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_the_kernel_reads_the_same_and_compiles(tmp_path: Path) -> None:
+    """In Triton's interpreter; and to machine code for compute capability 9.0, which needs no GPU."""
+    printed = run_cases(CASES_SCRIPT, "compare", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    assert printed.count("the same bits") == 9
+    assert "compiled" in run_cases(CASES_SCRIPT, "compile", TRITON_CACHE_DIR=str(tmp_path))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, int8_cache.FORMAT])
+def test_a_gpu_reads_what_its_rows_hold(dtype: torch.dtype) -> None:
+    """Proves the kernel's addresses on a GPU, for many rows at once."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    config = sized("small", vocab_size=10, num_layers=5)
+    cache = StaticCache(config, num_rows=40, capacity=700, device="cuda", dtype=dtype)
+    parts = [part for layer in cache.memory.kv_RKCd for part in int8_cache.parts(layer)]
+    for part in parts:
+        part.copy_(50 * torch.randn(part.shape, device="cuda"))
+    rng = np.random.default_rng(0)
+    rows, starts, lengths = rng.permutation(40)[:33], rng.integers(0, 300, 33), rng.integers(1, 400, 33)
+    per_layer = len(parts) // config.num_layers
+    read = cache.rows(rows).read_parts(starts, lengths)
+    for row, start, length, found in zip(rows, starts, lengths, read, strict=True):
+        for at, one in enumerate(found):
+            expected = [part[row, :, start : start + length] for part in parts[at::per_layer]]
+            assert torch.equal(one, torch.stack(expected))
