@@ -156,7 +156,9 @@ def test_a_cache_that_grows_lets_go_of_its_old_memory() -> None:
 def test_every_module_about_kernels_imports_first_where_there_is_cuda() -> None:
     """A circle among them would show on a GPU machine only; the child process believes that it is on one."""
     root = Path(emuworld.__file__).parents[1]
-    files = [path for name in ("model", "decoding") for path in (root / "emuworld" / name).glob("*.py")]
+    files = [
+        path for name in ("model", "decoding", "tokens") for path in (root / "emuworld" / name).glob("*.py")
+    ]
     names = [f"emuworld.{path.parent.name}.{path.stem}" for path in files if "triton" in path.read_text()]
     assert {"emuworld.model.fp8", "emuworld.model.fused", "emuworld.decoding.sampling"} <= set(names)
     done = subprocess.run(
