@@ -16,9 +16,7 @@ Shapes: L layers, K = 2 x key-value heads, T tokens of a chunk, d head_dim, D hi
 
 from __future__ import annotations
 
-import hashlib
 import os
-from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,9 +31,9 @@ from emuworld.decoding.autoregressive import LanguageModel
 from emuworld.decoding.cache_rows import filled_up, index_tensor, passes_over, rides_along
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig
+from emuworld.readings import Ids, Reading
 from emuworld.shares import one_thread
 
-Ids = tuple[int, ...]
 _TOKENS_AT_ONCE = 32_768  # of one pass over many chunks: more of them are no faster
 _GROWTH = 1.5  # a working cache that fills up grows by this factor, so that copying it stays rare
 _PATIENCE = 64  # small calls before an oversized working cache is given up: resets are no reason
@@ -177,7 +175,7 @@ class CachePool:
         filled later (`Prepared.refill`); one of them has some.
         """
         self._num_calls += 1
-        paths = [_path(chunks) for chunks in sequences]
+        paths = [Reading.of(chunks).keys for chunks in sequences]
         longest = max(sum(map(len, chunks)) for chunks in sequences)
         cache = self._make_room(len(sequences), longest + room)
         slots = self._assign(paths)
@@ -191,7 +189,7 @@ class CachePool:
 
         def refill(row: int, chunks: Sequence[Ids], room: int) -> Tensor:
             self._reserve(rows, sum(map(len, chunks)) + room)
-            return self._fill(rows.rows([row]), held[row], _path(chunks), chunks)
+            return self._fill(rows.rows([row]), held[row], Reading.of(chunks).keys, chunks)
 
         return Prepared(rows, hiddens, refill)
 
@@ -370,16 +368,6 @@ def _append(row: StaticCache, chunk: Chunk) -> None:
         for layer, new in enumerate(zip(*chunk.parts_LKT, strict=True)):
             row.write_parts(layer, [part_KT[None] for part_KT in new], step=step)
     row.finish(step)
-
-
-def _path(chunks: Sequence[Ids]) -> list[bytes]:
-    """A key for each chunk: the hash of all ids up to its end."""
-    keys, digest = [], hashlib.blake2b(digest_size=16)
-    for ids in chunks:
-        digest.update(array("i", ids))
-        digest.update(b"|")  # chunk boundaries are part of the canonical form
-        keys.append(digest.copy().digest())
-    return keys
 
 
 def default_bytes(device: torch.device) -> int:

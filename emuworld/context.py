@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emuworld.cache_pool import Ids
 from emuworld.decoding.request import END_TOKENS
 from emuworld.manifest import Manifest
+from emuworld.readings import Ids, Reading, Readings
 from emuworld.state import (
     ContextFull,
     SnapshotError,
@@ -32,6 +33,7 @@ class Context:
     tokenizer: TextTokenizer
     fingerprint: bytes
     max_tokens: int
+    _known: Readings = field(default_factory=Readings, init=False, repr=False)
 
     def check(self, state: WorldState) -> None:
         """Raise unless the state is one of this model's and its ids are ids.
@@ -44,6 +46,8 @@ class Context:
             raise ValueError(
                 f"expected a WorldState, got {type(state).__name__}; read bytes with WorldState.from_bytes"
             )
+        if self._known.get(state) is not None:
+            return
         if state.fingerprint != self.fingerprint:
             raise SnapshotError(
                 f"the state belongs to model {state.fingerprint.hex()}, this one is "
@@ -58,6 +62,37 @@ class Context:
             raise SnapshotError(f"the state's mode {state.mode!r} is none of {', '.join(MODES)}")
         if state.size is not None:
             self.manifest.check_size(state.size)
+        self._known.put(state, [])
+
+    def readings(self, state: WorldState, *, num_rows: int) -> list[Reading]:
+        """What each row of a world has read: the conditional, the unguided, the blind one."""
+        known = self._known.get(state)
+        rows = [] if known is None else known
+        for row in range(len(rows), num_rows):
+            chunks = (
+                self.unguided_chunks(state, with_references=row == 1)
+                if row
+                else self.conditional_chunks(state)
+            )
+            rows.append(Reading(chunks))
+        return rows[:num_rows]
+
+    def read_on(self, state: WorldState, ids: Sequence[int]) -> list[Reading]:
+        """What is known of its rows once these ids of an answer stand behind it; nothing where they do not
+        begin and end with a whole chunk."""
+        eoi, known = self.manifest.vocabulary.eoi, self._known.get(state)
+        if not known or not ids or ids[-1] != eoi or state.answer_ids[-1:] not in ((), (eoi,)):
+            return []
+        blocks = image_blocks(ids, self.manifest.vocabulary)
+        return [
+            Reading(blocks if row else split_chunks(ids, eoi=eoi), before=before)
+            for row, before in enumerate(known)
+        ]
+
+    def remember(self, state: WorldState, rows: list[Reading]) -> None:
+        """Of a state that this model has made."""
+        if rows:
+            self._known.put(state, rows)
 
     def conditional_chunks(self, state: WorldState) -> list[Ids]:
         """The prompt, then the answer cut behind every EOI: what the conditional row has read."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from emuworld.cache_pool import CachedModel, CachePool, Ids
+from emuworld.cache_pool import CachedModel, CachePool
 from emuworld.context import Context, in_tokens
 from emuworld.decoding.autoregressive import News, Request, StepCallback, Stop, Written, row_layout, write
 from emuworld.decoding.dida import Painter
@@ -19,6 +19,7 @@ from emuworld.decoding.grammar import Grammar
 from emuworld.decoding.sampling import Sampling
 from emuworld.decoding.uniforms import TokenUniforms
 from emuworld.pictures import Codes, Pixels
+from emuworld.readings import Ids, Reading
 from emuworld.state import Segment, WorldState
 from emuworld.tokens.sequence import ParsedAnswer, parse_answer
 from emuworld.tokens.text import TextTokenizer
@@ -144,7 +145,7 @@ class SegmentWriter:
         layout = row_layout(num_rows)
         sequences: list[list[Ids]] = [[] for _ in range(sum(num_rows))]
         for plan, rows in zip(plans, layout, strict=False):
-            for row, chunks in zip(rows, self._row_chunks(plan), strict=False):
+            for row, chunks in zip(rows, self._readings(plan), strict=False):
                 sequences[row] = chunks
         with self._caches.lend(sequences, room=max(self._room(plan) for plan in plans)) as prepared:
 
@@ -152,7 +153,7 @@ class SegmentWriter:
                 requests = {}
                 assert places is not None
                 for place, plan in places.exchange(written).items():
-                    rows, chunks = layout[place][: plan.num_rows], self._row_chunks(plan)
+                    rows, chunks = layout[place][: plan.num_rows], self._readings(plan)
                     hidden_D, *_ = [
                         prepared.refill(*one, self._room(plan)) for one in zip(rows, chunks, strict=True)
                     ]
@@ -187,16 +188,22 @@ class SegmentWriter:
     ) -> list[tuple[WorldState, Segment]]:
         """`read` for many, whose pictures are made together: on a GPU while the answers behind are read."""
         answers: list[ParsedAnswer] = []
+        readings: list[list[Reading]] = []
 
         def codes() -> Iterator[Codes]:
-            for one in written:
+            for state, one in zip(states, written, strict=True):
                 answers.append(parse_answer(one.ids, tokenizer=self._context.tokenizer))
+                readings.append(self._context.read_on(state, one.ids))
                 if (found := _codes(answers[-1])) is not None:
                     yield found
 
         pictures = iter(decode(codes()))
         images = [None if _codes(answer) is None else next(pictures) for answer in answers]
-        return [self._after(*one) for one in zip(states, written, answers, images, strict=True)]
+        pairs = [self._after(*one) for one in zip(states, written, answers, images, strict=True)]
+        for before, (state, _), rows in zip(states, pairs, readings, strict=True):
+            if state.size == before.size:  # another size was never checked
+                self._context.remember(state, rows)
+        return pairs
 
     def _after(
         self, state: WorldState, written: Written, parsed: ParsedAnswer, image: Pixels | None
@@ -219,13 +226,8 @@ class SegmentWriter:
             stop_reason=written.stop,
         )
 
-    def _row_chunks(self, plan: Plan) -> list[list[Ids]]:
-        """What each row of a world has read: the conditional, the unguided, the blind one."""
-        context, state = self._context, plan.state
-        rows = [context.conditional_chunks(state)]
-        for with_references in (True, False)[: plan.num_rows - 1]:
-            rows.append(context.unguided_chunks(state, with_references=with_references))
-        return rows
+    def _readings(self, plan: Plan) -> list[Reading]:
+        return self._context.readings(plan.state, num_rows=plan.num_rows)
 
     def _room(self, plan: Plan) -> int:
         text = len(plan.forced) or min(self._context.manifest.max_text_tokens, _TEXT_ROOM_TOKENS)
