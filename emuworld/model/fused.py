@@ -45,6 +45,8 @@ else:
 _MOST_QUERIES = 128
 # Of all rows together, up to which a pass over pictures is launches more than arithmetic: seven of 256 px.
 _MOST_RECORDED_TOKENS = 2048
+# The same of a causal pass of few tokens a row: windows of 16 of 256 guided worlds.
+_MOST_RECORDED_SHORT_TOKENS = 8192
 WEIGHTS = ("bf16", "fp8")
 CACHES = ("bf16", "int8")
 _KEY_STEP = 512  # without the kernels, attention reads the cache up to a multiple of this: one graph for each
@@ -207,11 +209,16 @@ class FusedTransformer:
             queries = num_tokens * (self.config.num_heads // self.config.num_kv_heads)
             if causal:
                 short = queries <= _MOST_QUERIES
+                recorded = short and ids_BT.numel() <= _MOST_RECORDED_SHORT_TOKENS
             else:
-                short = self.uses_kernels and ids_BT.numel() <= _MOST_RECORDED_TOKENS
-            if short or (self.uses_kernels and not step.uniform):
+                short = recorded = self.uses_kernels and ids_BT.numel() <= _MOST_RECORDED_TOKENS
+            # Rows that hold something need a mask, with which PyTorch's attention takes twice as long.
+            masked = causal and num_rows > 1 and bool(step.starts[0])
+            if short or (self.uses_kernels and (masked or not step.uniform)):
                 with self._launching():
-                    hidden_BTD = self._step(ids_BT, spots_2R, cache, step, recorded=short and self.use_graphs)
+                    hidden_BTD = self._step(
+                        ids_BT, spots_2R, cache, step, recorded=recorded and self.use_graphs
+                    )
             else:
                 hidden_BTD = self._prefill(ids_BT, spots_2R, cache, step)
         cache.finish(step, advance_B=advance_B)
