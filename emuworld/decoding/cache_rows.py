@@ -25,6 +25,7 @@ _GROWTH = 1.5  # a cache that a long text fills grows by this factor, so that co
 _LENGTH_STEP = 16
 # A row is filled up by as many tokens, or by this share of the longest: less than another pass would cost.
 _MOST_FILLED, _MOST_FILLED_SHARE = 32, 8
+_STAGED_BYTES = 64 << 10  # the most that the driver takes from ordinary memory without waiting for the GPU
 
 
 class CacheRows:
@@ -79,8 +80,7 @@ class CacheRows:
             else:
                 groups.setdefault((start, len(runs[row])), []).append(row)
         for rows in groups.values():
-            ids_RT = torch.tensor([runs[row] for row in rows])
-            self._feed(rows, ids_RT.to(self._model.device, non_blocking=True))
+            self._feed(rows, moved(torch.tensor([runs[row] for row in rows]), self._model.device))
         if long:
             self._feed_filled_up(long)
 
@@ -205,9 +205,16 @@ def filled_up(runs: Sequence[Sequence[int]], num_tokens: int, *, device: torch.d
     ids_RT = np.zeros((len(runs), num_tokens), dtype=np.int64)
     for ids_T, run in zip(ids_RT, runs, strict=True):
         ids_T[: len(run)] = run
-    return torch.from_numpy(ids_RT).to(device, non_blocking=True)
+    return moved(torch.from_numpy(ids_RT), device)
 
 
 def index_tensor(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """On the device, which nothing waits for: the driver has read ordinary memory when it returns."""
-    return torch.tensor(numbers).to(device, non_blocking=True)
+    return moved(torch.tensor(numbers), device)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, which nothing waits for: the driver has read a small tensor when it returns, and a large
+    one is copied to where it may be read later."""
+    if device.type == "cuda" and tensor.nbytes > _STAGED_BYTES:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

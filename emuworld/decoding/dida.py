@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emuworld.decoding.cache_rows import index_tensor, rides_along
+from emuworld.decoding.cache_rows import index_tensor, moved, rides_along
 from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.noise import Noise, Path, make_path, uniform_codes
 from emuworld.decoding.sampling import Sampling, pick_and_rate
@@ -202,7 +202,7 @@ class _Canvas:
         """float64 [P, N] on the device."""
         height, width = self._pictures[0].size
         numbers_PN = np.stack([p.uniforms.grid(p.index, draw, height * width) for p in self._pictures])
-        return torch.from_numpy(numbers_PN).to(self._painter.model.device, non_blocking=True)
+        return moved(torch.from_numpy(numbers_PN), self._painter.model.device)
 
     def _predict(self, hiddens_PND: Sequence[Tensor], uniforms_PN: Tensor) -> tuple[Tensor, Tensor]:
         """The model's draw of every code [P, N], and how likely it was."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emuworld.decoding.cache_rows import CacheRows, index_tensor
+from emuworld.decoding.cache_rows import CacheRows, index_tensor, moved
 from emuworld.decoding.grammar import Grammar, Span
 from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.request import Progress
@@ -142,7 +142,7 @@ def draw_run(
     members = [i for draw in draws for i in draw.members]
     count = max(1, min(worlds[i].visual_run for i in members))
     uniforms_WN = [worlds[i].uniforms(count) for i in members]
-    uniforms_NW = torch.tensor(uniforms_WN, dtype=torch.float64).t().to(model.device, non_blocking=True)
+    uniforms_NW = moved(torch.tensor(uniforms_WN, dtype=torch.float64), model.device).t()
     stays = [_stays(draw, worlds, count, device=model.device) for draw in draws]
     drawn_rows, places = rows.rows_of(members)
     tokens_NW: list[Tensor] = []
@@ -237,4 +237,4 @@ def _stays(draw: Draw, worlds: Mapping[int, Progress], count: int, *, device: to
         return None
     positions = [(worlds[i], worlds[i].state.position) for i in draw.members]
     codes_WN = [world.stays(range(position, position + count)) for world, position in positions]
-    return torch.tensor(codes_WN, dtype=torch.int64).t().to(device, non_blocking=True)
+    return moved(torch.tensor(codes_WN, dtype=torch.int64), device).t()
