@@ -34,7 +34,6 @@ from emuworld.model.config import TransformerConfig
 from emuworld.readings import Ids, Reading
 from emuworld.shares import one_thread
 
-_TOKENS_AT_ONCE = 32_768  # of one pass over many chunks: more of them are no faster
 _GROWTH = 1.5  # a working cache that fills up grows by this factor, so that copying it stays rare
 _PATIENCE = 64  # small calls before an oversized working cache is given up: resets are no reason
 
@@ -302,15 +301,13 @@ class CachePool:
                 if (at := len(own.keys)) < len(path):
                     row_of.setdefault(path[at], row)
             lengths = {row: len(sequences[row][len(held[row].keys)]) for row in row_of.values()}
-            for members, num_tokens in passes_over(lengths, cache=rows):
-                most = max(1, _TOKENS_AT_ONCE // num_tokens)
-                for some in (members[at : at + most] for at in range(0, len(members), most)):
-                    ids_R = [sequences[row][len(held[row].keys)] for row in some]
-                    chunks = self._prefill(rows.rows(some), ids_R, num_tokens=num_tokens)
-                    for row, chunk in zip(some, chunks, strict=True):
-                        computed = paths[row][len(held[row].keys)]
-                        self._chunks.put(computed, chunk)
-                        held[row].extend(computed, chunk.num_tokens, chunk.hidden_D)
+            for some, num_tokens in passes_over(lengths, cache=rows):
+                ids_R = [sequences[row][len(held[row].keys)] for row in some]
+                chunks = self._prefill(rows.rows(some), ids_R, num_tokens=num_tokens)
+                for row, chunk in zip(some, chunks, strict=True):
+                    computed = paths[row][len(held[row].keys)]
+                    self._chunks.put(computed, chunk)
+                    held[row].extend(computed, chunk.num_tokens, chunk.hidden_D)
             unfinished = [row for row in unfinished if len(held[row].keys) < len(paths[row])]
 
     def _fill(self, row: StaticCache, held: _Held, path: Sequence[bytes], chunks: Sequence[Ids]) -> Tensor:

@@ -25,6 +25,7 @@ _GROWTH = 1.5  # a cache that a long text fills grows by this factor, so that co
 _LENGTH_STEP = 16
 # A row is filled up by as many tokens, or by this share of the longest: less than another pass would cost.
 _MOST_FILLED, _MOST_FILLED_SHARE = 32, 8
+_TOKENS_AT_ONCE = 32_768  # of one pass over many rows: more of them are no faster
 _STAGED_BYTES = 64 << 10  # the most that the driver takes from ordinary memory without waiting for the GPU
 
 
@@ -178,26 +179,30 @@ def rides_along(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def passes_over(lengths: Mapping[int, int], *, cache: StaticCache) -> list[tuple[list[int], int]]:
+def passes_over(
+    lengths: Mapping[int, int], *, cache: StaticCache, most_tokens: int = _TOKENS_AT_ONCE
+) -> list[tuple[list[int], int]]:
     """Rows of a cache that have so many tokens to read, in groups for one pass of a GPU each, and how many
     tokens that pass has: shorter rows are filled up, behind what is their own, and cut back afterwards.
 
-    The cache has room for every row's own tokens.
+    The cache has room for every row's own tokens. A pass has at most `most_tokens`, or one row.
     """
     starts, longest, groups = cache.lengths, 0, list[list[int]]()
     room = min(cache.capacity, cache.config.max_position_embeddings)
     for row in sorted(lengths, key=lambda row: (-lengths[row], row)):
         fits = longest - lengths[row] <= max(_MOST_FILLED, longest // _MOST_FILLED_SHARE)
-        if groups and fits and starts[row] + longest <= room:
+        fits = fits and (len(groups[-1]) + 1) * _stepped(longest) <= most_tokens if groups else False
+        if fits and starts[row] + longest <= room:
             groups[-1].append(row)
         else:
             longest = lengths[row]
             groups.append([row])
-    found = []
-    for rows in groups:
-        stepped = -(-lengths[rows[0]] // _LENGTH_STEP) * _LENGTH_STEP
-        found.append((sorted(rows), min(stepped, room - int(starts[rows].max()))))
-    return found
+    passes = ((sorted(rows), _stepped(lengths[rows[0]])) for rows in groups)
+    return [(rows, min(num_tokens, room - int(starts[rows].max()))) for rows, num_tokens in passes]
+
+
+def _stepped(num_tokens: int) -> int:
+    return -(-num_tokens // _LENGTH_STEP) * _LENGTH_STEP
 
 
 def filled_up(runs: Sequence[Sequence[int]], num_tokens: int, *, device: torch.device) -> Tensor:

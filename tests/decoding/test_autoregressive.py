@@ -356,6 +356,11 @@ def test_passes_over_rows_of_many_lengths_fill_up_little_and_stay_inside_the_cac
     cache.capacity = 37  # row 3 has no room for the longest run, and row 1 none for whole steps of it
     lengths = {1: 21, 0: 20, 3: 7}
     assert cache_rows.passes_over(lengths, cache=cache) == [([0, 1], 25), ([3], 7)]  # type: ignore[arg-type]
+    lengths = {0: 100, 1: 89, 2: 60, 3: 59, 4: 50, 5: 48}
+    cache = Rows([[] for _ in range(6)])
+    cache.capacity = 1000
+    found = cache_rows.passes_over(lengths, cache=cache, most_tokens=130)  # type: ignore[arg-type]
+    assert found == [([0], 112), ([1], 96), ([2, 3], 64), ([4, 5], 64)]
 
 
 def test_news_add_up_to_what_is_written() -> None:
