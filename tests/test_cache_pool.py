@@ -241,27 +241,33 @@ def test_what_is_forgotten_is_computed_again_in_the_same_memory(transformer: Exa
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("spread", [0, 1])
 @torch.inference_mode()
-def test_a_gpu_fills_rows_of_unequal_chunks_as_if_each_were_alone() -> None:
-    """Proves the kernels on rows that are filled up: keys, values and hidden states within rounding of passes
-    over each chunk alone, and equal bits for equal batches."""
+def test_a_gpu_fills_rows_of_unequal_chunks_as_if_each_were_alone(spread: int) -> None:
+    """Proves the kernels on rows that are filled up, and on equal ones: keys, values and hidden states within
+    rounding of passes over each chunk alone, and equal bits for equal batches. So with a picture behind
+    them, whose tokens see each other."""
     if not torch.cuda.is_available():
         pytest.skip("needs CUDA")
     plain = Transformer(sized("small", vocab_size=VOCAB, num_layers=3, max_position_embeddings=1024))
     plain.init_weights(torch.Generator().manual_seed(0))
     model = fused(plain.cuda().bfloat16().eval())
-    lengths = [(20 + 3 * world, 270 + 5 * world, 3 + world) for world in range(6)]
+    lengths = [(20 + 3 * at, 270 + 5 * at, 3 + at) for at in (spread * world for world in range(6))]
+    picture = torch.arange(200, device="cuda")[None] % VOCAB
     walks = [
         [chunk(10 * world + i, length) for i, length in enumerate(row)] for world, row in enumerate(lengths)
     ]
     found = []
     for _ in range(2):
-        cache, hiddens, _ = CachePool(model).prepare(walks, room=20)
-        found.append([(held(cache, row), hidden) for row, hidden in enumerate(hiddens)])
-    for (kv, hidden), (kv_again, hidden_again), walk in zip(*found, walks, strict=True):
-        assert torch.equal(kv, kv_again) and torch.equal(hidden, hidden_again)
-        alone = StaticCache(model.config, num_rows=1, capacity=400, device="cuda", dtype=model.cache_dtype)
+        cache, hiddens, _ = CachePool(model).prepare(walks, room=200)
+        drawn = model(picture.expand(6, -1), cache=cache, advance_B=[False] * 6, causal=False)
+        found.append([(held(cache, row), *both) for row, both in enumerate(zip(hiddens, drawn, strict=True))])
+    for (kv, hidden, drawn), again, walk in zip(*found, walks, strict=True):
+        assert all(map(torch.equal, (kv, hidden, drawn), again))
+        alone = StaticCache(model.config, num_rows=1, capacity=600, device="cuda", dtype=model.cache_dtype)
         for ids in walk:
             expected = model(torch.tensor([ids], device="cuda"), cache=alone)[0, -1]
-        for ours, theirs in ((kv, held(alone, 0)), (hidden, expected)):
-            assert (ours - theirs).float().norm() < 0.02 * theirs.float().norm()
+        whole = model(picture, cache=alone, advance_B=[False], causal=False)[0]
+        pairs = ((kv, held(alone, 0), 0.02), (hidden, expected, 0.02), (drawn, whole, 0.05))
+        for ours, theirs, largest in pairs:
+            assert (ours - theirs).float().norm() < largest * theirs.float().norm()
