@@ -29,11 +29,8 @@ _QUERIES = (_FEW, 64, 128)
 _MOST_PARTS = 64
 _MANY_ROWS = 256  # from which on a program of the small kernels takes several
 _NORMED_AT_ONCE, _ROTATED_AT_ONCE = 4096, 2048  # elements of such a program
-_GATED_AT_ONCE, _LEAST_GATED, _MANY_GATED = (
-    1024,
-    128,
-    4096,
-)  # of gates: side by side, at least; of several rows
+_GATED_AT_ONCE, _LEAST_GATED = 1024, 128  # gates side by side in a program, at most and at least
+_MANY_GATED = 4096  # gates of a program of several rows
 _LOG2_E = 1.4426950408889634
 
 
@@ -166,7 +163,8 @@ def swiglu(gate_up_MX: torch.Tensor) -> torch.Tensor:
     out_MI = gate_up_MX.new_empty((num_rows, size))
     many = num_rows >= _MANY_ROWS  # in blocks that a row is made of: programs are full, and fewer
     block = max(_LEAST_GATED, min(_GATED_AT_ONCE, size & -size)) if many else _GATED_AT_ONCE
-    grid = (triton.cdiv(num_rows, rows := _MANY_GATED // block if many else 1), triton.cdiv(size, block))
+    rows = _MANY_GATED // block if many else 1
+    grid = (triton.cdiv(num_rows, rows), triton.cdiv(size, block))
     _swiglu[grid](gate_up_MX, out_MI, num_rows, size, rows=rows, block=block, num_warps=4)
     return out_MI
 
