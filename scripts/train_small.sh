@@ -109,7 +109,7 @@ dida)
     compgen -G "$WORK/pretrain/tokens-train-*" >/dev/null && CODES="codes=$WORK/pretrain"
     $EMUWORLD train stage=dida init_from="$DIDA_FROM" shards="$WORK/train" out="$WORK/dida" device="$DEVICE" \
         compile="$COMPILE" workers=6 $CODES stories=both own_share=1 own.kinds=[walk,pictures,pictures-table] \
-        own.guidance=null own.batch=512 own.num_stories=1000000 own.max_seconds="$OWN_S" prepare_seconds=60 rank=32 \
+        own.batch=512 own.num_stories=1000000 own.max_seconds="$OWN_S" prepare_seconds=60 rank=32 \
         learning_rate=2e-3 packing.tokens=4096 packing.rows=12 packing.rows_at_once=12 validation_batches=1 \
         validate_every_steps=200 loop.max_steps=1000000 loop.stage_seconds="$((DIDA_S - STARTUP_S))" loop.warmup_steps=40 \
         loop.decay_fraction=0.6 $DIDA_BUCKETS "${@:2}"

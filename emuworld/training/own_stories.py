@@ -45,7 +45,7 @@ class OwnStories:
     batch: int = 64  # stories answered at once
     kinds: tuple[str, ...] = ()  # of stories that it answers, as walk and pictures; []: all
     max_seconds: float = math.inf  # no answers are begun that would end later; at least one batch is drawn
-    guidance: float | None = 1.0  # null: the mode's own, which then is learnt too: decode with guidance=1
+    guidance: float | None = None  # null: each mode's own, which then is learnt too
 
     def __post_init__(self) -> None:
         if min(self.num_stories, self.batch) < 1 or self.frames < 2 or self.max_seconds <= 0:
