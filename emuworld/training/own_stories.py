@@ -108,7 +108,7 @@ class Answerer:
     def _chunks(self, stories: Sequence[TokenStory]) -> list[list[TokenStory]]:
         """What is answered, in batches of one kind. Kinds take turns, so that whoever stops early has some of
         each."""
-        parts = (part for story in stories for part in self._pieces(story))
+        parts = (part for story in stories for part in self._parts_of(story))
         alike: dict[str, list[TokenStory]] = {}
         for part in islice(parts, self._config.num_stories):
             alike.setdefault(part.kind, []).append(part)
@@ -196,7 +196,7 @@ class Answerer:
         guidance = self._config.guidance
         return sampling if guidance is None else dataclasses.replace(sampling, guidance=guidance)
 
-    def _pieces(self, story: TokenStory) -> Iterator[TokenStory]:
+    def _parts_of(self, story: TokenStory) -> Iterator[TokenStory]:
         """A story as it is answered: walks in parts of `frames`, each of which begins where the one before
         ended, and pictures so many at a time as a part of a walk has to draw; nothing of other kinds."""
         if self._config.kinds and story.kind not in self._config.kinds:
