@@ -23,6 +23,7 @@ from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer
 Codes = NDArray[np.integer]  # [h, w], 0-based
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 Size = tuple[int, int]  # height, width
+Decode = Callable[[Iterable[Codes]], "ToHost"]  # see `decoding`
 
 PICTURE_AREA = 1024**2  # pixels of a picture in t2i and x2i, and of their reference pictures
 INTERLEAVED_AREA = 720**2  # the same in the modes whose answers hold many pictures
@@ -49,13 +50,18 @@ def encode(vision: VisionTokenizer, images: Iterable[Pixels], *, device: torch.d
         lambda images_BHW3: vision.encode(images_BHW3.to(device)),
         most=lambda shape: vision.pictures_at_once((shape[0] // DOWNSAMPLE, shape[1] // DOWNSAMPLE)),
         device=device,
-    )
+    ).received()
 
 
 def decode(vision: VisionTokenizer, codes: Iterable[Codes], *, device: torch.device) -> list[Pixels]:
     """The picture of each grid of codes, [16 h, 16 w, 3]. On the CPU the same pixels whatever stands beside
     it; on a GPU pictures of one size are made together, the first while further codes are still coming.
     """
+    return decoding(vision, codes, device=device).received()
+
+
+def decoding(vision: VisionTokenizer, codes: Iterable[Codes], *, device: torch.device) -> ToHost:
+    """`decode`, begun: a GPU may still be at work when it returns."""
     return _in_groups(
         (np.asarray(grid).astype(np.int64) for grid in codes),
         vision.decode,
@@ -70,10 +76,10 @@ def _in_groups(
     *,
     most: Callable[[tuple[int, ...]], int],
     device: torch.device,
-) -> list[NDArray[Any]]:
+) -> ToHost:
     """`compute` of each array; on a GPU of up to `most` of one shape together, on the CPU one by one."""
     groups: dict[tuple[int, ...], dict[int, NDArray[Any]]] = {}
-    to_host = _ToHost()
+    to_host = ToHost()
 
     def send(group: dict[int, NDArray[Any]]) -> None:
         # One by itself keeps numpy's strides: another layout is another convolution, which may round
@@ -89,10 +95,10 @@ def _in_groups(
                 send(groups.pop(array.shape))
         for group in groups.values():
             send(group)
-        return to_host.received()
+    return to_host
 
 
-class _ToHost:
+class ToHost:
     """Results on their way to the host: from a GPU they are copied while it computes those that come next."""
 
     def __init__(self) -> None:
