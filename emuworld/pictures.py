@@ -7,8 +7,8 @@ of named ratios, and reference pictures resized to an area with their ratio kept
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from emuworld.manifest import Manifest
-from emuworld.shares import one_thread
+from emuworld.shares import beside, one_thread
 from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer
 
 Codes = NDArray[np.integer]  # [h, w], 0-based
@@ -99,35 +99,37 @@ def _in_groups(
 
 
 class ToHost:
-    """Results on their way to the host: from a GPU they are copied while it computes those that come next."""
+    """Results on their way to the host: those of a GPU are copied by other threads, while it and the caller
+    do what comes next."""
 
     def __init__(self) -> None:
         self._found: dict[int, NDArray[Any]] = {}
-        self._coming: deque[tuple[list[int], torch.Tensor, torch.cuda.Event]] = deque()
+        self._coming: list[tuple[list[int], Future[NDArray[Any]]]] = []
 
     def send(self, places: list[int], results: torch.Tensor) -> None:
-        """Nothing waits for these; those before are taken."""
+        """Nothing waits for these."""
         if not results.is_cuda:
             self._found |= zip(places, results.numpy(), strict=True)
             return
         pinned = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
         pinned.copy_(results, non_blocking=True)
-        self._coming.append((places, pinned, torch.cuda.current_stream(results.device).record_event()))
-        while len(self._coming) > 1:
-            self._take()
+        copied = torch.cuda.Event(blocking=True)  # who waits for it takes no core
+        copied.record(torch.cuda.current_stream(results.device))
+        self._coming.append((places, beside(_kept, pinned, copied)))
 
     def received(self) -> list[NDArray[Any]]:
         """All, in the order of their places."""
-        while self._coming:
-            self._take()
+        for places, kept in self._coming:
+            self._found |= zip(places, kept.result(), strict=True)
+        self._coming.clear()
         return [self._found[place] for place in sorted(self._found)]
 
-    def _take(self) -> None:
-        places, pinned, copied = self._coming.popleft()
-        copied.synchronize()
-        # Into ordinary memory: who keeps pictures need not keep what is set aside for copies.
-        kept = torch.empty(pinned.shape, dtype=pinned.dtype).copy_(pinned)
-        self._found |= zip(places, kept.numpy(), strict=True)
+
+def _kept(pinned: torch.Tensor, copied: torch.cuda.Event) -> NDArray[Any]:
+    """In ordinary memory: who keeps pictures need not keep what is set aside for copies. Numpy asks for large
+    pages, of which few are to be made."""
+    copied.synchronize()
+    return pinned.numpy().copy()
 
 
 def checked(image: Pixels | Codes) -> Pixels:
