@@ -134,11 +134,13 @@ class CachePool:
         slots = self._assign(paths)
         rows = cache if slots == list(range(cache.num_rows)) else cache.rows(slots)
         held = [self._held[slot] for slot in slots]
+        hiddens = []
         if rides_along(self._model.device):
             self._fill_together(rows, held, paths, sequences)
-        hiddens = []
-        for row, (path, chunks) in enumerate(zip(paths, sequences, strict=True)):
-            hiddens += [self._fill(rows.rows([row]), held[row], path, chunks)] if chunks else []
+            hiddens = [held[row].hiddens_D[-1] for row, path in enumerate(paths) if path]
+        else:
+            for row, (path, chunks) in enumerate(zip(paths, sequences, strict=True)):
+                hiddens += [self._fill(rows.rows([row]), held[row], path, chunks)] if chunks else []
 
         def refill(row: int, chunks: Sequence[Ids], room: int) -> Tensor:
             self._reserve(rows, sum(map(len, chunks)) + room)
@@ -166,8 +168,6 @@ class CachePool:
             paths = [chunks.keys for chunks in found.values()]
             held = [self._held[slot] for slot in found]
             self._fill_together(cache.rows(list(found)), held, paths, list(found.values()))
-            for path in paths:
-                self._chunks.touch(path)
 
     @contextmanager
     def lend(self, sequences: Sequence[Sequence[Ids]], *, room: int) -> Iterator[Prepared]:
@@ -266,8 +266,10 @@ class CachePool:
         costs and equal bits are promised for equal batches only.
         """
         unfinished = [row for row, path in enumerate(paths) if path]
+        kept_R = rows.lengths
         for row in unfinished:
-            rows.truncate(row, held[row].cut(held[row].common(paths[row])))
+            kept_R[row] = held[row].cut(held[row].common(paths[row]))
+        rows.truncate_all(kept_R)
         while unfinished:
             row_of: dict[bytes, int] = {}  # chunks to compute, and a row for each
             for row in unfinished:
@@ -286,6 +288,8 @@ class CachePool:
                     self._chunks.put(computed, chunk)
                     held[row].extend(computed, chunk.num_tokens, chunk.hidden_D)
             unfinished = [row for row in unfinished if len(held[row].keys) < len(paths[row])]
+        for path in paths:
+            self._chunks.touch(path)
 
     def _fill(self, row: StaticCache, held: _Held, path: Sequence[bytes], chunks: Sequence[Ids]) -> Tensor:
         """Make a row hold these chunks; the hidden state [D] behind the last.
@@ -321,8 +325,7 @@ class CachePool:
         ids_RT = filled_up(ids_R, num_tokens, device=device)
         hidden_RTD = self._model(ids_RT[:, num_held:], cache=rows)
         self.num_prefills += len(ids_R)
-        for row, length in enumerate((starts_R + lengths_R).tolist()):
-            rows.truncate(row, length)
+        rows.truncate_all(starts_R + lengths_R)
         last_R = index_tensor((lengths_R - 1 - num_held).tolist(), device)
         hiddens_D = hidden_RTD[torch.arange(len(ids_R), device=device), last_R].unbind()
         with one_thread(device):

@@ -115,7 +115,7 @@ class SegmentWriter:
             words = context.tokenizer.encode(text)
             context.require(state, num_text_tokens=len(words))
             forced = (*words, manifest.vocabulary.boi)
-        max_tokens, overrun = context.max_tokens - len(state.ids), Stop.CONTEXT
+        max_tokens, overrun = context.max_tokens - state.num_tokens, Stop.CONTEXT
         if sampling.max_new_tokens is not None:
             left = sampling.max_new_tokens - len(state.answer_ids)
             if left < max_tokens:

@@ -156,10 +156,9 @@ class CacheRows:
         self._reserve(max(lengths.values()))
         for rows, num_tokens in passes_over(lengths, cache=self._cache):
             ids_RT = filled_up([runs[row] for row in rows], num_tokens, device=self._model.device)
-            starts = self._cache.lengths
+            starts_R = self._cache.lengths[rows]
             hidden_RTD = self._read(rows, ids_RT, rides=False)
-            for row in rows:
-                self._cache.truncate(row, int(starts[row]) + lengths[row])
+            self._cache.rows(rows).truncate_all(starts_R + [lengths[row] for row in rows])
             last_R = index_tensor([lengths[row] - 1 for row in rows], self._model.device)
             hidden_RD = hidden_RTD[torch.arange(len(rows), device=last_R.device), last_R]
             self.hidden_RD = self.hidden_RD.index_copy(0, self._index_of(rows), hidden_RD)

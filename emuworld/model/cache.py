@@ -193,6 +193,12 @@ class StaticCache:
             raise ValueError(f"row {row} holds {held} tokens: it cannot be cut to {length}")
         self._store.lengths[self._index[row]] = length
 
+    def truncate_all(self, lengths_R: np.ndarray) -> None:
+        """`truncate` of every row."""
+        if not ((lengths_R >= 0) & (lengths_R <= self.lengths)).all():
+            raise ValueError(f"rows hold {self.lengths} tokens: they cannot be cut to {lengths_R}")
+        self._store.lengths[self._index] = lengths_R
+
     def copy_row(self, source: int, target: int, *, origin: "StaticCache | None" = None) -> None:
         """Make row `target` equal to row `source` of `origin` (of this cache by default)."""
         origin = self if origin is None else origin
