@@ -28,7 +28,13 @@ from torch import Tensor
 
 from emuworld.chunks import Chunk, Chunks, default_bytes
 from emuworld.decoding.autoregressive import LanguageModel
-from emuworld.decoding.cache_rows import filled_up, index_tensor, passes_over, rides_along
+from emuworld.decoding.cache_rows import (
+    filled_up,
+    index_tensor,
+    passes_over,
+    rides_along,
+    tokens_at_once,
+)
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig
 from emuworld.readings import Ids, Reading
@@ -266,7 +272,7 @@ class CachePool:
         costs and equal bits are promised for equal batches only.
         """
         unfinished = [row for row, path in enumerate(paths) if path]
-        kept_R = rows.lengths
+        kept_R, most_tokens = rows.lengths, tokens_at_once(self._model.config)
         for row in unfinished:
             kept_R[row] = held[row].cut(held[row].common(paths[row]))
         rows.truncate_all(kept_R)
@@ -280,7 +286,7 @@ class CachePool:
                 if (at := len(own.keys)) < len(path):
                     row_of.setdefault(path[at], row)
             lengths = {row: len(sequences[row][len(held[row].keys)]) for row in row_of.values()}
-            for some, num_tokens in passes_over(lengths, cache=rows):
+            for some, num_tokens in passes_over(lengths, cache=rows, most_tokens=most_tokens):
                 ids_R = [sequences[row][len(held[row].keys)] for row in some]
                 chunks = self._prefill(rows.rows(some), ids_R, num_tokens=num_tokens)
                 for row, chunk in zip(some, chunks, strict=True):

@@ -17,6 +17,7 @@ import torch
 from emuworld.model import int8_cache
 from emuworld.model.config import TransformerConfig
 from emuworld.model.huge_pages import HugePages
+from emuworld.model.staging import moved
 from emuworld.shares import one_thread
 
 if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
@@ -74,8 +75,7 @@ class CacheStep:
 
     @cached_property
     def positions_RT(self) -> torch.Tensor:
-        positions_RT = torch.from_numpy(self.starts[:, None] + np.arange(self.num_tokens))
-        return positions_RT.to(self.device, non_blocking=True)
+        return moved(torch.from_numpy(self.starts[:, None] + np.arange(self.num_tokens)), self.device)
 
     @property
     def longest(self) -> int:
