@@ -7,7 +7,9 @@ ahead.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,3 +161,41 @@ def test_it_takes_no_memory_and_no_rows_of_others(model: WorldModel) -> None:
         assert pool.num_prefills == 3, "it is there"
         pool.prepare([[ids[0], ids[2]], [ids[1], ids[2]]], room=1)
         assert pool.num_prefills == 4
+
+
+@pytest.mark.gpu
+def test_a_gpu_reads_ahead_and_nobody_waits_for_it(
+    tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proves that a walk of guided worlds finds all rows filled from its second step on, that nothing in the
+    reading waits for the GPU, and that the same walk from empty caches draws equal pictures."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    model = load(copied(tiny_folder, tmp_path / "tiny", noise=Noise()), device="cuda")
+    read_ahead, computed = CachePool.read_ahead, list[int]()
+
+    def watched(pool: CachePool, sequences: list[Reading]) -> None:
+        before = pool.num_prefills
+        torch.cuda.set_sync_debug_mode("error" if computed else "default")  # the first may compile kernels
+        try:
+            read_ahead(pool, sequences)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        computed.append(pool.num_prefills - before)
+
+    monkeypatch.setattr(CachePool, "read_ahead", watched)
+    walks: list[list[Result]] = []
+    for _ in range(2):
+        model.caches.clear()
+        states, results = [begin(model, world) for world in (0, 2, 5, 7)], list[Result]()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="pictures are read at the next step")
+            for step in range(4):
+                before = model.caches.num_prefills
+                pairs = model.imagine_batch(states, ["look up"] * 4, sampling=GUIDED_BY_PICTURES)
+                if step:
+                    assert model.caches.num_prefills - before == computed[-1] > 0
+                results += pairs
+                states = [state for state, _ in pairs]
+        walks.append(results)
+    assert all(same(*pair) for pair in zip(*walks, strict=True))
