@@ -7,7 +7,7 @@ canonical form. So a world that ran on, one that was restored and one that was f
 draw equal frames. Where a model's keys and values do not depend on how tokens are cut into calls (the CPU
 form), what was just drawn is in canonical form already; else the pass is made.
 
-Two stores, both only a matter of speed: `_Chunks`, a bounded LRU of chunks, each found by the hash of all ids
+Two stores, both only a matter of speed: `Chunks`, a bounded LRU of chunks, each found by the hash of all ids
 up to its end, so that branches share what they have in common; and one working cache whose rows keep what
 they held at the last call. Nothing here is ever saved.
 
@@ -16,8 +16,7 @@ Shapes: L layers, K = 2 x key-value heads, T tokens of a chunk, d head_dim, D hi
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,8 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emuworld.chunks import Chunk, Chunks, default_bytes
 from emuworld.decoding.autoregressive import LanguageModel
-from emuworld.decoding.cache_rows import filled_up, index_tensor, passes_over, rides_along
+from emuworld.decoding.cache_rows import (
+    filled_up,
+    index_tensor,
+    passes_over,
+    rides_along,
+    tokens_at_once,
+)
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig
 from emuworld.readings import Ids, Reading
@@ -49,52 +55,6 @@ class CachedModel(LanguageModel, Protocol):
 
     @property
     def cache_dtype(self) -> torch.dtype: ...
-
-
-class Chunk(NamedTuple):
-    """Keys and values of one chunk, and the hidden state [D] behind its last token."""
-
-    parts_LKT: tuple[Tensor, ...]
-    """[L, K, T, d] of all layers; in 8 bits more: `int8_cache.parts`."""
-    hidden_D: Tensor
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(part.nbytes for part in self.parts_LKT) + self.hidden_D.nbytes
-
-    @property
-    def num_tokens(self) -> int:
-        return self.parts_LKT[0].shape[2]
-
-
-class _Chunks:
-    """Least recently used chunks go first once `max_bytes` are held."""
-
-    def __init__(self, *, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._chunks: OrderedDict[bytes, Chunk] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def get(self, key: bytes) -> Chunk | None:
-        return self._chunks.get(key)
-
-    def put(self, key: bytes, chunk: Chunk) -> None:
-        if key in self._chunks:
-            return
-        self._chunks[key] = chunk
-        self.num_bytes += chunk.num_bytes
-        while self.num_bytes > self.max_bytes:
-            _, dropped = self._chunks.popitem(last=False)
-            self.num_bytes -= dropped.num_bytes
-
-    def touch(self, keys: Sequence[bytes]) -> None:
-        """Mark a path as used: its first chunk last, so that a branch goes before the trunk it grows from."""
-        for key in reversed(keys):
-            if key in self._chunks:
-                self._chunks.move_to_end(key)
 
 
 @dataclass
@@ -153,7 +113,7 @@ class CachePool:
     def __init__(self, model: CachedModel, *, max_bytes: int | None = None) -> None:
         self._model = model
         max_bytes = default_bytes(model.device) if max_bytes is None else max_bytes
-        self._chunks = _Chunks(max_bytes=max_bytes)
+        self._chunks = Chunks(max_bytes=max_bytes)
         self._num_calls = 0
         self._small_calls = 0  # calls in a row that needed at most half of the working rows
         self._working: StaticCache | None = None
@@ -180,17 +140,40 @@ class CachePool:
         slots = self._assign(paths)
         rows = cache if slots == list(range(cache.num_rows)) else cache.rows(slots)
         held = [self._held[slot] for slot in slots]
+        hiddens = []
         if rides_along(self._model.device):
             self._fill_together(rows, held, paths, sequences)
-        hiddens = []
-        for row, (path, chunks) in enumerate(zip(paths, sequences, strict=True)):
-            hiddens += [self._fill(rows.rows([row]), held[row], path, chunks)] if chunks else []
+            hiddens = [held[row].hiddens_D[-1] for row, path in enumerate(paths) if path]
+        else:
+            for row, (path, chunks) in enumerate(zip(paths, sequences, strict=True)):
+                hiddens += [self._fill(rows.rows([row]), held[row], path, chunks)] if chunks else []
 
         def refill(row: int, chunks: Sequence[Ids], room: int) -> Tensor:
             self._reserve(rows, sum(map(len, chunks)) + room)
             return self._fill(rows.rows([row]), held[row], Reading.of(chunks).keys, chunks)
 
         return Prepared(rows, hiddens, refill)
+
+    def read_ahead(self, sequences: Sequence[Reading]) -> None:
+        """Put the last chunk of each into the row that holds all before it, if there is one, it has room and
+        passes are what costs. A GPU works at it meanwhile; a `prepare` that asks for them finds them, and any
+        other finds what it would have found.
+        """
+        cache = self._working
+        if cache is None or not rides_along(self._model.device):
+            return
+        room = min(cache.capacity, self._model.config.max_position_embeddings)
+        fitting = [chunks for chunks in sequences if chunks and sum(map(len, chunks)) <= room]
+        slots = self._assign([chunks.keys for chunks in fitting[: cache.num_rows]])
+        found = {
+            slot: chunks
+            for slot, chunks in zip(slots, fitting, strict=False)
+            if 0 < self._held[slot].common(chunks.keys) == len(chunks) - 1
+        }
+        if found:
+            paths = [chunks.keys for chunks in found.values()]
+            held = [self._held[slot] for slot in found]
+            self._fill_together(cache.rows(list(found)), held, paths, list(found.values()))
 
     @contextmanager
     def lend(self, sequences: Sequence[Sequence[Ids]], *, room: int) -> Iterator[Prepared]:
@@ -207,14 +190,14 @@ class CachePool:
 
     def clear(self) -> None:
         """Give all memory back. Results stay the same; the next call computes again."""
-        self._chunks = _Chunks(max_bytes=self._chunks.max_bytes)
+        self._chunks = Chunks(max_bytes=self._chunks.max_bytes)
         self._working, self._held = None, []
         self._num_clears += 1
 
     def forget(self) -> None:
         """The weights have changed: nothing that is held is true any more. The memory of the working cache
         stays where it is, and with it what was recorded over it."""
-        self._chunks = _Chunks(max_bytes=self._chunks.max_bytes)
+        self._chunks = Chunks(max_bytes=self._chunks.max_bytes)
         for row, held in enumerate(self._held):
             assert self._working is not None
             self._working.truncate(row, held.cut(0))
@@ -289,8 +272,10 @@ class CachePool:
         costs and equal bits are promised for equal batches only.
         """
         unfinished = [row for row, path in enumerate(paths) if path]
+        kept_R, most_tokens = rows.lengths, tokens_at_once(self._model.config)
         for row in unfinished:
-            rows.truncate(row, held[row].cut(held[row].common(paths[row])))
+            kept_R[row] = held[row].cut(held[row].common(paths[row]))
+        rows.truncate_all(kept_R)
         while unfinished:
             row_of: dict[bytes, int] = {}  # chunks to compute, and a row for each
             for row in unfinished:
@@ -301,7 +286,7 @@ class CachePool:
                 if (at := len(own.keys)) < len(path):
                     row_of.setdefault(path[at], row)
             lengths = {row: len(sequences[row][len(held[row].keys)]) for row in row_of.values()}
-            for some, num_tokens in passes_over(lengths, cache=rows):
+            for some, num_tokens in passes_over(lengths, cache=rows, most_tokens=most_tokens):
                 ids_R = [sequences[row][len(held[row].keys)] for row in some]
                 chunks = self._prefill(rows.rows(some), ids_R, num_tokens=num_tokens)
                 for row, chunk in zip(some, chunks, strict=True):
@@ -309,6 +294,8 @@ class CachePool:
                     self._chunks.put(computed, chunk)
                     held[row].extend(computed, chunk.num_tokens, chunk.hidden_D)
             unfinished = [row for row in unfinished if len(held[row].keys) < len(paths[row])]
+        for path in paths:
+            self._chunks.touch(path)
 
     def _fill(self, row: StaticCache, held: _Held, path: Sequence[bytes], chunks: Sequence[Ids]) -> Tensor:
         """Make a row hold these chunks; the hidden state [D] behind the last.
@@ -344,8 +331,7 @@ class CachePool:
         ids_RT = filled_up(ids_R, num_tokens, device=device)
         hidden_RTD = self._model(ids_RT[:, num_held:], cache=rows)
         self.num_prefills += len(ids_R)
-        for row, length in enumerate((starts_R + lengths_R).tolist()):
-            rows.truncate(row, length)
+        rows.truncate_all(starts_R + lengths_R)
         last_R = index_tensor((lengths_R - 1 - num_held).tolist(), device)
         hiddens_D = hidden_RTD[torch.arange(len(ids_R), device=device), last_R].unbind()
         with one_thread(device):
@@ -365,14 +351,3 @@ def _append(row: StaticCache, chunk: Chunk) -> None:
         for layer, new in enumerate(zip(*chunk.parts_LKT, strict=True)):
             row.write_parts(layer, [part_KT[None] for part_KT in new], step=step)
     row.finish(step)
-
-
-def default_bytes(device: torch.device) -> int:
-    """A quarter of the device's memory, at most 8 GiB; 1 GiB where the system does not tell."""
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        memory = 4 << 30
-    return min(memory // 4, 8 << 30)

@@ -83,7 +83,7 @@ class Context:
         eoi, known = self.manifest.vocabulary.eoi, self._known.get(state)
         if not known or not ids or ids[-1] != eoi or state.answer_ids[-1:] not in ((), (eoi,)):
             return []
-        blocks = image_blocks(ids, self.manifest.vocabulary)
+        blocks = image_blocks(ids, self.manifest.vocabulary) if len(known) > 1 else []
         return [
             Reading(blocks if row else split_chunks(ids, eoi=eoi), before=before)
             for row, before in enumerate(known)
@@ -129,7 +129,7 @@ class Context:
 
     def free_tokens(self, state: WorldState, *, num_text_tokens: int = 0) -> int:
         """What is left behind so much text, a picture and the end of the answer; below 0: they do not fit."""
-        used = len(state.prompt_ids) + len(state.answer_ids) + num_text_tokens
+        used = state.num_tokens + num_text_tokens
         return self.max_tokens - used - self.block_tokens(state.size) - END_TOKENS
 
     def require(self, state: WorldState, *, num_text_tokens: int = 0) -> int:
@@ -138,8 +138,8 @@ class Context:
         if free < 0:
             needed = num_text_tokens + self.block_tokens(state.size) + END_TOKENS
             raise ContextFull(
-                f"the context of {self.max_tokens} tokens is full: {len(state.ids)} are used, and a text of "
-                f"{num_text_tokens} with a picture needs {needed} more; begin a new world from the last "
+                f"the context of {self.max_tokens} tokens is full: {state.num_tokens} are used, and a text "
+                f"of {num_text_tokens} with a picture needs {needed} more; begin a new world from the last "
                 "picture, say it in fewer words, or take smaller pictures"
             )
         return free

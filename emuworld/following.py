@@ -19,6 +19,7 @@ from emuworld.cache_pool import CachedModel, CachePool
 from emuworld.context import Context
 from emuworld.decoding.autoregressive import News, StepCallback, Written, finish
 from emuworld.decoding.dida import Painter
+from emuworld.readings import Reading
 from emuworld.segments import Places, Plan, SegmentWriter
 
 _END, _CLEAR = "end", "clear"
@@ -56,6 +57,9 @@ class _LeadingWriter(SegmentWriter):
 
 
 class _LeadingCaches(CachePool):
+    def read_ahead(self, sequences: Sequence[Reading]) -> None:
+        """Nothing: who follows hears of plans only, and all have to make the same calls of the model."""
+
     def clear(self) -> None:
         _tell(_CLEAR)
         super().clear()

@@ -7,8 +7,8 @@ of named ratios, and reference pictures resized to an area with their ratio kept
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from typing import Any, cast
 
 import numpy as np
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from emuworld.manifest import Manifest
-from emuworld.shares import one_thread
+from emuworld.shares import beside, one_thread
 from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer
 
 Codes = NDArray[np.integer]  # [h, w], 0-based
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 Size = tuple[int, int]  # height, width
+Decode = Callable[[Iterable[Codes]], "ToHost"]  # see `decoding`
 
 PICTURE_AREA = 1024**2  # pixels of a picture in t2i and x2i, and of their reference pictures
 INTERLEAVED_AREA = 720**2  # the same in the modes whose answers hold many pictures
@@ -49,13 +50,18 @@ def encode(vision: VisionTokenizer, images: Iterable[Pixels], *, device: torch.d
         lambda images_BHW3: vision.encode(images_BHW3.to(device)),
         most=lambda shape: vision.pictures_at_once((shape[0] // DOWNSAMPLE, shape[1] // DOWNSAMPLE)),
         device=device,
-    )
+    ).received()
 
 
 def decode(vision: VisionTokenizer, codes: Iterable[Codes], *, device: torch.device) -> list[Pixels]:
     """The picture of each grid of codes, [16 h, 16 w, 3]. On the CPU the same pixels whatever stands beside
     it; on a GPU pictures of one size are made together, the first while further codes are still coming.
     """
+    return decoding(vision, codes, device=device).received()
+
+
+def decoding(vision: VisionTokenizer, codes: Iterable[Codes], *, device: torch.device) -> ToHost:
+    """`decode`, begun: a GPU may still be at work when it returns."""
     return _in_groups(
         (np.asarray(grid).astype(np.int64) for grid in codes),
         vision.decode,
@@ -70,10 +76,10 @@ def _in_groups(
     *,
     most: Callable[[tuple[int, ...]], int],
     device: torch.device,
-) -> list[NDArray[Any]]:
+) -> ToHost:
     """`compute` of each array; on a GPU of up to `most` of one shape together, on the CPU one by one."""
     groups: dict[tuple[int, ...], dict[int, NDArray[Any]]] = {}
-    to_host = _ToHost()
+    to_host = ToHost()
 
     def send(group: dict[int, NDArray[Any]]) -> None:
         # One by itself keeps numpy's strides: another layout is another convolution, which may round
@@ -89,39 +95,41 @@ def _in_groups(
                 send(groups.pop(array.shape))
         for group in groups.values():
             send(group)
-        return to_host.received()
+    return to_host
 
 
-class _ToHost:
-    """Results on their way to the host: from a GPU they are copied while it computes those that come next."""
+class ToHost:
+    """Results on their way to the host: those of a GPU are copied by other threads, while it and the caller
+    do what comes next."""
 
     def __init__(self) -> None:
         self._found: dict[int, NDArray[Any]] = {}
-        self._coming: deque[tuple[list[int], torch.Tensor, torch.cuda.Event]] = deque()
+        self._coming: list[tuple[list[int], Future[NDArray[Any]]]] = []
 
     def send(self, places: list[int], results: torch.Tensor) -> None:
-        """Nothing waits for these; those before are taken."""
+        """Nothing waits for these."""
         if not results.is_cuda:
             self._found |= zip(places, results.numpy(), strict=True)
             return
         pinned = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
         pinned.copy_(results, non_blocking=True)
-        self._coming.append((places, pinned, torch.cuda.current_stream(results.device).record_event()))
-        while len(self._coming) > 1:
-            self._take()
+        copied = torch.cuda.Event(blocking=True)  # who waits for it takes no core
+        copied.record(torch.cuda.current_stream(results.device))
+        self._coming.append((places, beside(_kept, pinned, copied)))
 
     def received(self) -> list[NDArray[Any]]:
         """All, in the order of their places."""
-        while self._coming:
-            self._take()
+        for places, kept in self._coming:
+            self._found |= zip(places, kept.result(), strict=True)
+        self._coming.clear()
         return [self._found[place] for place in sorted(self._found)]
 
-    def _take(self) -> None:
-        places, pinned, copied = self._coming.popleft()
-        copied.synchronize()
-        # Into ordinary memory: who keeps pictures need not keep what is set aside for copies.
-        kept = torch.empty(pinned.shape, dtype=pinned.dtype).copy_(pinned)
-        self._found |= zip(places, kept.numpy(), strict=True)
+
+def _kept(pinned: torch.Tensor, copied: torch.cuda.Event) -> NDArray[Any]:
+    """In ordinary memory: who keeps pictures need not keep what is set aside for copies. Numpy asks for large
+    pages, of which few are to be made."""
+    copied.synchronize()
+    return pinned.numpy().copy()
 
 
 def checked(image: Pixels | Codes) -> Pixels:

@@ -44,12 +44,25 @@ class Readings:
     """
 
     def __init__(self) -> None:
-        self._held: dict[int, tuple[weakref.ref[WorldState], list[Reading]]] = {}
+        self._held: dict[int, _Known] = {}
 
     def get(self, state: WorldState) -> list[Reading] | None:
         held = self._held.get(id(state))
-        return held[1] if held is not None and held[0]() is state else None
+        return held.rows if held is not None and held() is state else None
 
     def put(self, state: WorldState, rows: list[Reading]) -> None:
-        name = id(state)
-        self._held[name] = weakref.ref(state, lambda _: self._held.pop(name, None)), rows
+        known = _Known(state, self._forget)
+        known.name, known.rows = id(state), rows
+        self._held[known.name] = known
+
+    def _forget(self, known: weakref.ref[WorldState]) -> None:
+        assert isinstance(known, _Known)
+        self._held.pop(known.name, None)
+
+
+class _Known(weakref.ref[WorldState]):
+    """A state as long as it is there, where it lies, and what its rows have read."""
+
+    __slots__ = ("name", "rows")
+    name: int
+    rows: list[Reading]

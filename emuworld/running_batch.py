@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
 from emuworld.decoding.autoregressive import News, StepCallback, Written
 from emuworld.decoding.sampling import Sampling
-from emuworld.pictures import Codes, Pixels
+from emuworld.pictures import Decode
 from emuworld.segments import Places, Plan, SegmentWriter
 from emuworld.state import Segment, WorldState
 
@@ -44,7 +44,7 @@ class RunningBatch(Generic[Name]):
         writer: SegmentWriter,
         *,
         num_worlds: int,
-        decode: Callable[[Iterable[Codes]], list[Pixels]],
+        decode: Decode,
         lock: threading.RLock,
         on_step: StepCallback | None = None,
     ) -> None:
@@ -87,7 +87,7 @@ class RunningBatch(Generic[Name]):
                 self._step()
                 continue
             asked, written = self._written.popleft()
-            yield Imagined(asked.name, *self._writer.read(asked.plan.state, written, decode=self._decode))
+            yield Imagined(asked.name, *self._writer.read(asked.plan, written, decode=self._decode))
 
     def close(self) -> None:
         """Give up what is not finished."""

@@ -6,7 +6,8 @@ only rows of a cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -18,11 +19,12 @@ from emuworld.decoding.dida import Painter
 from emuworld.decoding.grammar import Grammar
 from emuworld.decoding.sampling import Sampling
 from emuworld.decoding.uniforms import TokenUniforms
-from emuworld.pictures import Codes, Pixels
+from emuworld.pictures import Codes, Decode, Pixels
 from emuworld.readings import Ids, Reading
 from emuworld.state import Segment, WorldState
 from emuworld.tokens.sequence import ParsedAnswer, parse_answer
 from emuworld.tokens.text import TextTokenizer
+from emuworld.tokens.vision import DOWNSAMPLE
 
 # A working cache begins with room for so many words before the picture, and grows where a text is longer: the
 # published model may write as many as its context holds, and 32,768 tokens of a row are 8 GiB.
@@ -113,7 +115,7 @@ class SegmentWriter:
             words = context.tokenizer.encode(text)
             context.require(state, num_text_tokens=len(words))
             forced = (*words, manifest.vocabulary.boi)
-        max_tokens, overrun = context.max_tokens - len(state.ids), Stop.CONTEXT
+        max_tokens, overrun = context.max_tokens - state.num_tokens, Stop.CONTEXT
         if sampling.max_new_tokens is not None:
             left = sampling.max_new_tokens - len(state.answer_ids)
             if left < max_tokens:
@@ -173,57 +175,61 @@ class SegmentWriter:
                 )
             )
 
-    def read(
-        self, state: WorldState, written: Written, *, decode: Callable[[Iterable[Codes]], list[Pixels]]
-    ) -> tuple[WorldState, Segment]:
+    def read(self, plan: Plan, written: Written, *, decode: Decode) -> tuple[WorldState, Segment]:
         """State and segment after the ids of one segment; `decode` makes pictures of codes."""
-        return self.read_all([state], [written], decode=decode)[0]
+        return self.read_all([plan], [written], decode=decode)[0]
 
     def read_all(
-        self,
-        states: Sequence[WorldState],
-        written: Sequence[Written],
-        *,
-        decode: Callable[[Iterable[Codes]], list[Pixels]],
+        self, plans: Sequence[Plan], written: Sequence[Written], *, decode: Decode, ahead: bool = False
     ) -> list[tuple[WorldState, Segment]]:
-        """`read` for many, whose pictures are made together: on a GPU while the answers behind are read."""
+        """`read` for many, whose pictures are made together: on a GPU while the answers behind are read. With
+        `ahead` it then has the caches read what was drawn, while pixels are on their way.
+        """
         answers: list[ParsedAnswer] = []
-        readings: list[list[Reading]] = []
 
         def codes() -> Iterator[Codes]:
-            for state, one in zip(states, written, strict=True):
+            for one in written:
                 answers.append(parse_answer(one.ids, tokenizer=self._context.tokenizer))
-                readings.append(self._context.read_on(state, one.ids))
                 if (found := _codes(answers[-1])) is not None:
                     yield found
 
-        pictures = iter(decode(codes()))
-        images = [None if _codes(answer) is None else next(pictures) for answer in answers]
-        pairs = [self._after(*one) for one in zip(states, written, answers, images, strict=True)]
-        for before, (state, _), rows in zip(states, pairs, readings, strict=True):
-            if state.size == before.size:  # another size was never checked
+        coming = decode(codes())
+        readings = [
+            self._context.read_on(plan.state, one.ids) for plan, one in zip(plans, written, strict=True)
+        ]
+        if ahead:
+            self._read_ahead(plans, readings)
+        states = [self._after(*one) for one in zip(plans, written, answers, strict=True)]
+        for plan, state, rows in zip(plans, states, readings, strict=True):
+            if state.size == plan.state.size:  # another size was never checked
                 self._context.remember(state, rows)
-        return pairs
+        pictures = iter(coming.received())
+        images = [None if _codes(answer) is None else next(pictures) for answer in answers]
+        segments = map(_segment, states, written, answers, images)
+        return list(zip(states, segments, strict=True))
 
-    def _after(
-        self, state: WorldState, written: Written, parsed: ParsedAnswer, image: Pixels | None
-    ) -> tuple[WorldState, Segment]:
-        last = parsed.segments[-1] if parsed.segments else None
-        ended = parsed.ended or (image is not None and state.mode in _ONE_PICTURE)
-        state = replace(
+    def _read_ahead(self, plans: Sequence[Plan], readings: Sequence[Sequence[Reading]]) -> None:
+        """Have the caches read what worlds that go on will need at their next step. That is only a matter of
+        speed: an error in it must not lose what was drawn.
+        """
+        rows_of = [
+            rows[: plan.num_rows] if plan.state.mode not in _ONE_PICTURE else []
+            for plan, rows in zip(plans, readings, strict=True)
+        ]
+        try:
+            self._caches.read_ahead([rows[rank] for rank in range(3) for rows in rows_of if rank < len(rows)])
+        except Exception as error:
+            warnings.warn(f"pictures are read at the next step, not ahead: {error}", stacklevel=2)
+
+    def _after(self, plan: Plan, written: Written, parsed: ParsedAnswer) -> WorldState:
+        state, codes = plan.state, _codes(parsed)
+        size = state.size if codes is None else (DOWNSAMPLE * codes.shape[0], DOWNSAMPLE * codes.shape[1])
+        return replace(
             state,
             answer_ids=(*state.answer_ids, *written.ids),
             step=state.step + 1,
-            size=state.size if image is None else image.shape[:2],
-            ended=ended,
-        )
-        return state, Segment(
-            text=last.text if last else "",
-            image=image,
-            thought=last.thought if last else None,
-            ended=ended,
-            answer_thought=parsed.thought,
-            stop_reason=written.stop,
+            size=size,
+            ended=parsed.ended or (codes is not None and state.mode in _ONE_PICTURE),
         )
 
     def _readings(self, plan: Plan) -> list[Reading]:
@@ -248,6 +254,19 @@ class SegmentWriter:
             max_tokens=plan.max_tokens,
             overrun=plan.overrun,
         )
+
+
+def _segment(state: WorldState, written: Written, parsed: ParsedAnswer, image: Pixels | None) -> Segment:
+    """`state` is the one behind it."""
+    last = parsed.segments[-1] if parsed.segments else None
+    return Segment(
+        text=last.text if last else "",
+        image=image,
+        thought=last.thought if last else None,
+        ended=state.ended,
+        answer_thought=parsed.thought,
+        stop_reason=written.stop,
+    )
 
 
 def _codes(answer: ParsedAnswer) -> Codes | None:

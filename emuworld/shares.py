@@ -1,4 +1,4 @@
-"""Work for several threads at once, in shares; and PyTorch's own operations on one.
+"""Work for several threads at once, in shares, or beside the caller; and PyTorch's own operations on one.
 
 Below everything else: it imports nothing of ours.
 """
@@ -6,10 +6,13 @@ Below everything else: it imports nothing of ours.
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 _threads: ThreadPoolExecutor | None = None
 _local = threading.local()  # of each thread: how many others `one_thread` keeps PyTorch from
@@ -29,6 +32,11 @@ def in_shares(num_shares: int, work: Callable[..., None], *arguments: object) ->
     for error in errors:
         if error is not None:
             raise error
+
+
+def beside(work: Callable[..., Result], *arguments: object) -> Future[Result]:
+    """`work(*arguments)` in another thread, for what waits more than it computes."""
+    return _pool().submit(work, *arguments)
 
 
 @contextmanager

@@ -89,6 +89,11 @@ class WorldState:
         """Prompt and answer."""
         return self.prompt_ids + self.answer_ids
 
+    @property
+    def num_tokens(self) -> int:
+        """Of prompt and answer."""
+        return len(self.prompt_ids) + len(self.answer_ids)
+
     def to_bytes(self) -> bytes:
         """The snapshot that `from_bytes` reads; at most 1 kB a frame of 256 px."""
         mode = self.mode.encode()
@@ -176,9 +181,12 @@ class WorldState:
 
 def split_chunks(ids: Sequence[int], *, eoi: int) -> list[tuple[int, ...]]:
     """Cut behind every EOI; what follows the last one is a chunk of its own, if there is anything."""
-    stops = (np.flatnonzero(np.array(ids, dtype=np.int64) == eoi) + 1).tolist()
-    starts = [0, *stops]
-    return [tuple(ids[a:b]) for a, b in zip(starts, [*stops, len(ids)], strict=True) if a < b]
+    chunks, start = [], 0
+    for _ in range(ids.count(eoi)):
+        stop = ids.index(eoi, start) + 1
+        chunks.append(tuple(ids[start:stop]))
+        start = stop
+    return [*chunks, tuple(ids[start:])] if start < len(ids) else chunks
 
 
 def image_blocks(ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[int, ...]]:

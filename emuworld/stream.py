@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -17,7 +17,7 @@ from emuworld.events import (
     TextPiece,
     ThoughtPiece,
 )
-from emuworld.pictures import Codes, Pixels
+from emuworld.pictures import Decode
 from emuworld.segments import Plan, SegmentWriter
 from emuworld.tokens.text import TextTokenizer
 
@@ -27,7 +27,7 @@ def stream(
     *,
     writer: SegmentWriter,
     tokenizer: TextTokenizer,
-    decode: Callable[[Iterable[Codes]], list[Pixels]],
+    decode: Decode,
     lock: threading.RLock,
 ) -> Iterator[Event]:
     """See `WorldModel.stream`. The lock is held from one event to the next, and free while one is heard."""
@@ -49,7 +49,7 @@ def stream(
     finally:
         with lock:
             writing.close()
-    state, segment = writer.read(plan.state, written, decode=decode)
+    state, segment = writer.read(plan, written, decode=decode)
     if segment.image is not None:
         yield ImageDone(image=segment.image)
     yield SegmentDone(state=state, segment=segment)

@@ -221,7 +221,7 @@ class WorldModel:
             return []
         with self._lock, torch.inference_mode():
             written = finish(self._writer.write(plans, on_step))
-            return self._writer.read_all([plan.state for plan in plans], written, decode=self.decode)
+            return self._writer.read_all(plans, written, decode=self._decoding, ahead=True)
 
     def stream(
         self, state: WorldState, text: str | None = None, *, sampling: Sampling | None = None
@@ -237,7 +237,7 @@ class WorldModel:
             self._writer.plan(state, text, sampling),
             writer=self._writer,
             tokenizer=self.tokenizer,
-            decode=self.decode,
+            decode=self._decoding,
             lock=self._lock,
         )
 
@@ -267,7 +267,7 @@ class WorldModel:
                         batch.add(state, name=name)
         """
         return RunningBatch(
-            self._writer, num_worlds=num_worlds, decode=self.decode, lock=self._lock, on_step=on_step
+            self._writer, num_worlds=num_worlds, decode=self._decoding, lock=self._lock, on_step=on_step
         )
 
     def fits(self, state: WorldState, text: str | None) -> bool:
@@ -300,8 +300,12 @@ class WorldModel:
 
     def decode(self, codes: Iterable[Codes]) -> list[Pixels]:
         """Codes int [h, w] -> pictures uint8 [16 h, 16 w, 3] each."""
+        return self._decoding(codes).received()
+
+    def _decoding(self, codes: Iterable[Codes]) -> pictures.ToHost:
+        """`decode`, begun."""
         with self._lock:
-            return pictures.decode(self._vision, codes, device=self.device)
+            return pictures.decoding(self._vision, codes, device=self.device)
 
     def default_sampling(self, mode: str) -> Sampling:
         """What `imagine` uses in a mode unless told otherwise."""
@@ -317,8 +321,7 @@ class WorldModel:
             follow(self._writer, self._caches)
 
     def unlock(self) -> None:
-        """Forget who uses the model, and half-written caches: for a forked child, where other threads are
-        gone."""
+        """Forget who uses the model, and half-written caches: in a forked child other threads are gone."""
         self._lock = threading.RLock()
         self._caches.clear()
 

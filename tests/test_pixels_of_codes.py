@@ -38,10 +38,10 @@ def test_a_gpu_makes_pictures_of_one_size_together_while_others_come(
         batches.append((len(codes_Bhw), len(asked)))
         return 2 * codes_Bhw
 
-    found = pictures._in_groups(codes(), compute, most=lambda shape: 3, device=torch.device(device))
+    coming = pictures._in_groups(codes(), compute, most=lambda shape: 3, device=torch.device(device))
     assert [size for size, _ in batches] == expected
     assert batches[0][1] == (1 if device == "cpu" else 4), "the first is there before all are asked for"
-    assert all(np.array_equal(one, 2 * grid) for one, grid in zip(found, grids(), strict=True))
+    assert all(np.array_equal(one, 2 * grid) for one, grid in zip(coming.received(), grids(), strict=True))
 
 
 @pytest.mark.gpu

@@ -1,12 +1,13 @@
 """Shares of work are done once, errors arrive, and PyTorch gets its threads back."""
 
+import os
 import threading
 
 import pytest
 import torch
 
 from emuworld import shares
-from emuworld.shares import in_shares, num_spare_threads, one_thread
+from emuworld.shares import beside, in_shares, num_spare_threads, one_thread
 
 CPU = torch.device("cpu")
 
@@ -37,6 +38,16 @@ def test_the_caller_does_what_nobody_has_begun() -> None:
     finally:
         go.set()
     assert done == [(share, threading.current_thread()) for share in range(3)]
+
+
+def test_work_beside_the_caller_is_asked_for_later_in_a_forked_child_too() -> None:
+    assert beside(divmod, 7, 2).result() == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        beside(divmod, 7, 0).result()
+    child = os.fork()
+    if child == 0:  # the parent's threads are not there
+        os._exit(beside(divmod, 7, 2).result(timeout=60)[0])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])

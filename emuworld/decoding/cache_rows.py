@@ -7,6 +7,7 @@ Shapes: R cache rows, T tokens of one feed, D hidden size.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,9 @@ from emuworld.decoding.grammar import Span
 from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.request import Progress
 from emuworld.model.cache import StaticCache
+from emuworld.model.config import TransformerConfig
 from emuworld.model.exact import Chooser, ExactTransformer
+from emuworld.model.staging import moved
 
 _SHORT = 2  # tokens of one feed up to which rows of any lengths go together: a token, and the EOL behind it
 _GROWTH = 1.5  # a cache that a long text fills grows by this factor, so that copying it stays rare
@@ -25,8 +28,9 @@ _GROWTH = 1.5  # a cache that a long text fills grows by this factor, so that co
 _LENGTH_STEP = 16
 # A row is filled up by as many tokens, or by this share of the longest: less than another pass would cost.
 _MOST_FILLED, _MOST_FILLED_SHARE = 32, 8
-_TOKENS_AT_ONCE = 32_768  # of one pass over many rows: more of them are no faster
-_STAGED_BYTES = 64 << 10  # the most that the driver takes from ordinary memory without waiting for the GPU
+# Tokens of one pass of a GPU over many rows: more of them are no faster there, but each pass takes the host
+# milliseconds. So there are more where the widest of what lies between a layer's matrices takes little.
+_TOKENS_AT_ONCE, _WIDEST_BYTES = 32_768, 512 << 20
 
 
 class CacheRows:
@@ -154,12 +158,12 @@ class CacheRows:
         """Runs of many lengths in few passes."""
         lengths = {row: len(run) for row, run in runs.items()}
         self._reserve(max(lengths.values()))
-        for rows, num_tokens in passes_over(lengths, cache=self._cache):
+        most_tokens = tokens_at_once(self._cache.config)
+        for rows, num_tokens in passes_over(lengths, cache=self._cache, most_tokens=most_tokens):
             ids_RT = filled_up([runs[row] for row in rows], num_tokens, device=self._model.device)
-            starts = self._cache.lengths
+            starts_R = self._cache.lengths[rows]
             hidden_RTD = self._read(rows, ids_RT, rides=False)
-            for row in rows:
-                self._cache.truncate(row, int(starts[row]) + lengths[row])
+            self._cache.rows(rows).truncate_all(starts_R + [lengths[row] for row in rows])
             last_R = index_tensor([lengths[row] - 1 for row in rows], self._model.device)
             hidden_RD = hidden_RTD[torch.arange(len(rows), device=last_R.device), last_R]
             self.hidden_RD = self.hidden_RD.index_copy(0, self._index_of(rows), hidden_RD)
@@ -179,8 +183,15 @@ def rides_along(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
+def tokens_at_once(config: TransformerConfig) -> int:
+    """The most tokens of one pass of a GPU."""
+    heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    widest_bytes = 2 * max(2 * config.intermediate_size, heads, config.hidden_size)
+    return max(_TOKENS_AT_ONCE, _WIDEST_BYTES // widest_bytes)
+
+
 def passes_over(
-    lengths: Mapping[int, int], *, cache: StaticCache, most_tokens: int = _TOKENS_AT_ONCE
+    lengths: Mapping[int, int], *, cache: StaticCache, most_tokens: int
 ) -> list[tuple[list[int], int]]:
     """Rows of a cache that have so many tokens to read, in groups for one pass of a GPU each, and how many
     tokens that pass has: shorter rows are filled up, behind what is their own, and cut back afterwards.
@@ -209,17 +220,9 @@ def filled_up(runs: Sequence[Sequence[int]], num_tokens: int, *, device: torch.d
     """[runs, num_tokens] int64: their ids, and behind them any."""
     ids_RT = np.zeros((len(runs), num_tokens), dtype=np.int64)
     for ids_T, run in zip(ids_RT, runs, strict=True):
-        ids_T[: len(run)] = run
+        ids_T[: len(run)] = array("q", run)  # numpy reads a list three times as slowly
     return moved(torch.from_numpy(ids_RT), device)
 
 
 def index_tensor(numbers: Sequence[int], device: torch.device) -> Tensor:
     return moved(torch.tensor(numbers), device)
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device, which nothing waits for: the driver has read a small tensor when it returns, and a large
-    one is copied to where it may be read later."""
-    if device.type == "cuda" and tensor.nbytes > _STAGED_BYTES:
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -31,17 +31,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emuworld.decoding.cache_rows import index_tensor, moved, rides_along
+from emuworld.decoding.cache_rows import index_tensor, rides_along, tokens_at_once
 from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.noise import Noise, Path, make_path, uniform_codes
 from emuworld.decoding.sampling import Sampling, pick_and_rate
 from emuworld.decoding.uniforms import TokenUniforms
 from emuworld.model.cache import StaticCache
+from emuworld.model.staging import moved
 from emuworld.tokens.vocabulary import Vocabulary
 
 _SCORES_AT_ONCE = 64 << 20  # positions times codes of one row: 256 MiB of fp32
-# Tokens of one forward: more of them are no faster, and what lies between the matrices grows with them.
-_TOKENS_AT_ONCE = {"cpu": 512, "cuda": 32_768}
+# Tokens of one forward on a CPU: more of them are no faster, and what lies between the matrices grows.
+_TOKENS_AT_ONCE = 512
 _MIXED_TOKENS = 2048  # of a picture, up to which rows of unequal lengths share a forward on a GPU
 _DRAWS_A_PASS = 3  # of uniform numbers for every code: the model's draw, whether it stays, what it becomes
 
@@ -243,7 +244,9 @@ class _Canvas:
         # Nothing between two passes may wait for the device: it would stand still while the next is launched.
         ids_RT = ids_PT[index_tensor([picture_of[row] for row in place_of], ids_PT.device)]
         parts: list[Tensor] = []
-        most = max(1, _TOKENS_AT_ONCE.get(ids_PT.device.type, _TOKENS_AT_ONCE["cuda"]) // ids_PT.shape[1])
+        on_cpu = ids_PT.device.type == "cpu"
+        most_tokens = _TOKENS_AT_ONCE if on_cpu else tokens_at_once(cache.config)
+        most = max(1, most_tokens // ids_PT.shape[1])
         for rows in (group[at : at + most] for group in groups.values() for at in range(0, len(group), most)):
             first = place_of[rows[0]]
             hidden_RTD = self._painter.model(

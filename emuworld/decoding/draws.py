@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emuworld.decoding.cache_rows import CacheRows, index_tensor, moved
+from emuworld.decoding.cache_rows import CacheRows, index_tensor
 from emuworld.decoding.grammar import Grammar, Span
 from emuworld.decoding.language_model import LanguageModel
 from emuworld.decoding.request import Progress
@@ -29,6 +29,7 @@ from emuworld.decoding.sampling import (
     pick_guided,
 )
 from emuworld.model.exact import ExactTransformer
+from emuworld.model.staging import moved
 
 if TYPE_CHECKING:
     from emuworld.decoding.compiled_draw import Draws

@@ -41,6 +41,9 @@ class Phase(IntEnum):
     ENDED = 8
 
 
+_WORDS_STAY = (Phase.TEXT, Phase.ANSWER_THOUGHT, Phase.IMAGE_THOUGHT)  # where a word changes nothing
+
+
 class GrammarState(NamedTuple):
     """One row's state: small, immutable, cheap to replace.
 
@@ -128,6 +131,7 @@ class Grammar:
         }
         self._visual_span = Span(v.visual_start, v.visual_stop, visual=True, image=True)
         self._size_spans: dict[tuple[int, ...], Span] = {}
+        self._size_runs: dict[GrammarState, tuple[list[int], GrammarState]] = {}
         self._forced = {token: Forced(token) for token in (*v.control_ids, *digit_ids, star_id)}
 
     def start(self, size: tuple[int, int] | None = None, *, first: bool = True) -> GrammarState:
@@ -189,6 +193,8 @@ class Grammar:
             if self._fit_picture(state, tokens[:count]):
                 state, tokens = state._replace(position=state.position + count), tokens[count:]
         for token in tokens:
+            if state.phase in _WORDS_STAY and self.vocabulary.is_text(token):
+                continue  # nearly all that a text is made of
             state = self.advance(state, token)
         return state
 
@@ -204,6 +210,17 @@ class Grammar:
     def forced_run(self, state: GrammarState) -> tuple[list[int], GrammarState]:
         """The tokens that must follow (none, or several: a size prefix, EOL, EOI) and the state after
         them."""
+        if (
+            state.phase is Phase.HEIGHT and state.position == 0
+        ):  # a picture begins: few sizes, again and again
+            before = state._replace(num_images=0)
+            if before not in self._size_runs:
+                self._size_runs[before] = self._forced_run(before)
+            run, after = self._size_runs[before]
+            return run.copy(), after._replace(num_images=state.num_images)
+        return self._forced_run(state)
+
+    def _forced_run(self, state: GrammarState) -> tuple[list[int], GrammarState]:
         run: list[int] = []
         while state.phase is not Phase.ENDED:
             choice = self.allowed(state)

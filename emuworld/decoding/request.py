@@ -191,11 +191,13 @@ class Progress:
         vocabulary = self._grammar.vocabulary
         rows_hW = np.full((len(codes_hw), codes_hw.shape[1] + 1), vocabulary.eol)
         rows_hW[:, :-1] = codes_hw + vocabulary.visual_start
-        *before, last = rows_hW.ravel()[:-1].tolist()
-        self.ids += before
-        self.state = self.state._replace(position=len(before))
-        self.write([last])
-        self.pending = self.image_pending = [vocabulary.img, *before, *self.pending]
+        rows_hW[-1, -1] = vocabulary.eoi
+        block = rows_hW.ravel().tolist()
+        self.ids += block
+        self.pending = self.image_pending = [vocabulary.img, *block]
+        at_its_end = self.state._replace(position=len(block) - 2)
+        self.state = self._grammar.advance_all(at_its_end, block[-2:])
+        self._notice_the_end()
 
     def take_news(self) -> list[int]:
         """Ids since the last call. The head of an image is kept back until its size is known to fit."""

@@ -9,11 +9,29 @@ of their own, so branches of one state that differ in their command draw their i
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 from numpy.typing import NDArray
 
 _KEYS = 2**63  # the counter's highest word where keys are made: no draw's number
 _BLOCK = 512  # numbers made at once: 20 us, and an image of 256 px needs one block
+
+
+class _Counting(threading.local):
+    """A generator of each thread, which begins wherever it is told: five times as fast as to make one."""
+
+    def __init__(self) -> None:
+        self._philox = np.random.Philox(0)
+        self._state = self._philox.state
+
+    def begin(self, key: NDArray[np.uint64], counter: NDArray[np.uint64]) -> np.random.Philox:
+        """As `Philox(key=key, counter=counter)`."""
+        self._philox.state = {**self._state, "state": {"key": key, "counter": counter}}
+        return self._philox
+
+
+_counting = _Counting()
 
 
 class TokenUniforms:
@@ -69,6 +87,6 @@ class TokenUniforms:
     def _numbers(self, *, stream: int, block: int, draw: int, count: int) -> NDArray[np.float64]:
         # The words of the 256-bit counter, lowest first; one block uses the lowest word up to count / 4.
         counter = np.array([0, block, stream, draw], dtype=np.uint64)
-        raw = np.random.Philox(key=self._key, counter=counter).random_raw(count)
+        raw = _counting.begin(self._key, counter).random_raw(count)
         # The raw stream is what numpy guarantees to keep; 53 bits fill a double's mantissa.
         return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53

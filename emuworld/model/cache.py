@@ -17,6 +17,7 @@ import torch
 from emuworld.model import int8_cache
 from emuworld.model.config import TransformerConfig
 from emuworld.model.huge_pages import HugePages
+from emuworld.model.staging import moved
 from emuworld.shares import one_thread
 
 if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
@@ -74,8 +75,7 @@ class CacheStep:
 
     @cached_property
     def positions_RT(self) -> torch.Tensor:
-        positions_RT = torch.from_numpy(self.starts[:, None] + np.arange(self.num_tokens))
-        return positions_RT.to(self.device, non_blocking=True)
+        return moved(torch.from_numpy(self.starts[:, None] + np.arange(self.num_tokens)), self.device)
 
     @property
     def longest(self) -> int:
@@ -192,6 +192,12 @@ class StaticCache:
         if not 0 <= length <= held:
             raise ValueError(f"row {row} holds {held} tokens: it cannot be cut to {length}")
         self._store.lengths[self._index[row]] = length
+
+    def truncate_all(self, lengths_R: np.ndarray) -> None:
+        """`truncate` of every row."""
+        if not ((lengths_R >= 0) & (lengths_R <= self.lengths)).all():
+            raise ValueError(f"rows hold {self.lengths} tokens: they cannot be cut to {lengths_R}")
+        self._store.lengths[self._index] = lengths_R
 
     def copy_row(self, source: int, target: int, *, origin: "StaticCache | None" = None) -> None:
         """Make row `target` equal to row `source` of `origin` (of this cache by default)."""

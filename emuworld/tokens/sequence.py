@@ -11,8 +11,10 @@ Codes are 0-based indices of the vision tokenizer, int [h, w]; ids are what the 
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -198,8 +200,8 @@ class _AnswerReader:
     def __init__(self, ids: Iterable[int], *, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = tokenizer.vocabulary
-        self._names = {token: name.upper() for name, token in self._vocabulary.controls.items()}
-        self._ids = list(map(int, ids))
+        self._ids_N = _as_numbers(ids)
+        self._ids: list[int] = self._ids_N.tolist()
         self._at = 0
         self._next = self._ids[0] if self._ids else None
         self._segments: list[ParsedSegment] = []
@@ -238,11 +240,11 @@ class _AnswerReader:
 
     def _take_text(self) -> str:
         """Text of the run of text ids that begins with the token in hand."""
-        run = []
-        while self._next is not None and self._vocabulary.is_text(self._next):
-            run.append(self._next)
-            self._advance()
-        return self._tokenizer.decode(run)
+        begin, end, stop = self._at, self._at, self._vocabulary.num_text_tokens
+        while end < len(self._ids) and 0 <= self._ids[end] < stop:
+            end += 1
+        self._advance(end - begin)
+        return self._tokenizer.decode(self._ids[begin:end])
 
     def _close_segment(self, codes: ImageTokens | None) -> None:
         self._segments.append(
@@ -263,7 +265,10 @@ class _AnswerReader:
             return "end"
         if self._vocabulary.is_text(token):
             return "text"
-        return "visual" if self._vocabulary.is_visual(token) else self._names.get(token, "unknown")
+        if self._vocabulary.is_visual(token):
+            return "visual"
+        names = (name.upper() for name, control in self._vocabulary.controls.items() if control == token)
+        return next(names, "unknown")
 
     def _read_thought(self, end: int) -> str:
         name = self._kind(self._next)
@@ -292,23 +297,39 @@ class _AnswerReader:
         codes = body[body != vocabulary.eol]
         if not closed:
             self._problems.append(f"the image was cut off after {len(codes)} codes")
-        ends = np.flatnonzero(body == vocabulary.eol)
-        widths = (np.diff(ends, prepend=-1, append=len(body)) - 1).tolist()
-        fits = size is not None and widths == [int(size[2])] * int(size[1])
+        ends = np.flatnonzero(body == vocabulary.eol).tolist()
+        height, width = (int(size[1]), int(size[2])) if size is not None else (0, 0)
+        fits = height > 0 and len(body) == height * (width + 1) - 1
+        fits = fits and ends == list(range(width, len(body), width + 1))
         if closed and not fits:
-            found = f"{len(widths)} rows of {sorted(set(widths))[:8]} codes"
+            widths = np.diff([-1, *ends, len(body)]) - 1
+            found = f"{len(widths)} rows of {np.unique(widths)[:8].tolist()} codes"
             self._problems.append(f"the image says {header[:20]!r} but has {found}")
         # All codes of the named size are there: the picture is whole even where EOI was cut off.
-        self._close_segment(codes.reshape(len(widths), -1) - vocabulary.visual_start if fits else None)
+        self._close_segment(codes.reshape(height, width) - vocabulary.visual_start if fits else None)
 
     def _take_body(self) -> ImageTokens:
         """The run of visual ids and separators that begins with the token in hand."""
-        vocabulary, begin, end = self._vocabulary, self._at, self._at
-        start, stop, eol = vocabulary.visual_start, vocabulary.visual_stop, vocabulary.eol
-        while end < len(self._ids) and (start <= self._ids[end] < stop or self._ids[end] == eol):
-            end += 1
-        self._advance(end - begin)
-        return np.array(self._ids[begin:end], dtype=np.int64)
+        begin = self._at
+        behind = self._no_body_N[np.searchsorted(self._no_body_N, begin) :][:1]
+        self._advance((int(behind[0]) if len(behind) else len(self._ids)) - begin)
+        return self._ids_N[begin : self._at]
+
+    @cached_property
+    def _no_body_N(self) -> npt.NDArray[np.int64]:
+        """Where neither visual ids nor separators stand."""
+        ids_N, vocabulary = self._ids_N, self._vocabulary
+        is_visual = (ids_N >= vocabulary.visual_start) & (ids_N < vocabulary.visual_stop)
+        return np.flatnonzero(~is_visual & (ids_N != vocabulary.eol))
+
+
+def _as_numbers(ids: Iterable[int]) -> npt.NDArray[np.int64]:
+    """What has more than 64 bits is no id, nor is -1."""
+    ids = list(ids)
+    try:
+        return np.array(array("q", ids), dtype=np.int64)
+    except (TypeError, OverflowError):
+        return np.array([number if -1 < number < 1 << 63 else -1 for number in map(int, ids)], dtype=np.int64)
 
 
 def _joined(first: str | None, second: str) -> str:

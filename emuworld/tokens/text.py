@@ -115,8 +115,11 @@ class TextTokenizer:
         Raises:
             ValueError: an id that the vocabulary does not name.
         """
+        ids = list(map(int, ids))
+        if all(map(self.vocabulary.is_text, ids)):
+            return self._encoding.decode_bytes(ids).decode("utf-8", errors="replace")
         data = bytearray()
-        for token in map(int, ids):
+        for token in ids:
             if self.vocabulary.is_text(token):
                 data += self._encoding.decode_single_token_bytes(token)
             elif self.vocabulary.is_visual(token):

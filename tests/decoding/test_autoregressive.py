@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from emuworld.decoding.autoregressive import Request, Stop, Written, generate, w
 from emuworld.decoding.grammar import Grammar, SizeBounds
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.decoding.uniforms import TokenUniforms
+from emuworld.model.config import sized
 from emuworld.tokens.sequence import image_length, parse_answer
 from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vocabulary import builtin
@@ -41,7 +41,7 @@ class Rows:
         self.held = list(rows)
 
     capacity = 1 << 20
-    config = SimpleNamespace(max_position_embeddings=1 << 20)
+    config = sized("tiny", vocab_size=120, max_position_embeddings=1 << 20)
 
     @property
     def num_rows(self) -> int:
@@ -56,6 +56,10 @@ class Rows:
 
     def truncate(self, row: int, length: int) -> None:
         del self.held[row][length:]
+
+    def truncate_all(self, lengths: np.ndarray) -> None:
+        for row, length in enumerate(lengths.tolist()):
+            self.truncate(row, length)
 
 
 class HashModel:
@@ -347,7 +351,8 @@ def test_rows_that_ride_along_change_nothing(monkeypatch: pytest.MonkeyPatch) ->
 def test_passes_over_rows_of_many_lengths_fill_up_little_and_stay_inside_the_cache() -> None:
     cache = Rows([[0] * start for start in (10, 12, 0, 30, 5, 9)])
     lengths = {0: 8, 1: 26, 2: 300, 3: 270, 4: 262, 5: 60}
-    assert cache_rows.passes_over(lengths, cache=cache) == [  # type: ignore[arg-type]
+    most_tokens = cache_rows.tokens_at_once(cache.config)
+    assert cache_rows.passes_over(lengths, cache=cache, most_tokens=most_tokens) == [  # type: ignore[arg-type]
         ([2, 3], 304),
         ([4], 272),
         ([5], 64),
@@ -355,12 +360,22 @@ def test_passes_over_rows_of_many_lengths_fill_up_little_and_stay_inside_the_cac
     ]
     cache.capacity = 37  # row 3 has no room for the longest run, and row 1 none for whole steps of it
     lengths = {1: 21, 0: 20, 3: 7}
-    assert cache_rows.passes_over(lengths, cache=cache) == [([0, 1], 25), ([3], 7)]  # type: ignore[arg-type]
+    found = cache_rows.passes_over(lengths, cache=cache, most_tokens=most_tokens)  # type: ignore[arg-type]
+    assert found == [([0, 1], 25), ([3], 7)]
     lengths = {0: 100, 1: 89, 2: 60, 3: 59, 4: 50, 5: 48}
     cache = Rows([[] for _ in range(6)])
     cache.capacity = 1000
     found = cache_rows.passes_over(lengths, cache=cache, most_tokens=130)  # type: ignore[arg-type]
     assert found == [([0], 112), ([1], 96), ([2, 3], 64), ([4, 5], 64)]
+
+
+def test_more_tokens_share_a_pass_of_a_small_model() -> None:
+    """As many as fit into half a GiB of its widest activations: 256 rows of a picture of 256 px in one."""
+    small = sized("small", vocab_size=120)
+    large = replace(small, hidden_size=5120, intermediate_size=25_600)
+    at_once = cache_rows.tokens_at_once(small)
+    assert at_once > 256 * 304 and at_once * 2 * small.intermediate_size * 2 <= 512 << 20
+    assert cache_rows.tokens_at_once(large) == 32_768
 
 
 def test_news_add_up_to_what_is_written() -> None:

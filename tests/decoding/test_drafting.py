@@ -6,7 +6,6 @@ import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from emuworld.decoding.grammar import Grammar, SizeBounds
 from emuworld.decoding.sampling import MAX_DRAFT_WINDOW, Sampling, Truncation, guide, race
 from emuworld.decoding.uniforms import TokenUniforms
 from emuworld.model.cache import StaticCache
+from emuworld.model.config import sized
 from emuworld.model.exact import ExactTransformer, exact
 from emuworld.model.transformer import Transformer, TransformerConfig
 from emuworld.tokens.text import TextTokenizer
@@ -41,7 +41,7 @@ class HeldRows:
     """A cache that holds ids."""
 
     capacity = 1 << 20
-    config = SimpleNamespace(max_position_embeddings=capacity)
+    config = sized("tiny", vocab_size=120, max_position_embeddings=capacity)
 
     def __init__(self, rows: Sequence[list[int]]) -> None:
         self.held = list(rows)
@@ -59,6 +59,10 @@ class HeldRows:
 
     def truncate(self, row: int, length: int) -> None:
         del self.held[row][length:]
+
+    def truncate_all(self, lengths: np.ndarray) -> None:
+        for row, length in enumerate(lengths.tolist()):
+            self.truncate(row, length)
 
 
 class HashModel:
@@ -182,7 +186,7 @@ def test_rows_that_ride_along_and_windows_of_one_shape_change_nothing(
     expected, _ = run(requests, trimmed)
     monkeypatch.setattr(cache_rows, "rides_along", lambda device: True)
     monkeypatch.setattr(autoregressive, "rides_along", lambda device: True)
-    monkeypatch.setattr(HeldRows, "config", SimpleNamespace(max_position_embeddings=context))
+    monkeypatch.setattr(HeldRows, "config", sized("tiny", vocab_size=120, max_position_embeddings=context))
     assert run(requests, model)[0] == expected
     if context > 1000:
         assert model.num_tokens.count(5) > trimmed.num_tokens.count(5)

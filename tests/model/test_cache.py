@@ -88,6 +88,8 @@ def test_copy_and_truncate() -> None:
     append(other, [42] * 64)
     cache.copy_row(0, 1, origin=other)
     assert held(cache, 1) == [42] * 64
+    cache.rows([1, 0]).truncate_all(np.array([2, 0]))
+    assert held(cache, 0) == [] and held(cache, 1) == [42] * 2
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
@@ -96,6 +98,8 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
         cache.begin(1)
     with pytest.raises(ValueError, match="cannot be cut to 4"):
         cache.truncate(1, 4)
+    with pytest.raises(ValueError, match="cannot be cut to"):
+        cache.truncate_all(np.array([1, 4]))
     with pytest.raises(ValueError, match="distinct"):
         cache.rows([1, 1])
     with pytest.raises(ValueError, match="one truth value for each of 2 rows"):

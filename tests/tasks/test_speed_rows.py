@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from emuworld.tasks.run_log import RunLog
 from emuworld.tasks.speed import accuracy, drafting, everything, published, small, worlds
+from emuworld.world_model import WorldModel
 
 SIZE: dict[str, Any] = {
     "device": "cpu",
@@ -136,6 +138,17 @@ def test_many_worlds(tmp_path: Path, tiny_folder: str) -> None:
     )
     parts = read(worlds.run(config))
     assert parts["summary"]["frames_a_second"] == pytest.approx(parts["frame 2"]["frames_a_second"], rel=0.02)
+
+
+def test_time_between_two_steps_of_many_worlds_counts(tmp_path: Path, tiny_model: WorldModel) -> None:
+    """A GPU could finish in it what a step has left to do."""
+    config = worlds.ManyWorldsSpeed(out=str(tmp_path), num_worlds=1, num_steps=2)
+    walk = worlds._Walk(config, tiny_model, passes=0)
+    walk.step()
+    time.sleep(0.3)
+    figures = walk.step()
+    assert figures["total_s"] == pytest.approx(figures["drawing_s"] + figures["pixels_s"], abs=2e-4)
+    assert figures["drawing_s"] > 0.3 > figures["pixels_s"]
 
 
 def test_what_8_bits_cost(tmp_path: Path, tiny_folder: str) -> None:

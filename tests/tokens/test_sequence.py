@@ -244,6 +244,15 @@ def test_stray_tokens_are_named_and_left_out(tokenizer: TextTokenizer) -> None:
     )
 
 
+def test_ids_of_more_than_64_bits_are_stray_tokens(tokenizer: TextTokenizer) -> None:
+    v, block = tokenizer.vocabulary, image_block(CODES, tokenizer=tokenizer)
+    ids = [1 << 80, -(1 << 63), *block, *block[:-2], 1 << 63, v.ess]
+    first, second, third = parse_answer(ids, tokenizer=tokenizer)
+    assert first.codes is not None and first.problems == ("2 stray unknown tokens",)
+    assert second.codes is None and second.problems[0].startswith("the image was cut off after")
+    assert third.codes is None and third.problems == ("1 stray unknown token",)
+
+
 def test_text_after_the_end_and_blank_tails_are_dropped(tokenizer: TextTokenizer) -> None:
     v = tokenizer.vocabulary
     ids = [*image_block(CODES, tokenizer=tokenizer), *tokenizer.encode("\n "), v.ess]
