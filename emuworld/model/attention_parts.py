@@ -1,5 +1,5 @@
 """What attention over a cache has in common, whatever the cache's numbers are: what a program works on, and
-a running softmax. `kernels` and `int8_attention` call it from theirs.
+a running softmax. `kernels` and `int8_attention` call it from theirs. And how keys of 16 bits are read.
 
 Import it only where Triton is installed.
 """
@@ -48,3 +48,42 @@ def softened(scores: tl.tensor, maximum: tl.tensor) -> tuple[tl.tensor, tl.tenso
     new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
     base = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)  # -inf - -inf is nan
     return tl.exp2(scores - base[:, None]), tl.exp2(maximum - base), new_maximum
+
+
+@triton.jit
+def read_keys(
+    q: tl.tensor,
+    k_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
+    last_seen: tl.tensor,
+    log2_scale: tl.tensor,
+    maximum: tl.tensor,
+    weight: tl.tensor,
+    total: tl.tensor,
+    block: tl.constexpr,
+    masked: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The running softmax goes on over the keys from `first` to before `last`. Not `masked`: these are whole
+    blocks, and every query sees them.
+    """
+    head_dim: tl.constexpr = q.shape[1]
+    at = tl.arange(0, head_dim)
+    for key in range(first, last, block):
+        keys = key + tl.arange(0, block)
+        kv_at = keys[:, None] * head_dim + at[None, :]
+        if masked:
+            there = keys < last
+            k = tl.load(k_ptr + kv_at, mask=there[:, None], other=0.0)
+            v = tl.load(v_ptr + kv_at, mask=there[:, None], other=0.0)
+        else:
+            k = tl.load(k_ptr + kv_at)
+            v = tl.load(v_ptr + kv_at)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
+        if masked:
+            scores = tl.where(there[None, :] & (keys[None, :] <= last_seen[:, None]), scores, float("-inf"))
+        p, shrink, maximum = softened(scores, maximum)
+        weight = weight * shrink + tl.sum(p, axis=1)
+        total = total * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+    return maximum, weight, total

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from emuworld.model import int8_attention
-from emuworld.model.attention_parts import own_work, softened
+from emuworld.model.attention_parts import own_work, read_keys
 from emuworld.model.launches import begin, follows
 from emuworld.model.operations import Norms, Place, Rotary
 
@@ -26,6 +26,7 @@ _KEYS_A_BLOCK = 64
 _FEW = 16  # queries of a program
 # Of one program. Few sizes, of which each that is met takes a second to compile; so with the parts.
 _QUERIES = (_FEW, 64, 128)
+_SMALL_HEADS = 64  # of which many queries read ahead as few do
 _MOST_PARTS = 64
 _MANY_ROWS = 256  # from which on a program of the small kernels takes several
 _NORMED_AT_ONCE, _ROTATED_AT_ONCE = 4096, 2048  # elements of such a program
@@ -136,7 +137,7 @@ def attend(
         causal=causal,
         block=block if queries <= _FEW else _KEYS_A_BLOCK,
         num_warps=4 if queries <= 64 else 8,
-        num_stages=stages if queries <= _FEW else 2,
+        num_stages=stages if queries <= _FEW or head_dim <= _SMALL_HEADS else 2,
     )
     if parts == 1:
         return out_MX.flatten(1)
@@ -321,17 +322,16 @@ def _attend_part(
     maximum = tl.full((queries,), float("-inf"), tl.float32)
     weight = tl.zeros((queries,), tl.float32)
     total = tl.zeros((queries, head_dim), tl.float32)
-    for key in range(first, last, block):
-        keys = key + tl.arange(0, block)
-        there = keys < last
-        kv_at = keys[:, None] * head_dim + at[None, :]
-        k = tl.load(k_ptr + kv_at, mask=there[:, None], other=0.0)
-        v = tl.load(v_ptr + kv_at, mask=there[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
-        scores = tl.where(there[None, :] & (keys[None, :] <= last_seen[:, None]), scores, float("-inf"))
-        p, shrink, maximum = softened(scores, maximum)
-        weight = weight * shrink + tl.sum(p, axis=1)
-        total = total * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+    whole = first  # so far go whole blocks that all queries see, of which nothing is masked
+    if queries > 16:
+        seen = tl.minimum(last, tl.min(last_seen, axis=0) + 1)
+        whole += tl.maximum(seen - first, 0) // block * block
+        maximum, weight, total = read_keys(
+            q, k_ptr, v_ptr, first, whole, last_seen, log2_scale, maximum, weight, total, block, masked=False
+        )
+    maximum, weight, total = read_keys(
+        q, k_ptr, v_ptr, whole, last, last_seen, log2_scale, maximum, weight, total, block, masked=True
+    )
     if parts == 1:
         result = (total / weight[:, None]).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + q_at[:, None] + at[None, :], result, mask=real[:, None])

@@ -290,6 +290,8 @@ def compile_all() -> None:
         for parts, causal in ((16, True), (1, True), (1, False)):
             sizes = {"repeats": 8, "queries": queries, "parts": parts, "causal": causal, "block": 64, **heads}
             compiled(kernels._attend_part, sizes, num_warps=warps, num_stages=stages)
+    sizes = {"repeats": 4, "queries": 128, "parts": 1, "causal": True, "block": 64}
+    compiled(kernels._attend_part, sizes | {"num_groups": 2, "head_dim": 64}, num_warps=8, num_stages=3)
     for rows, outputs, block in ((16, 16, 256), (64, 64, 128)):
         sizes = {"shrink": 1 / 16, "rows": rows, "outputs": outputs, "block": block}
         compiled(fp8_kernels._linear, sizes, num_warps=4, num_stages=4)
