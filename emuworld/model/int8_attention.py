@@ -27,19 +27,25 @@ _LARGEST_HALF = tl.constexpr(65504.0)
 def write(
     head_ptr: tl.tensor,
     position: tl.tensor,
-    result: tl.tensor,
+    x: tl.tensor,
+    x_2: tl.tensor,
     head_stride: tl.tensor,
     is_value: tl.tensor,
     there: tl.tensor,
 ) -> None:
-    """Write vectors [tokens, head_dim] to these places of heads that begin at `head_ptr`."""
-    head_dim: tl.constexpr = result.shape[1]
-    scale = tl.max(tl.abs(result), axis=1) / 127.0
-    numbers = _rounded(result / tl.maximum(scale, 1e-30)[:, None]).to(tl.int32)
-    numbers = tl.where(is_value, numbers ^ 0x80, numbers)
-    at = (head_ptr + position * head_dim)[:, None] + tl.arange(0, head_dim)[None, :]
-    tl.store(at, numbers.to(tl.int8), mask=there[:, None])
-    tl.store(_scales(head_ptr, head_stride, head_dim) + position, scale, mask=there)
+    """Write the halves [tokens, head_dim / 2] of vectors to these places of heads from `head_ptr` on."""
+    half: tl.constexpr = x.shape[1]
+    scale = tl.maximum(tl.max(tl.abs(x), axis=1), tl.max(tl.abs(x_2), axis=1)) / 127.0
+    at = (head_ptr + position * 2 * half)[:, None] + tl.arange(0, half)[None, :]
+    tl.store(at, _in_8_bits(x, scale, is_value), mask=there[:, None])
+    tl.store(at + half, _in_8_bits(x_2, scale, is_value), mask=there[:, None])
+    tl.store(_scales(head_ptr, head_stride, 2 * half) + position, scale, mask=there)
+
+
+@triton.jit
+def _in_8_bits(x: tl.tensor, scale: tl.tensor, is_value: tl.tensor) -> tl.tensor:
+    numbers = _rounded(x / tl.maximum(scale, 1e-30)[:, None]).to(tl.int32)
+    return tl.where(is_value, numbers ^ 0x80, numbers).to(tl.int8)
 
 
 @triton.jit
