@@ -29,9 +29,9 @@ _FEW = 16  # queries of a program
 _QUERIES = (_FEW, 64, 128)
 _SMALL_HEADS = 64  # of which many queries read ahead as few do
 _MOST_PARTS = 64
-_NORMED_AT_ONCE = 4096  # elements of such a program
+_NORMED_AT_ONCE, _NORM_WARPS = 4096, 4  # elements of such a program; warps of one of small rows
 _GATED_AT_ONCE, _LEAST_GATED = 1024, 128  # gates side by side in a program, at most and at least
-_MANY_GATED = 4096  # gates of a program of several rows
+_MANY_GATED, _GATE_WARPS = 4096, 4  # gates of a program of several rows
 _LOG2_E = 1.4426950408889634
 
 
@@ -60,7 +60,7 @@ def add_rms_norm(
         adds=delta_MD is not None,
         rows=rows,
         block=block,
-        num_warps=8 if size > 1024 else 4,
+        num_warps=8 if size > 1024 else _NORM_WARPS,
     )
     return out_MD
 
@@ -132,8 +132,9 @@ def swiglu(gate_up_MX: torch.Tensor) -> torch.Tensor:
     many = num_rows >= MANY_ROWS  # in blocks that a row is made of: programs are full, and fewer
     block = max(_LEAST_GATED, min(_GATED_AT_ONCE, size & -size)) if many else _GATED_AT_ONCE
     rows = _MANY_GATED // block if many else 1
-    grid = (triton.cdiv(num_rows, rows), triton.cdiv(size, block))
-    _swiglu[grid](gate_up_MX, out_MI, num_rows, size, rows=rows, block=block, num_warps=4)
+    grid = (triton.cdiv(size, block), triton.cdiv(num_rows, rows))  # neighbours lie side by side in memory
+    warps = _GATE_WARPS if many else 4
+    _swiglu[grid](gate_up_MX, out_MI, num_rows, size, rows=rows, block=block, num_warps=warps)
     return out_MI
 
 
@@ -163,6 +164,7 @@ def _add_rms_norm(
     begin(pdl)
     row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
     at = tl.arange(0, block)
+    weight = tl.load(weight_ptr + at, mask=at < size, other=0.0).to(tl.float32)
     inside = (row < num_rows)[:, None] & (at < size)[None, :]
     places = row[:, None] * size + at[None, :]
     x = tl.load(x_ptr + places, mask=inside, other=0.0)
@@ -171,7 +173,6 @@ def _add_rms_norm(
         x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptr.dtype.element_ty)
         tl.store(x_ptr + places, x, mask=inside)
     x = x.to(tl.float32)
-    weight = tl.load(weight_ptr + at, mask=at < size, other=0.0).to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / size + eps)
     result = x * scale[:, None] * weight[None, :]
     tl.store(out_ptr + places, result.to(out_ptr.dtype.element_ty), mask=inside)
@@ -282,8 +283,8 @@ def _swiglu(
     block: tl.constexpr,
 ) -> None:
     """One program for a block of outputs of a few rows."""
-    row = (tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows))[:, None]
-    at = (tl.program_id(1) * block + tl.arange(0, block))[None, :]
+    row = (tl.program_id(1).to(tl.int64) * rows + tl.arange(0, rows))[:, None]
+    at = (tl.program_id(0) * block + tl.arange(0, block))[None, :]
     inside = (row < num_rows) & (at < size)
     gate = tl.load(gate_up_ptr + row * 2 * size + at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * 2 * size + size + at, mask=inside, other=0.0).to(tl.float32)
