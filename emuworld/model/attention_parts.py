@@ -41,13 +41,16 @@ def own_work(
 
 
 @triton.jit
-def softened(scores: tl.tensor, maximum: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Probabilities [queries, keys] (base 2), not yet divided by their sum; what those of the keys before are
-    to be multiplied by; and the maximum so far, which the next call takes.
+def softened(
+    scores: tl.tensor, scale: tl.tensor, maximum: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Probabilities [queries, keys] (base 2) of scores times `scale`, not yet divided by their sum; what
+    those of the keys before are to be multiplied by; and the maximum so far, which the next call takes.
     """
-    new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
+    new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * scale)
     base = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)  # -inf - -inf is nan
-    return tl.exp2(scores - base[:, None]), tl.exp2(maximum - base), new_maximum
+    # One instruction scales a score and takes the base away.
+    return tl.exp2(scores * scale - base[:, None]), tl.exp2(maximum - base), new_maximum
 
 
 @triton.jit
@@ -80,10 +83,10 @@ def read_keys(
         else:
             k = tl.load(k_ptr + kv_at)
             v = tl.load(v_ptr + kv_at)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if masked:
             scores = tl.where(there[None, :] & (keys[None, :] <= last_seen[:, None]), scores, float("-inf"))
-        p, shrink, maximum = softened(scores, maximum)
+        p, shrink, maximum = softened(scores, log2_scale, maximum)
         weight = weight * shrink + tl.sum(p, axis=1)
         total = total * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
     return maximum, weight, total

@@ -116,7 +116,7 @@ def attend_part(
         scores = products.to(tl.float32) * q_scale[:, None] * k_scale[None, :]
         # No query that counts sees a key that is not there.
         scores = tl.where(keys[None, :] <= last_seen[:, None], scores, float("-inf"))
-        p, shrink, maximum = softened(scores, maximum)
+        p, shrink, maximum = softened(scores, 1.0, maximum)
         weight = weight * shrink[:, None] + p
         p = tl.minimum(p * (v_scale * units)[None, :], _LARGEST_HALF).to(tl.float16)
         p = tl.reshape(tl.broadcast_to(p[None, :, :], (2, queries, block)), (2 * queries, block))
