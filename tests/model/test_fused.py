@@ -12,6 +12,7 @@ import torch
 from triton_cases import run_cases
 
 import emuworld
+from emuworld.model import operations
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig, sized
 from emuworld.model.fused import FusedTransformer, fused
@@ -105,6 +106,32 @@ def test_rows_of_different_lengths_and_rows_that_wait(num_tokens: int) -> None:
     for row, length in enumerate(lengths):
         whole_TD = model(ids_BT[row : row + 1, : length + num_tokens])[0]
         torch.testing.assert_close(hidden_BTD[row], whole_TD[length:], atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_tokens", [1, 9, 60])
+def test_the_hidden_states_of_one_token_a_row(num_tokens: int) -> None:
+    """What all of them are made with has it too; keys and values of all are written."""
+    model = built(CONFIGS["tied"])
+    form = fused(model)
+    ids_BT, new_BT = random_ids(model.config, 3, 40), random_ids(model.config, 3, num_tokens, seed=5)
+    last_B = torch.tensor([num_tokens - 1, 0, num_tokens // 2])
+    caches = []
+    for last in (None, last_B):
+        cache = StaticCache(model.config, num_rows=3, capacity=110)
+        for row, length in enumerate((17, 40, 1)):
+            form(ids_BT[row : row + 1, :length], cache=cache.rows([row]))
+        caches.append((cache, form(new_BT, cache=cache, last_B=last)))
+    (cache, hidden_BTD), (other, found_B1D) = caches
+    assert found_B1D.shape == (3, 1, model.config.hidden_size)
+    torch.testing.assert_close(found_B1D[:, 0], hidden_BTD[torch.arange(3), last_B], atol=2e-5, rtol=0)
+    for row, length in enumerate(cache.lengths.tolist()):
+        assert other.lengths[row] == length
+        for layer in range(model.config.num_layers):
+            pairs = zip(cache.row_kv(layer, row, length), other.row_kv(layer, row, length), strict=True)
+            assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+    expected_BTD = model(new_BT)
+    assert torch.equal(model(new_BT, last_B=last_B)[:, 0], expected_BTD[torch.arange(3), last_B])
 
 
 @torch.no_grad()
@@ -250,8 +277,12 @@ def test_many_tokens_behind_rows_of_any_lengths(lengths: list[int], num_tokens: 
         ids_RT = random_ids(form.config, len(lengths), num_tokens, seed=turn).cuda()
         exact_RTD = exact(ids_RT, cache=exact_cache, **how)
         plain_error = (eager(ids_RT, cache=cache, **how) - exact_RTD).norm()
-        error = (form(ids_RT, cache=cache, **how) - exact_RTD).norm()
-        assert float(error) < 1.2 * float(plain_error)
+        hidden_RTD = form(ids_RT, cache=cache, **how)
+        assert float((hidden_RTD - exact_RTD).norm()) < 1.2 * float(plain_error)
+        if causal:
+            last_B = torch.arange(len(lengths), device="cuda") * 7 % num_tokens
+            last_B1D = form(ids_RT, cache=cache, last_B=last_B, **how)
+            assert_near(last_B1D, operations.only(hidden_RTD, last_B))
 
 
 @pytest.mark.gpu
