@@ -13,9 +13,11 @@ Shapes: B pictures, h x w codes each, K codes, Z z_channels, C channels, H x W p
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,8 @@ from emuworld.tokens import vision_operations
 from emuworld.tokens.vision_network import AttnBlock, Decoder, Level, ResnetBlock, Upsample, vision_kernels
 from emuworld.tokens.vision_operations import to_images
 
+_MOST_RECORDED = 4  # shapes of codes; the memory that the largest takes stays taken
+_ONE_BY_ONE = threading.Lock()  # what is recorded has one place for its codes and one for its pictures
 _SIDE = 16  # codes of a side of a picture that is tried
 _MOST_TRIED = 64  # pictures
 _LARGEST, _SPARE = 65_504.0, 4.0  # halves end there; so many times less is taken
@@ -44,7 +48,7 @@ def tried(decoder: Decoder, vectors_KZ: Tensor) -> HalfDecoder | None:
     half = HalfDecoder(decoder, vectors_KZ)
     z_BZhw = F.embedding(codes_Bhw, vectors_KZ).permute(0, 3, 1, 2).contiguous()
     pixels, largest = _largest(decoder, z_BZhw)
-    apart = (half.images(codes_Bhw).int() - to_images(pixels).int()).abs()
+    apart = (half.compute(codes_Bhw).int() - to_images(pixels).int()).abs()
     is_near = int(apart.max()) <= _MOST_APART and float((apart > 0).float().mean()) <= _MOST_MOVED
     return half if is_near and largest * _SPARE <= _LARGEST else None
 
@@ -106,16 +110,56 @@ class HalfDecoder:
                 conv = _Weight.of(part.conv, dtype)
                 self._parts.append(_Upsampling(conv, ops))
                 lacks = conv.bias_C
+        self._seen: set[torch.Size] = set()
+        self._recorded: dict[torch.Size, _Recording] = {}
 
     @torch.no_grad()
     def images(self, codes_Bhw: Tensor) -> Tensor:
-        """int64 [B, h, w] -> uint8 [B, 16 h, 16 w, 3]."""
+        """int64 [B, h, w] -> uint8 [B, 16 h, 16 w, 3]. On CUDA some shapes that come again are recorded as
+        graphs: otherwise launching takes the host longer than the GPU works."""
+        shape, recorded = codes_Bhw.shape, self._recorded
+        again = shape in self._seen  # the first time warms up what a recording needs
+        if not codes_Bhw.is_cuda or not again or (shape not in recorded and len(recorded) == _MOST_RECORDED):
+            self._seen.add(shape)
+            return self.compute(codes_Bhw)
+        with _ONE_BY_ONE:
+            if shape not in recorded:
+                pool = next((other.pool for other in recorded.values()), None)
+                recorded[shape] = _Recording(self.compute, codes_Bhw, pool=pool)
+            return recorded[shape](codes_Bhw)
+
+    def compute(self, codes_Bhw: Tensor) -> Tensor:
+        """`images`, launch by launch."""
         x_BCHW = F.embedding(codes_Bhw, self._table_KZ).permute(0, 3, 1, 2)
         x_BCHW = self._conv_in(x_BCHW)
         for part in self._parts:
             x_BCHW = part(x_BCHW)
         x_BCHW = self._conv_out(self._ops.norm_swish(x_BCHW, self._norm_out))
         return self._ops.shown(x_BCHW, self._conv_out.bias_C, patch_px=self._patch_px)
+
+
+class _Recording:
+    """The launches for one shape of codes, as a CUDA graph. All use one `pool`, and so run one by one."""
+
+    @torch.inference_mode()
+    def __init__(self, compute: Callable[[Tensor], Tensor], codes_Bhw: Tensor, *, pool: Any) -> None:
+        self._codes_Bhw = codes_Bhw.clone()
+        beside, current = torch.cuda.Stream(codes_Bhw.device), torch.cuda.current_stream(codes_Bhw.device)
+        beside.wait_stream(current)
+        with torch.cuda.stream(beside):  # libraries keep something for each stream: made here, not recorded
+            compute(self._codes_Bhw)
+        current.wait_stream(beside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
+            self._images_BHW3 = compute(self._codes_Bhw)
+        self.pool = self._graph.pool()
+
+    def __call__(self, codes_Bhw: Tensor) -> Tensor:
+        """The caller's own pictures."""
+        with torch.inference_mode(), torch.cuda.device_of(codes_Bhw):
+            self._codes_Bhw.copy_(codes_Bhw)
+            self._graph.replay()
+        return self._images_BHW3.clone()
 
 
 @dataclass(frozen=True)
