@@ -21,18 +21,19 @@ def own_work(
 ) -> tuple[tl.tensor, ...]:
     """This program's pair of a row and a key-value head, its part of the keys, that row and head, its
     queries (token by token, in a token head by head), the first of the row's keys that it reads, the
-    one behind its last, and of each query the last key that it sees, or that one.
+    one behind its last, and of each query the last key that it sees, or that one. Blocks of queries of one
+    pair run side by side, so that all but the first find its keys in the GPU's cache.
     """
-    pair = tl.program_id(0)
-    part = tl.program_id(1)
+    pair = tl.program_id(1)
+    part = tl.program_id(2)
     row = pair // num_groups
     group = pair % num_groups
     start = tl.load(starts_ptr + row)
-    query = tl.program_id(2) * queries + tl.arange(0, queries)
+    query = tl.program_id(0) * queries + tl.arange(0, queries)
     num_keys = start + num_tokens
     last_seen = start + query // repeats
     if causal:  # what no query of this block sees is not read
-        num_keys = tl.minimum(num_keys, start + ((tl.program_id(2) + 1) * queries - 1) // repeats + 1)
+        num_keys = tl.minimum(num_keys, start + ((tl.program_id(0) + 1) * queries - 1) // repeats + 1)
     else:
         last_seen = last_seen * 0 + num_keys
     keys_a_part = tl.cdiv(tl.cdiv(num_keys, parts), block) * block

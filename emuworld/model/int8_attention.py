@@ -81,7 +81,7 @@ def attend_part(
 
     at = tl.arange(0, head_dim)
     twice = tl.arange(0, 2 * queries)
-    one = tl.program_id(2) * queries + twice % queries
+    one = tl.program_id(0) * queries + twice % queries
     real = (one < num_tokens * repeats)[:, None]
     head = group * repeats + one % repeats
     q_at = ((row.to(tl.int64) * num_tokens + one // repeats) * (num_groups * repeats) + head) * head_dim
@@ -124,7 +124,7 @@ def attend_part(
         even = even * shrink + tl.dot(p, _halves(v, upper=False))
         odd = odd * shrink + tl.dot(p, _halves(v, upper=True))
     total = tl.sum(weight, axis=1)
-    out_at = (pair.to(tl.int64) * parts + part) * (tl.num_programs(2) * queries)
+    out_at = (pair.to(tl.int64) * parts + part) * (tl.num_programs(0) * queries)
     if parts > 1:
         tl.store(maxima_ptr + out_at + query, maximum)
         tl.store(weights_ptr + out_at + query, total)

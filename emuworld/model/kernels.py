@@ -82,7 +82,7 @@ def attend(
     kept = (num_rows * num_groups, parts, blocks * queries) if parts > 1 else (1, 1, 1)
     sums = q_MHd.new_empty((*kept, head_dim), dtype=torch.float32)
     scales = q_MHd.new_empty((2, *kept), dtype=torch.float32)
-    attend_part[(num_rows * num_groups, parts, blocks)](
+    attend_part[(blocks, num_rows * num_groups, parts)](
         q_MHd,
         cache_RKCd,
         out_MX,
@@ -235,7 +235,7 @@ def _attend_part(
         result = (total / weight[:, None]).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + q_at[:, None] + at[None, :], result, mask=real[:, None])
     else:
-        out_at = (pair.to(tl.int64) * parts + part) * (tl.num_programs(2) * queries) + query
+        out_at = (pair.to(tl.int64) * parts + part) * (tl.num_programs(0) * queries) + query
         tl.store(maxima_ptr + out_at, maximum)
         tl.store(weights_ptr + out_at, weight)
         tl.store(sums_ptr + out_at[:, None] * head_dim + at[None, :], total)
