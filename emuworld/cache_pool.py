@@ -56,6 +56,17 @@ class CachedModel(LanguageModel, Protocol):
     @property
     def cache_dtype(self) -> torch.dtype: ...
 
+    def __call__(
+        self,
+        ids_BT: Tensor,
+        *,
+        cache: StaticCache,
+        advance_B: Sequence[bool] | np.ndarray | None = None,
+        causal: bool = True,
+        last_B: Tensor | None = None,
+    ) -> Tensor:
+        """With `last_B` the hidden states [B, 1, D] of each row's token there, and no others."""
+
 
 @dataclass
 class _Held:
@@ -329,11 +340,11 @@ class CachePool:
         device, starts_R = self._model.device, rows.lengths - num_held
         lengths_R = np.array([len(ids) for ids in ids_R])
         ids_RT = filled_up(ids_R, num_tokens, device=device)
-        hidden_RTD = self._model(ids_RT[:, num_held:], cache=rows)
+        last_R = index_tensor((lengths_R - 1 - num_held).tolist(), device)
+        hidden_R1D = self._model(ids_RT[:, num_held:], cache=rows, last_B=last_R)
         self.num_prefills += len(ids_R)
         rows.truncate_all(starts_R + lengths_R)
-        last_R = index_tensor((lengths_R - 1 - num_held).tolist(), device)
-        hiddens_D = hidden_RTD[torch.arange(len(ids_R), device=device), last_R].unbind()
+        hiddens_D = hidden_R1D[:, 0].unbind()
         with one_thread(device):
             return list(map(Chunk, rows.read_parts(starts_R, lengths_R), hiddens_D))
 

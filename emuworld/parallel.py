@@ -146,9 +146,10 @@ class SplitTransformer:
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
         causal: bool = True,
+        last_B: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [B, T, D] after the final norm; see `Transformer.forward`."""
-        return self._fused(ids_BT, cache=cache, advance_B=advance_B, causal=causal)
+        """Hidden states [B, T, D] after the final norm, or [B, 1, D]; see `Transformer.forward`."""
+        return self._fused(ids_BT, cache=cache, advance_B=advance_B, causal=causal, last_B=last_B)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, *, start: int = 0, stop: int | None = None) -> Tensor:

@@ -23,6 +23,7 @@ from emuworld.model.cache import CacheStep, StaticCache
 from emuworld.model.config import TransformerConfig
 from emuworld.model.exact_linear import ExactLinear, address_of, do_parts, kernel
 from emuworld.model.huge_pages import HugePages
+from emuworld.model.operations import only
 from emuworld.model.transformer import Transformer, rotary_angles
 from emuworld.shares import one_thread
 
@@ -111,8 +112,9 @@ class ExactTransformer:
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
         causal: bool = True,
+        last_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return self.forward(ids_BT, cache=cache, advance_B=advance_B, causal=causal)
+        return self.forward(ids_BT, cache=cache, advance_B=advance_B, causal=causal, last_B=last_B)
 
     @torch.inference_mode()
     def forward(
@@ -122,8 +124,9 @@ class ExactTransformer:
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
         causal: bool = True,
+        last_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states [B, T, D] after the final norm; see `Transformer.forward`."""
+        """Hidden states [B, T, D] after the final norm, or [B, 1, D]; see `Transformer.forward`."""
         num_rows, num_tokens = ids_BT.shape
         if cache is None:
             cache = StaticCache(self.config, num_rows=num_rows, capacity=num_tokens, dtype=self.dtype)
@@ -135,7 +138,7 @@ class ExactTransformer:
         steps = _Steps(ids_WN=ids_M1, sources_M=np.arange(len(ids_M1)))
         hidden_MD = self._run(steps, places_M3=_places(cache, step, num_tokens), cache=cache)
         cache.finish(step, advance_B=advance_B, ids_RT=ids_BT.numpy() if causal else None)
-        return hidden_MD.view(num_rows, num_tokens, -1)
+        return only(hidden_MD.view(num_rows, num_tokens, -1), last_B)
 
     @torch.inference_mode()
     def draw_ahead(

@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from emuworld.model.kernels import num_multiprocessors, silu_times
-from emuworld.model.launches import begin, follows
+from emuworld.model.kernels import silu_times
+from emuworld.model.launches import begin, follows, num_multiprocessors
 
 MOST_ROWS = 16  # what a matrix unit takes
 MOST_ROWS_16_BITS = 64  # of a matrix in 16 bits that has a plan for so many

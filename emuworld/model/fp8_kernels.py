@@ -14,8 +14,7 @@ import triton.language as tl
 
 from emuworld.model.few_rows import Plan, launched, outputs_of, plan_for, write, write_gated
 from emuworld.model.fp8_numbers import LARGEST, TINY, Rounded, TwoParts
-from emuworld.model.kernels import num_multiprocessors
-from emuworld.model.launches import begin, follows
+from emuworld.model.launches import begin, follows, num_multiprocessors
 
 _FEWEST_ROWS = 16  # what a matrix unit takes, with 8 bits on both sides too
 _FEWEST_OUTPUTS, _MOST_OUTPUTS = 16, 64  # of one program

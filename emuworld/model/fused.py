@@ -182,8 +182,9 @@ class FusedTransformer:
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
         causal: bool = True,
+        last_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return self.forward(ids_BT, cache=cache, advance_B=advance_B, causal=causal)
+        return self.forward(ids_BT, cache=cache, advance_B=advance_B, causal=causal, last_B=last_B)
 
     @torch.inference_mode()
     def forward(
@@ -193,8 +194,9 @@ class FusedTransformer:
         cache: StaticCache | None = None,
         advance_B: Sequence[bool] | np.ndarray | None = None,
         causal: bool = True,
+        last_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states [B, T, D] after the final norm; see `Transformer.forward`."""
+        """Hidden states [B, T, D] after the final norm, or [B, 1, D]; see `Transformer.forward`."""
         num_rows, num_tokens = ids_BT.shape
         if cache is None:
             cache = StaticCache(
@@ -216,13 +218,12 @@ class FusedTransformer:
             masked = causal and num_rows > 1 and bool(step.starts[0])
             if short or (self.uses_kernels and (masked or not step.uniform)):
                 with self._launching():
-                    hidden_BTD = self._step(
-                        ids_BT, spots_2R, cache, step, recorded=recorded and self.use_graphs
-                    )
+                    recorded = recorded and self.use_graphs
+                    hidden_BTD = self._step(ids_BT, spots_2R, cache, step, last_B, recorded=recorded)
             else:
-                hidden_BTD = self._prefill(ids_BT, spots_2R, cache, step)
+                hidden_BTD = self._prefill(ids_BT, spots_2R, cache, step, last_B)
         cache.finish(step, advance_B=advance_B)
-        return hidden_BTD
+        return operations.only(hidden_BTD, last_B) if hidden_BTD.shape[1] > 1 else hidden_BTD
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor, *, start: int = 0, stop: int | None = None) -> torch.Tensor:
@@ -240,6 +241,7 @@ class FusedTransformer:
         spots_2R: torch.Tensor,
         cache: StaticCache,
         step: CacheStep,
+        last_R: torch.Tensor | None,
         *,
         recorded: bool,
     ) -> torch.Tensor:
@@ -247,7 +249,9 @@ class FusedTransformer:
         layers_RKCd, causal = cache.memory.kv_RKCd, step.causal
         bucket = 0 if self.uses_kernels else min(-(-step.longest // _KEY_STEP) * _KEY_STEP, cache.capacity)
 
-        def compute(ids_RT: torch.Tensor, spots_2R: torch.Tensor) -> torch.Tensor:
+        def compute(
+            ids_RT: torch.Tensor, spots_2R: torch.Tensor, last_R: torch.Tensor | None = None
+        ) -> torch.Tensor:
             place = Place(spots_2R[0], spots_2R[1], bucket)
             return self._layers(
                 ids_RT,
@@ -256,17 +260,23 @@ class FusedTransformer:
                 attend=lambda q_MHd, layer: self.operations.attend(
                     q_MHd, layers_RKCd[layer], place=place, causal=causal
                 ),
+                last_R=last_R,
             )
 
         if not recorded:
-            return compute(self._moved(ids_RT), self._moved(spots_2R))
+            return compute(self._moved(ids_RT), self._moved(spots_2R), last_R)
         graphs = self._graphs.get(cache.memory)
         if graphs is None:
             graphs = self._graphs[cache.memory] = StepGraphs(self.device)
         return graphs.run((*ids_RT.shape, bucket, int(causal)), compute, ids_RT, spots_2R)
 
     def _prefill(
-        self, ids_RT: torch.Tensor, spots_2R: torch.Tensor, cache: StaticCache, step: CacheStep
+        self,
+        ids_RT: torch.Tensor,
+        spots_2R: torch.Tensor,
+        cache: StaticCache,
+        step: CacheStep,
+        last_R: torch.Tensor | None,
     ) -> torch.Tensor:
         def attend(q_MHd: torch.Tensor, layer: int) -> torch.Tensor:
             q_RHTd = q_MHd.unflatten(0, ids_RT.shape).transpose(1, 2)
@@ -275,7 +285,8 @@ class FusedTransformer:
 
         rows_R, starts_R = self._moved(spots_2R)
         place = Place(rows_R, starts_R, step.longest)
-        return self._layers(self._moved(ids_RT), place, cache.memory.kv_RKCd, attend=attend)
+        ids_RT = self._moved(ids_RT)
+        return self._layers(ids_RT, place, cache.memory.kv_RKCd, attend=attend, last_R=last_R)
 
     def _layers(
         self,
@@ -284,8 +295,9 @@ class FusedTransformer:
         layers_RKCd: Sequence[torch.Tensor],
         *,
         attend: Attend,
+        last_R: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Hidden states [R, T, D]; writes keys and values where `place` says."""
+        """Hidden states [R, T, D], or [R, 1, D] of these; writes keys and values where `place` says."""
         ops = self.operations
         x_MD = F.embedding(ids_RT.flatten(), self.embedding_VD)
         delta_MD: torch.Tensor | None = None
@@ -298,12 +310,20 @@ class FusedTransformer:
                 norms=layer.norms,
                 rotary=self.rotary,
             )
-            delta_MD = self._summed(self.product(attend(q_MHd, index), layer.out_DX))
+            if last_R is not None and index == len(self.layers) - 1:  # nothing reads its other tokens
+                x_MD, q_MHd = (
+                    operations.only(t.unflatten(0, ids_RT.shape), last_R).flatten(0, 1) for t in (x_MD, q_MHd)
+                )
+                ends = Place(place.rows_R, (place.starts_R + last_R).int(), place.num_keys)
+                attended_MX = ops.attend(q_MHd, layers_RKCd[index], place=ends)
+            else:
+                attended_MX = attend(q_MHd, index)
+            delta_MD = self._summed(self.product(attended_MX, layer.out_DX))
             h_MD = self._normed(x_MD, delta_MD, layer.mlp_norm_D, before=layer.gate_up_XD)
             h_MI = self._gated_product(h_MD, layer.gate_up_XD, before=layer.down_DI)
             delta_MD = self._summed(self.product(h_MI, layer.down_DI))
         eps = self.config.rms_norm_eps
-        return ops.add_rms_norm(x_MD, delta_MD, self.norm_D, eps=eps).unflatten(0, ids_RT.shape)
+        return ops.add_rms_norm(x_MD, delta_MD, self.norm_D, eps=eps).unflatten(0, (len(ids_RT), -1))
 
     def product(self, x_MK: Activations, weight: Weight) -> torch.Tensor:
         """x @ weight.T, as a step takes it."""

@@ -27,19 +27,25 @@ _LARGEST_HALF = tl.constexpr(65504.0)
 def write(
     head_ptr: tl.tensor,
     position: tl.tensor,
-    result: tl.tensor,
+    x: tl.tensor,
+    x_2: tl.tensor,
     head_stride: tl.tensor,
     is_value: tl.tensor,
     there: tl.tensor,
 ) -> None:
-    """Write vectors [tokens, head_dim] to these places of heads that begin at `head_ptr`."""
-    head_dim: tl.constexpr = result.shape[1]
-    scale = tl.max(tl.abs(result), axis=1) / 127.0
-    numbers = _rounded(result / tl.maximum(scale, 1e-30)[:, None]).to(tl.int32)
-    numbers = tl.where(is_value, numbers ^ 0x80, numbers)
-    at = (head_ptr + position * head_dim)[:, None] + tl.arange(0, head_dim)[None, :]
-    tl.store(at, numbers.to(tl.int8), mask=there[:, None])
-    tl.store(_scales(head_ptr, head_stride, head_dim) + position, scale, mask=there)
+    """Write the halves [tokens, head_dim / 2] of vectors to these places of heads from `head_ptr` on."""
+    half: tl.constexpr = x.shape[1]
+    scale = tl.maximum(tl.max(tl.abs(x), axis=1), tl.max(tl.abs(x_2), axis=1)) / 127.0
+    at = (head_ptr + position * 2 * half)[:, None] + tl.arange(0, half)[None, :]
+    tl.store(at, _in_8_bits(x, scale, is_value), mask=there[:, None])
+    tl.store(at + half, _in_8_bits(x_2, scale, is_value), mask=there[:, None])
+    tl.store(_scales(head_ptr, head_stride, 2 * half) + position, scale, mask=there)
+
+
+@triton.jit
+def _in_8_bits(x: tl.tensor, scale: tl.tensor, is_value: tl.tensor) -> tl.tensor:
+    numbers = _rounded(x / tl.maximum(scale, 1e-30)[:, None]).to(tl.int32)
+    return tl.where(is_value, numbers ^ 0x80, numbers).to(tl.int8)
 
 
 @triton.jit
@@ -75,7 +81,7 @@ def attend_part(
 
     at = tl.arange(0, head_dim)
     twice = tl.arange(0, 2 * queries)
-    one = tl.program_id(2) * queries + twice % queries
+    one = tl.program_id(0) * queries + twice % queries
     real = (one < num_tokens * repeats)[:, None]
     head = group * repeats + one % repeats
     q_at = ((row.to(tl.int64) * num_tokens + one // repeats) * (num_groups * repeats) + head) * head_dim
@@ -110,7 +116,7 @@ def attend_part(
         scores = products.to(tl.float32) * q_scale[:, None] * k_scale[None, :]
         # No query that counts sees a key that is not there.
         scores = tl.where(keys[None, :] <= last_seen[:, None], scores, float("-inf"))
-        p, shrink, maximum = softened(scores, maximum)
+        p, shrink, maximum = softened(scores, 1.0, maximum)
         weight = weight * shrink[:, None] + p
         p = tl.minimum(p * (v_scale * units)[None, :], _LARGEST_HALF).to(tl.float16)
         p = tl.reshape(tl.broadcast_to(p[None, :, :], (2, queries, block)), (2 * queries, block))
@@ -118,7 +124,7 @@ def attend_part(
         even = even * shrink + tl.dot(p, _halves(v, upper=False))
         odd = odd * shrink + tl.dot(p, _halves(v, upper=True))
     total = tl.sum(weight, axis=1)
-    out_at = (pair.to(tl.int64) * parts + part) * (tl.num_programs(2) * queries)
+    out_at = (pair.to(tl.int64) * parts + part) * (tl.num_programs(0) * queries)
     if parts > 1:
         tl.store(maxima_ptr + out_at + query, maximum)
         tl.store(weights_ptr + out_at + query, total)

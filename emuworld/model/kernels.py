@@ -11,26 +11,27 @@ Shapes as in `operations`; Q = queries of one key-value head and row, in blocks 
 16 (what a matrix unit takes); Z = parts that the keys of a row are split into.
 """
 
-from functools import cache as memoise
-
 import torch
 import triton
 import triton.language as tl
 
 from emuworld.model import int8_attention
-from emuworld.model.attention_parts import own_work, softened
-from emuworld.model.launches import begin, follows
-from emuworld.model.operations import Norms, Place, Rotary
+from emuworld.model.attention_parts import own_work, read_keys
+from emuworld.model.head_kernels import write_heads
+from emuworld.model.launches import MANY_ROWS, begin, follows, num_multiprocessors
+from emuworld.model.operations import Place
+
+__all__ = ["add_rms_norm", "attend", "silu_times", "supports", "swiglu", "write_heads"]
 
 _KEYS_A_BLOCK = 64
 _FEW = 16  # queries of a program
 # Of one program. Few sizes, of which each that is met takes a second to compile; so with the parts.
 _QUERIES = (_FEW, 64, 128)
+_SMALL_HEADS = 64  # of which many queries read ahead as few do
 _MOST_PARTS = 64
-_MANY_ROWS = 256  # from which on a program of the small kernels takes several
-_NORMED_AT_ONCE, _ROTATED_AT_ONCE = 4096, 2048  # elements of such a program
+_NORMED_AT_ONCE, _NORM_WARPS = 4096, 4  # elements of such a program; warps of one of small rows
 _GATED_AT_ONCE, _LEAST_GATED = 1024, 128  # gates side by side in a program, at most and at least
-_MANY_GATED = 4096  # gates of a program of several rows
+_MANY_GATED, _GATE_WARPS = 4096, 4  # gates of a program of several rows
 _LOG2_E = 1.4426950408889634
 
 
@@ -46,7 +47,7 @@ def add_rms_norm(
     num_rows, size = x_MD.shape
     out_MD = torch.empty_like(x_MD)
     block = triton.next_power_of_2(size)
-    rows = 1 if num_rows < _MANY_ROWS else max(1, _NORMED_AT_ONCE // block)
+    rows = 1 if num_rows < MANY_ROWS else max(1, _NORMED_AT_ONCE // block)
     _add_rms_norm[(triton.cdiv(num_rows, rows),)](
         x_MD,
         x_MD if delta_MD is None else delta_MD,
@@ -59,42 +60,9 @@ def add_rms_norm(
         adds=delta_MD is not None,
         rows=rows,
         block=block,
-        num_warps=8 if size > 1024 else 4,
+        num_warps=8 if size > 1024 else _NORM_WARPS,
     )
     return out_MD
-
-
-def write_heads(
-    qkv_MX: torch.Tensor, cache_RKCd: torch.Tensor, *, place: Place, norms: Norms, rotary: Rotary
-) -> torch.Tensor:
-    """See `operations.write_heads`."""
-    num_groups, head_dim = cache_RKCd.shape[1] // 2, cache_RKCd.shape[3]
-    num_heads = qkv_MX.shape[1] // head_dim - 2 * num_groups
-    q_MHd = qkv_MX.new_empty((len(qkv_MX), num_heads, head_dim))
-    tokens = 1 if len(qkv_MX) < _MANY_ROWS else max(1, _ROTATED_AT_ONCE // head_dim)
-    _write_heads[(triton.cdiv(len(qkv_MX), tokens), num_heads + 2 * num_groups)](
-        qkv_MX,
-        q_MHd,
-        cache_RKCd,
-        norms.q_d,
-        norms.k_d,
-        rotary.cos_Ph,
-        rotary.sin_Ph,
-        place.rows_R,
-        place.starts_R,
-        norms.eps,
-        len(qkv_MX),
-        len(qkv_MX) // len(place.rows_R),
-        cache_RKCd.stride(0),
-        cache_RKCd.stride(1),
-        **follows(),
-        num_heads=num_heads,
-        num_groups=num_groups,
-        head_dim=head_dim,
-        tokens=tokens,
-        num_warps=1 if tokens == 1 else 4,
-    )
-    return q_MHd
 
 
 def attend(
@@ -114,7 +82,7 @@ def attend(
     kept = (num_rows * num_groups, parts, blocks * queries) if parts > 1 else (1, 1, 1)
     sums = q_MHd.new_empty((*kept, head_dim), dtype=torch.float32)
     scales = q_MHd.new_empty((2, *kept), dtype=torch.float32)
-    attend_part[(num_rows * num_groups, parts, blocks)](
+    attend_part[(blocks, num_rows * num_groups, parts)](
         q_MHd,
         cache_RKCd,
         out_MX,
@@ -136,7 +104,7 @@ def attend(
         causal=causal,
         block=block if queries <= _FEW else _KEYS_A_BLOCK,
         num_warps=4 if queries <= 64 else 8,
-        num_stages=stages if queries <= _FEW else 2,
+        num_stages=stages if queries <= _FEW or head_dim <= _SMALL_HEADS else 2,
     )
     if parts == 1:
         return out_MX.flatten(1)
@@ -161,11 +129,12 @@ def swiglu(gate_up_MX: torch.Tensor) -> torch.Tensor:
     """See `operations.swiglu`."""
     num_rows, size = len(gate_up_MX), gate_up_MX.shape[1] // 2
     out_MI = gate_up_MX.new_empty((num_rows, size))
-    many = num_rows >= _MANY_ROWS  # in blocks that a row is made of: programs are full, and fewer
+    many = num_rows >= MANY_ROWS  # in blocks that a row is made of: programs are full, and fewer
     block = max(_LEAST_GATED, min(_GATED_AT_ONCE, size & -size)) if many else _GATED_AT_ONCE
     rows = _MANY_GATED // block if many else 1
-    grid = (triton.cdiv(num_rows, rows), triton.cdiv(size, block))
-    _swiglu[grid](gate_up_MX, out_MI, num_rows, size, rows=rows, block=block, num_warps=4)
+    grid = (triton.cdiv(size, block), triton.cdiv(num_rows, rows))  # neighbours lie side by side in memory
+    warps = _GATE_WARPS if many else 4
+    _swiglu[grid](gate_up_MX, out_MI, num_rows, size, rows=rows, block=block, num_warps=warps)
     return out_MI
 
 
@@ -175,13 +144,6 @@ def _num_parts(num_pairs: int, *, device: torch.device) -> int:
     while parts < min(wanted, _MOST_PARTS):
         parts *= 4
     return parts
-
-
-@memoise
-def num_multiprocessors(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return 4  # Triton's interpreter on the CPU: a few parts, so that tests meet them
 
 
 @triton.jit
@@ -202,6 +164,7 @@ def _add_rms_norm(
     begin(pdl)
     row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
     at = tl.arange(0, block)
+    weight = tl.load(weight_ptr + at, mask=at < size, other=0.0).to(tl.float32)
     inside = (row < num_rows)[:, None] & (at < size)[None, :]
     places = row[:, None] * size + at[None, :]
     x = tl.load(x_ptr + places, mask=inside, other=0.0)
@@ -210,72 +173,9 @@ def _add_rms_norm(
         x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptr.dtype.element_ty)
         tl.store(x_ptr + places, x, mask=inside)
     x = x.to(tl.float32)
-    weight = tl.load(weight_ptr + at, mask=at < size, other=0.0).to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / size + eps)
     result = x * scale[:, None] * weight[None, :]
     tl.store(out_ptr + places, result.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _write_heads(
-    qkv_ptr: tl.tensor,
-    q_ptr: tl.tensor,
-    cache_ptr: tl.tensor,
-    q_norm_ptr: tl.tensor,
-    k_norm_ptr: tl.tensor,
-    cos_ptr: tl.tensor,
-    sin_ptr: tl.tensor,
-    rows_ptr: tl.tensor,
-    starts_ptr: tl.tensor,
-    eps: tl.tensor,
-    num_all: tl.tensor,
-    num_tokens: tl.tensor,
-    row_stride: tl.tensor,
-    head_stride: tl.tensor,
-    pdl: tl.constexpr,
-    num_heads: tl.constexpr,
-    num_groups: tl.constexpr,
-    head_dim: tl.constexpr,
-    tokens: tl.constexpr,
-) -> None:
-    """One program for a few tokens of a head: norm and rotation for queries and keys, a copy for values."""
-    begin(pdl)
-    token = tl.program_id(0).to(tl.int64) * tokens + tl.arange(0, tokens)
-    head = tl.program_id(1)
-    there = token < num_all
-    row = token // num_tokens
-    position = tl.load(starts_ptr + row, mask=there, other=0) + token % num_tokens
-    cache_row = tl.load(rows_ptr + row, mask=there, other=0).to(tl.int64)
-    half: tl.constexpr = head_dim // 2
-    at = tl.arange(0, head_dim)
-    other = (at + half) % head_dim
-    vector = (token * (num_heads + 2 * num_groups) + head) * head_dim
-    is_real = there[:, None] & (at >= 0)[None, :]
-    x = tl.load(qkv_ptr + vector[:, None] + at[None, :], mask=is_real, other=0.0)
-    partner = tl.load(qkv_ptr + vector[:, None] + other[None, :], mask=is_real, other=0.0).to(tl.float32)
-    mine = x.to(tl.float32)
-    is_query = head < num_heads
-    weight = tl.where(is_query, tl.load(q_norm_ptr + at), tl.load(k_norm_ptr + at)).to(tl.float32)
-    weight_partner = tl.where(is_query, tl.load(q_norm_ptr + other), tl.load(k_norm_ptr + other))
-    scale = (1.0 / tl.sqrt(tl.sum(mine * mine, axis=1) / head_dim + eps))[:, None]
-    angle = position[:, None] * half + (at % half)[None, :]
-    cos = tl.load(cos_ptr + angle, mask=is_real, other=0.0)
-    sin = tl.load(sin_ptr + angle, mask=is_real, other=0.0)
-    signed_sin = tl.where((at < half)[None, :], -sin, sin)
-    turned = partner * scale * weight_partner.to(tl.float32)[None, :] * signed_sin
-    rotated = mine * scale * weight[None, :] * cos + turned
-    is_value = head >= num_heads + num_groups
-    result = tl.where(is_value, mine, rotated)
-    q_at = (token * num_heads + head) * head_dim
-    q_at = q_at[:, None] + at[None, :]
-    tl.store(q_ptr + q_at, result.to(q_ptr.dtype.element_ty), mask=is_real & is_query)
-    place = cache_row * row_stride + (head - num_heads).to(tl.int64) * head_stride
-    in_cache = head >= num_heads
-    if cache_ptr.dtype.element_ty == tl.int8:
-        int8_attention.write(cache_ptr + place, position, result, head_stride, is_value, there & in_cache)
-    else:
-        place = (place + position * head_dim)[:, None] + at[None, :]
-        tl.store(cache_ptr + place, result.to(cache_ptr.dtype.element_ty), mask=is_real & in_cache)
 
 
 @triton.jit
@@ -321,22 +221,21 @@ def _attend_part(
     maximum = tl.full((queries,), float("-inf"), tl.float32)
     weight = tl.zeros((queries,), tl.float32)
     total = tl.zeros((queries, head_dim), tl.float32)
-    for key in range(first, last, block):
-        keys = key + tl.arange(0, block)
-        there = keys < last
-        kv_at = keys[:, None] * head_dim + at[None, :]
-        k = tl.load(k_ptr + kv_at, mask=there[:, None], other=0.0)
-        v = tl.load(v_ptr + kv_at, mask=there[:, None], other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
-        scores = tl.where(there[None, :] & (keys[None, :] <= last_seen[:, None]), scores, float("-inf"))
-        p, shrink, maximum = softened(scores, maximum)
-        weight = weight * shrink + tl.sum(p, axis=1)
-        total = total * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+    whole = first  # so far go whole blocks that all queries see, of which nothing is masked
+    if queries > 16:
+        seen = tl.minimum(last, tl.min(last_seen, axis=0) + 1)
+        whole += tl.maximum(seen - first, 0) // block * block
+        maximum, weight, total = read_keys(
+            q, k_ptr, v_ptr, first, whole, last_seen, log2_scale, maximum, weight, total, block, masked=False
+        )
+    maximum, weight, total = read_keys(
+        q, k_ptr, v_ptr, whole, last, last_seen, log2_scale, maximum, weight, total, block, masked=True
+    )
     if parts == 1:
         result = (total / weight[:, None]).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + q_at[:, None] + at[None, :], result, mask=real[:, None])
     else:
-        out_at = (pair.to(tl.int64) * parts + part) * (tl.num_programs(2) * queries) + query
+        out_at = (pair.to(tl.int64) * parts + part) * (tl.num_programs(0) * queries) + query
         tl.store(maxima_ptr + out_at, maximum)
         tl.store(weights_ptr + out_at, weight)
         tl.store(sums_ptr + out_at[:, None] * head_dim + at[None, :], total)
@@ -384,8 +283,8 @@ def _swiglu(
     block: tl.constexpr,
 ) -> None:
     """One program for a block of outputs of a few rows."""
-    row = (tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows))[:, None]
-    at = (tl.program_id(1) * block + tl.arange(0, block))[None, :]
+    row = (tl.program_id(1).to(tl.int64) * rows + tl.arange(0, rows))[:, None]
+    at = (tl.program_id(0) * block + tl.arange(0, block))[None, :]
     inside = (row < num_rows) & (at < size)
     gate = tl.load(gate_up_ptr + row * 2 * size + at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * 2 * size + size + at, mask=inside, other=0.0).to(tl.float32)

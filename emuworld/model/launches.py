@@ -1,5 +1,6 @@
 """How kernels of a step follow each other on a GPU: each begins when the one before has ended, or all but
-attention may come earlier (programmatic dependent launch, compute capability 9.0).
+attention may come earlier (programmatic dependent launch, compute capability 9.0). And what their sizes
+depend on.
 
 Such a kernel's programs are there before those of the kernel before have ended, which saves what a launch
 takes. Whatever it reads and writes, it does after `begin`, which waits until that kernel has ended; and since
@@ -12,11 +13,13 @@ Import it only where Triton is installed.
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
+from functools import cache as memoise
 
 import torch
 import triton
 import triton.language as tl
 
+MANY_ROWS = 256  # from which on a program of the small kernels takes several
 _programmatic: ContextVar[bool] = ContextVar("programmatic", default=False)
 
 
@@ -41,6 +44,13 @@ def follows(*, early: bool = True) -> dict[str, bool]:
     if not _programmatic.get():
         return {"pdl": False}
     return {"pdl": True, "launch_pdl": early}
+
+
+@memoise
+def num_multiprocessors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 4  # Triton's interpreter on the CPU: a few parts, so that tests meet them
 
 
 @triton.jit

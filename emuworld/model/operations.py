@@ -98,6 +98,13 @@ def swiglu(gate_up_MX: torch.Tensor) -> torch.Tensor:
     return F.silu(gate_MI) * up_MI
 
 
+def only(x_RTX: torch.Tensor, last_R: torch.Tensor | None) -> torch.Tensor:
+    """Of every row this token alone, [R, 1, ...]; all, where None is said."""
+    if last_R is None:
+        return x_RTX
+    return x_RTX[torch.arange(len(x_RTX), device=x_RTX.device), last_R][:, None]
+
+
 def positions(place: Place, *, num_tokens: int) -> torch.Tensor:
     """[R, T] int64 positions of the new tokens."""
     return place.starts_R[:, None] + torch.arange(num_tokens, device=place.starts_R.device)

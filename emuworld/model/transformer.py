@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from emuworld.model.attention import AttentionFunction, cached_attention, causal_attention
 from emuworld.model.cache import CacheStep, StaticCache
 from emuworld.model.config import SIZES, TransformerConfig, sized
+from emuworld.model.operations import only
 
 __all__ = ["SIZES", "StaticCache", "Transformer", "TransformerConfig", "sized"]
 
@@ -58,8 +59,10 @@ class Transformer(nn.Module):
         attention: AttentionFunction | None = None,
         positions_BT: torch.Tensor | None = None,
         causal: bool = True,
+        last_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states [B, T, D] after the final norm.
+        """Hidden states [B, T, D] after the final norm; with `last_B` (int64, there, causal) that token's of
+        each row alone, [B, 1, D].
 
         Without a cache every sequence starts at position 0 (or lies at `positions_BT`) and attends causally,
         or through `attention`. With one, the T tokens are appended to every row at its own length; a row
@@ -67,7 +70,8 @@ class Transformer(nn.Module):
         `causal` False the T tokens see each other both ways.
         """
         if cache is None:
-            return self.model(ids_BT, attention=attention, positions_BT=positions_BT)
+            hidden_BTD = self.model(ids_BT, attention=attention, positions_BT=positions_BT)
+            return only(hidden_BTD, last_B)
         if attention is not None or positions_BT is not None:
             raise ValueError(
                 "attention= and positions_BT= are for a whole sequence; a cache has its own of both"
@@ -77,7 +81,7 @@ class Transformer(nn.Module):
         step = cache.begin(ids_BT.shape[1], causal=causal)
         hidden_BTD = self.model(ids_BT, cache=cache, step=step)
         cache.finish(step, advance_B=advance_B)
-        return hidden_BTD
+        return only(hidden_BTD, last_B)
 
     def logits(self, hidden: torch.Tensor, *, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """[..., D] -> [..., stop - start]: the scores of ids start to stop only."""

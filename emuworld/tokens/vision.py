@@ -3,7 +3,9 @@
 The published tokenizer's index-backpropagation quantiser between the two halves of its network
 (`emuworld.tokens.vision_network`), at any size. It is not the training loop (`emuworld.training.tokenizer`);
 the release's own files are read in `emuworld.tokens.vision_published`. Encoding runs in fp32: half precision
-changes about one code in twelve. Decoding does too, with products in TF32 on CUDA.
+changes about one code in twelve. Decoding does too, with products in TF32 on CUDA; there, with Triton, a
+tokenizer without the finest levels (not the published kind) decodes in fp16 if a trial shows that it can
+(`emuworld.tokens.vision_half`).
 
 Sources: Emu3.5 (arXiv 2510.26583) section 2.2; IBQ (arXiv 2412.02692) for the quantiser and its losses.
 Departures: the raw dot products are chunked over positions instead of materialised at once, and entropy terms
@@ -19,6 +21,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +30,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emuworld.files import write_text, written
-from emuworld.tokens import strips
-from emuworld.tokens.vision_network import DOWNSAMPLE, PUBLISHED, Decoder, Encoder, VisionConfig
+from emuworld.tokens import strips, vision_half
+from emuworld.tokens.vision_network import (
+    DOWNSAMPLE,
+    PUBLISHED,
+    Decoder,
+    Encoder,
+    VisionConfig,
+    vision_kernels,
+)
+from emuworld.tokens.vision_operations import to_images
 
 __all__ = [
     "DOWNSAMPLE",
@@ -128,6 +139,8 @@ class VisionTokenizer(nn.Module):
         self.quantize = IndexQuantiser(config.num_codes, config.embed_dim)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+        self._half: vision_half.HalfDecoder | None = None
+        self._has_tried_half = False
 
     @property
     def num_codes(self) -> int:
@@ -165,9 +178,32 @@ class VisionTokenizer(nn.Module):
                 f"codes must lie in 0..{self.num_codes - 1}, got {int(codes.min())}..{int(codes.max())}"
             )
         codes = codes.to(self.quantize.embedding.weight.device, non_blocking=True)
+        parts = self._split(codes, DOWNSAMPLE)
         with _precision(codes.device, "tf32"):
-            parts = [to_images(self.pixels(self.vectors(part))) for part in self._split(codes, DOWNSAMPLE)]
-        return torch.cat(parts)
+            if codes.is_cuda and len(parts) == 1 and (half := self._half_decoder()):
+                return half.images(codes)
+            return torch.cat([to_images(self.pixels(self.vectors(part))) for part in parts])
+
+    def _half_decoder(self) -> vision_half.HalfDecoder | None:
+        """Made and tried when first asked for, and kept as long as the weights stay what and where they are;
+        None where there are no kernels for it, or it would not do.
+        """
+        if vision_kernels is None or self.config.patch_px == 1 or self.training:
+            return None
+        if not self._has_tried_half:
+            conv = self.post_quant_conv
+            codebook_KD = self.quantize.embedding.weight
+            vectors_KZ = F.linear(codebook_KD, conv.weight.flatten(1), conv.bias)
+            self._half, self._has_tried_half = vision_half.tried(self.decoder, vectors_KZ), True
+        return self._half
+
+    def _apply(self, *args: Any, **settings: Any) -> VisionTokenizer:
+        self._half, self._has_tried_half = None, False
+        return super()._apply(*args, **settings)
+
+    def load_state_dict(self, *args: Any, **settings: Any) -> Any:
+        self._half, self._has_tried_half = None, False
+        return super().load_state_dict(*args, **settings)
 
     def code_fingerprint(self) -> str:
         """Of what makes codes of pictures, encoder and codebook: who draws them again may have learnt on."""
@@ -271,8 +307,3 @@ def _precision(device: torch.device, name: str) -> Iterator[None]:
 def to_pixels(images: Tensor) -> Tensor:
     """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1], channels last in memory."""
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-
-
-def to_images(pixels: Tensor) -> Tensor:
-    """float [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]; truncates, as the published decoder does."""
-    return ((pixels.float() + 1.0) * 127.5).clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -12,7 +12,16 @@ import triton.language as tl
 import triton_cases
 from triton.runtime import interpreter
 
-from emuworld.model import few_rows, fp8, fp8_activations, fp8_kernels, fp8_norms, kernels, operations
+from emuworld.model import (
+    few_rows,
+    fp8,
+    fp8_activations,
+    fp8_kernels,
+    fp8_norms,
+    head_kernels,
+    kernels,
+    operations,
+)
 from emuworld.model.operations import Norms, Place, Rotary
 
 # The interpreter's bfloat16 products are wrong (it multiplies the bits), so float16 stands for it.
@@ -33,6 +42,8 @@ def compare() -> None:
     compare_case(64, 64, 8, 1, 16, 16, (70,), 1024, dtype=torch.float16, generator=generator)
     # Several blocks of queries, the last of them not full; keys in parts and in one.
     compare_case(64, 64, 4, 1, 16, 40, (0,), 2048, dtype=torch.float16, generator=generator)
+    compare_case(64, 64, 8, 4, 16, 90, (70, 0, 3), 4096, dtype=torch.float16, generator=generator)
+    head_kernels._AT_ONCE = 256  # programs enough for each to take all heads
     compare_case(64, 64, 8, 4, 16, 90, (70, 0, 3), 4096, dtype=torch.float16, generator=generator)
     for num_rows, num_inputs, num_outputs in ((2, 96, 80), (5, 512, 160), (33, 272, 48)):
         compare_fp8(num_rows, num_inputs, num_outputs, generator=generator)
@@ -284,12 +295,15 @@ def compile_all() -> None:
     heads = {"num_groups": 8, "head_dim": 128}
     for rows, block, warps in ((1, 8192, 8), (8, 512, 4)):
         compiled(kernels._add_rms_norm, {"adds": True, "rows": rows, "block": block}, num_warps=warps)
-    for tokens, warps in ((1, 1), (16, 4)):
-        compiled(kernels._write_heads, {"num_heads": 64, "tokens": tokens, **heads}, num_warps=warps)
+    for tokens, some, warps in ((1, 1, 1), (16, 1, 4), (16, 80, 4)):
+        sizes = {"num_heads": 64, "tokens": tokens, "heads": some, **heads}
+        compiled(head_kernels._write_heads, sizes, num_warps=warps)
     for queries, warps, stages in ((16, 4, 3), (64, 4, 2), (128, 8, 2)):
         for parts, causal in ((16, True), (1, True), (1, False)):
             sizes = {"repeats": 8, "queries": queries, "parts": parts, "causal": causal, "block": 64, **heads}
             compiled(kernels._attend_part, sizes, num_warps=warps, num_stages=stages)
+    sizes = {"repeats": 4, "queries": 128, "parts": 1, "causal": True, "block": 64}
+    compiled(kernels._attend_part, sizes | {"num_groups": 2, "head_dim": 64}, num_warps=8, num_stages=3)
     for rows, outputs, block in ((16, 16, 256), (64, 64, 128)):
         sizes = {"shrink": 1 / 16, "rows": rows, "outputs": outputs, "block": block}
         compiled(fp8_kernels._linear, sizes, num_warps=4, num_stages=4)
@@ -346,7 +360,7 @@ def compile_launches() -> None:
         (fp8_kernels._linear_of_parts, product, {"num_warps": 8, "num_stages": 3}),
         (kernels._add_rms_norm, {"adds": True, "rows": 1, "block": 8192}, {"num_warps": 8}),
         (fp8_norms._add_rms_norm_in_parts, {"adds": True, "block": 8192}, {"num_warps": 32}),
-        (kernels._write_heads, {"num_heads": 64, "tokens": 1, **heads}, {"num_warps": 1}),
+        (head_kernels._write_heads, {"num_heads": 64, "tokens": 1, "heads": 1, **heads}, {"num_warps": 1}),
         (kernels._attend_part, attention, {"num_warps": 4, "num_stages": 3}),
         (kernels._join_parts, {"repeats": 8, "parts": 16, **heads}, {"num_warps": 4}),
     ]

@@ -54,14 +54,14 @@ def test_training_sees_whole_convolutions(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_norms_of_a_gpu_agree_with_plain_pytorch() -> None:
     """In Triton's interpreter, in a process of its own: what `import triton` finds decides."""
     printed = run_cases(NORM_SCRIPT, "compare", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
-    assert printed.count("agrees") == 8
+    assert printed.count("agrees") == 64 and printed.count("the same pixels") == 6
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_the_norms_compile_for_the_published_sizes(tmp_path: Path) -> None:
     """To machine code for compute capability 9.0, which needs no GPU."""
     printed = run_cases(NORM_SCRIPT, "compile", TRITON_CACHE_DIR=str(tmp_path))
-    assert printed.count("compiled") == 9
+    assert printed.count("compiled") == 28
 
 
 @pytest.mark.gpu
