@@ -85,8 +85,9 @@ def compile_all() -> None:
             build(vision_kernels._double, sizes, kinds, num_warps=4)
             sizes["positions"] = applied // channels
             build(vision_kernels._apply, sizes | {"swish": True}, kinds, num_warps=8)
-        sizes = {"adds": True, "positions": 64, "members": 32, "some": 32}
-        build(vision_kernels._affine, sizes, kinds, num_warps=4)
+        for adds in (True, False):
+            sizes = {"adds": adds, "positions": 64, "members": 32, "some": 32}
+            build(vision_kernels._affine, sizes, kinds, num_warps=4)
         sizes = {"patch": 4, "block": 2048}
         build(vision_kernels._show, sizes, kinds | {"out_ptr": "*u8"}, num_warps=4)
 
