@@ -41,6 +41,9 @@ from emuworld.readings import Ids, Reading
 from emuworld.shares import one_thread
 
 _GROWTH = 1.5  # a working cache that fills up grows by this factor, so that copying it stays rare
+# One on a GPU by this, within the bound of the stored chunks and a quarter of the memory that is free: there
+# growing also waits for the GPU, and what was recorded over the cache is lost.
+_GROWTH_OF_SMALL = 4
 _PATIENCE = 64  # small calls before an oversized working cache is given up: resets are no reason
 
 
@@ -236,8 +239,13 @@ class CachePool:
 
     def _reserve(self, cache: StaticCache, capacity: int) -> None:
         if cache.capacity < capacity:
-            grown_by = min(int(cache.capacity * _GROWTH), self._model.config.max_position_embeddings)
-            cache.reserve(max(capacity, grown_by))
+            grown = int(cache.capacity * _GROWTH)
+            if self._model.device.type == "cuda":
+                spare_bytes = torch.cuda.mem_get_info(self._model.device)[0] // 4
+                bound = min(self._chunks.max_bytes, cache.num_bytes + spare_bytes)
+                most = cache.capacity * bound // cache.num_bytes
+                grown = max(grown, min(cache.capacity * _GROWTH_OF_SMALL, most))
+            cache.reserve(max(capacity, min(grown, self._model.config.max_position_embeddings)))
 
     def _give_up_if_oversized(self, num_rows: int) -> None:
         """Drop a working cache that is above the bound and has been half empty for long."""

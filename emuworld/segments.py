@@ -182,23 +182,27 @@ class SegmentWriter:
     def read_all(
         self, plans: Sequence[Plan], written: Sequence[Written], *, decode: Decode, ahead: bool = False
     ) -> list[tuple[WorldState, Segment]]:
-        """`read` for many, whose pictures are made together: on a GPU while the answers behind are read. With
+        """`read` for many, whose pictures are made together: on a GPU while their answers are read. With
         `ahead` it then has the caches read what was drawn, while pixels are on their way.
         """
         answers: list[ParsedAnswer] = []
 
-        def codes() -> Iterator[Codes]:
+        def parsed() -> Iterator[Codes]:
             for one in written:
                 answers.append(parse_answer(one.ids, tokenizer=self._context.tokenizer))
                 if (found := _codes(answers[-1])) is not None:
                     yield found
 
-        coming = decode(codes())
+        drawn = [one.codes_hw for one in written if one.codes_hw is not None]
+        coming = decode(drawn if len(drawn) == len(written) else parsed())
         readings = [
             self._context.read_on(plan.state, one.ids) for plan, one in zip(plans, written, strict=True)
         ]
         if ahead:
             self._read_ahead(plans, readings)
+        if not answers:
+            num_pictures = len(list(parsed()))
+            assert num_pictures == len(drawn), "a picture that was drawn is in its answer"
         states = [self._after(*one) for one in zip(plans, written, answers, strict=True)]
         for plan, state, rows in zip(plans, states, readings, strict=True):
             if state.size == plan.state.size:  # another size was never checked

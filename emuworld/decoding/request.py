@@ -46,6 +46,8 @@ class Written(NamedTuple):
 
     ids: list[int]
     stop: Stop
+    codes_hw: NDArray[np.int64] | None = None
+    """Those of the picture, where it was drawn at once: nobody has to look for them in the ids."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,8 +87,8 @@ class Progress:
     """
 
     __slots__ = (
-        "_grammar", "_num_images", "_num_told", "_text_left", "ids", "image_pending", "pending", "request",
-        "state", "stop",
+        "_codes_hw", "_grammar", "_num_images", "_num_told", "_text_left", "ids", "image_pending", "pending",
+        "request", "state", "stop",
     )  # fmt: skip
 
     def __init__(self, request: Request, grammar: Grammar, *, num_images: int = 1) -> None:
@@ -95,6 +97,7 @@ class Progress:
         self._num_images = num_images
         self._text_left = request.max_text_tokens
         self._num_told = 0
+        self._codes_hw: NDArray[np.int64] | None = None
         self.stop: Stop | None = None
         self.ids = list(request.forced)
         run, self.state = grammar.forced_run(grammar.advance_all(request.state, self.ids))
@@ -111,7 +114,7 @@ class Progress:
     @property
     def written(self) -> Written:
         assert self.stop is not None, "asked before the request was done"
-        return Written(self.ids, self.stop)
+        return Written(self.ids, self.stop, self._codes_hw)
 
     @property
     def draws_at_once(self) -> bool:
@@ -194,6 +197,7 @@ class Progress:
         rows_hW[-1, -1] = vocabulary.eoi
         block = rows_hW.ravel().tolist()
         self.ids += block
+        self._codes_hw = codes_hw
         self.pending = self.image_pending = [vocabulary.img, *block]
         at_its_end = self.state._replace(position=len(block) - 2)
         self.state = self._grammar.advance_all(at_its_end, block[-2:])

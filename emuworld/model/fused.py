@@ -45,8 +45,9 @@ else:
 _MOST_QUERIES = 128
 # Of all rows together, up to which a pass over pictures is launches more than arithmetic: seven of 256 px.
 _MOST_RECORDED_TOKENS = 2048
-# The same of a causal pass of few tokens a row: windows of 16 of 256 guided worlds.
-_MOST_RECORDED_SHORT_TOKENS = 8192
+# The same of a causal pass of few tokens a row: windows of 256 guided worlds. Words of so many come once a
+# picture, which a record is not worth.
+_WINDOW, _MOST_RECORDED_SHORT_TOKENS = 16, 8192
 WEIGHTS = ("bf16", "fp8")
 CACHES = ("bf16", "int8")
 _KEY_STEP = 512  # without the kernels, attention reads the cache up to a multiple of this: one graph for each
@@ -211,7 +212,8 @@ class FusedTransformer:
             queries = num_tokens * (self.config.num_heads // self.config.num_kv_heads)
             if causal:
                 short = queries <= _MOST_QUERIES
-                recorded = short and ids_BT.numel() <= _MOST_RECORDED_SHORT_TOKENS
+                most = _MOST_RECORDED_TOKENS if num_tokens > _WINDOW else _MOST_RECORDED_SHORT_TOKENS
+                recorded = short and ids_BT.numel() <= most
             else:
                 short = recorded = self.uses_kernels and ids_BT.numel() <= _MOST_RECORDED_TOKENS
             # Rows that hold something need a mask, with which PyTorch's attention takes twice as long.

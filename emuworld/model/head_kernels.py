@@ -1,7 +1,6 @@
 """`operations.write_heads` as a Triton kernel: heads normed and rotated, keys and values put into the cache.
 
-A program of few tokens takes one head of one. Of many, it takes all heads of some, which lie side by side in
-memory, and reads the angles of a token once.
+A program takes one head, of one token where there are few, else of some.
 
 Import it only where Triton is installed. All arithmetic between a load and a store is fp32. Shapes as in
 `operations`.
@@ -12,12 +11,10 @@ import triton
 import triton.language as tl
 
 from emuworld.model import int8_attention
-from emuworld.model.launches import MANY_ROWS, begin, follows, num_multiprocessors
+from emuworld.model.launches import MANY_ROWS, begin, follows
 from emuworld.model.operations import Norms, Place, Rotary
 
-_AT_ONCE = 2048  # elements of a program of many tokens that it has at a time
-_ENOUGH = 4  # programs a multiprocessor, with which each takes all heads of its tokens
-_WARPS = 4
+_AT_ONCE, _WARPS = 2048, 4  # of a program of many tokens: elements
 
 
 def write_heads(
@@ -28,9 +25,7 @@ def write_heads(
     num_heads = qkv_MX.shape[1] // head_dim - 2 * num_groups
     q_MHd = qkv_MX.new_empty((len(qkv_MX), num_heads, head_dim))
     tokens = 1 if len(qkv_MX) < MANY_ROWS else max(1, _AT_ONCE // head_dim)
-    programs, all_heads = triton.cdiv(len(qkv_MX), tokens), num_heads + 2 * num_groups
-    enough = tokens > 1 and programs >= _ENOUGH * num_multiprocessors(qkv_MX.device)
-    _write_heads[(programs, 1 if enough else all_heads)](
+    _write_heads[(triton.cdiv(len(qkv_MX), tokens), num_heads + 2 * num_groups)](
         qkv_MX,
         q_MHd,
         cache_RKCd,
@@ -50,7 +45,6 @@ def write_heads(
         num_groups=num_groups,
         head_dim=head_dim,
         tokens=tokens,
-        heads=all_heads if enough else 1,
         num_warps=1 if tokens == 1 else _WARPS,
     )
     return q_MHd
@@ -77,10 +71,9 @@ def _write_heads(
     num_groups: tl.constexpr,
     head_dim: tl.constexpr,
     tokens: tl.constexpr,
-    heads: tl.constexpr,
 ) -> None:
-    """One program for some heads of a few tokens, half of a head beside the other: norm and rotation for
-    queries and keys, a copy for values.
+    """One program for a head of a few tokens, one half of it beside the other: norm and rotation for queries
+    and keys, a copy for values.
     """
     begin(pdl)
     token = tl.program_id(0).to(tl.int64) * tokens + tl.arange(0, tokens)
@@ -96,24 +89,23 @@ def _write_heads(
     sin = tl.load(sin_ptr + angle, mask=is_real, other=0.0)
     q_norm, k_norm = tl.load(q_norm_ptr + at), tl.load(k_norm_ptr + at)
     q_norm_2, k_norm_2 = tl.load(q_norm_ptr + half + at), tl.load(k_norm_ptr + half + at)
-    for index in range(heads):
-        head = tl.program_id(1) * heads + index
-        is_query, is_value = head < num_heads, head >= num_heads + num_groups
-        from_at = ((token * (num_heads + 2 * num_groups) + head) * head_dim)[:, None] + at[None, :]
-        x = tl.load(qkv_ptr + from_at, mask=is_real, other=0.0).to(tl.float32)
-        x_2 = tl.load(qkv_ptr + from_at + half, mask=is_real, other=0.0).to(tl.float32)
-        scale = (1.0 / tl.sqrt(tl.sum(x * x + x_2 * x_2, axis=1) / head_dim + eps))[:, None]
-        normed = x * scale * tl.where(is_query, q_norm, k_norm).to(tl.float32)[None, :]
-        normed_2 = x_2 * scale * tl.where(is_query, q_norm_2, k_norm_2).to(tl.float32)[None, :]
-        x = tl.where(is_value, x, normed * cos - normed_2 * sin)
-        x_2 = tl.where(is_value, x_2, normed_2 * cos + normed * sin)
-        to_at = q_ptr + ((token * num_heads + head) * head_dim)[:, None] + at[None, :]
-        tl.store(to_at, x.to(q_ptr.dtype.element_ty), mask=is_real & is_query)
-        tl.store(to_at + half, x_2.to(q_ptr.dtype.element_ty), mask=is_real & is_query)
-        place = cache_ptr + cache_row * row_stride + (head - num_heads).to(tl.int64) * head_stride
-        if cache_ptr.dtype.element_ty == tl.int8:
-            int8_attention.write(place, position, x, x_2, head_stride, is_value, there & (head >= num_heads))
-        else:
-            to_at = (place + position * head_dim)[:, None] + at[None, :]
-            tl.store(to_at, x.to(cache_ptr.dtype.element_ty), mask=is_real & (head >= num_heads))
-            tl.store(to_at + half, x_2.to(cache_ptr.dtype.element_ty), mask=is_real & (head >= num_heads))
+    head = tl.program_id(1)
+    is_query, is_value = head < num_heads, head >= num_heads + num_groups
+    from_at = ((token * (num_heads + 2 * num_groups) + head) * head_dim)[:, None] + at[None, :]
+    x = tl.load(qkv_ptr + from_at, mask=is_real, other=0.0).to(tl.float32)
+    x_2 = tl.load(qkv_ptr + from_at + half, mask=is_real, other=0.0).to(tl.float32)
+    scale = (1.0 / tl.sqrt(tl.sum(x * x + x_2 * x_2, axis=1) / head_dim + eps))[:, None]
+    normed = x * scale * tl.where(is_query, q_norm, k_norm).to(tl.float32)[None, :]
+    normed_2 = x_2 * scale * tl.where(is_query, q_norm_2, k_norm_2).to(tl.float32)[None, :]
+    x = tl.where(is_value, x, normed * cos - normed_2 * sin)
+    x_2 = tl.where(is_value, x_2, normed_2 * cos + normed * sin)
+    to_at = q_ptr + ((token * num_heads + head) * head_dim)[:, None] + at[None, :]
+    tl.store(to_at, x.to(q_ptr.dtype.element_ty), mask=is_real & is_query)
+    tl.store(to_at + half, x_2.to(q_ptr.dtype.element_ty), mask=is_real & is_query)
+    place = cache_ptr + cache_row * row_stride + (head - num_heads).to(tl.int64) * head_stride
+    if cache_ptr.dtype.element_ty == tl.int8:
+        int8_attention.write(place, position, x, x_2, head_stride, is_value, there & (head >= num_heads))
+    else:
+        to_at = (place + position * head_dim)[:, None] + at[None, :]
+        tl.store(to_at, x.to(cache_ptr.dtype.element_ty), mask=is_real & (head >= num_heads))
+        tl.store(to_at + half, x_2.to(cache_ptr.dtype.element_ty), mask=is_real & (head >= num_heads))

@@ -27,7 +27,7 @@ _KEYS_A_BLOCK = 64
 _FEW = 16  # queries of a program
 # Of one program. Few sizes, of which each that is met takes a second to compile; so with the parts.
 _QUERIES = (_FEW, 64, 128)
-_SMALL_HEADS = 64  # of which many queries read ahead as few do
+_SMALL_HEADS = 64  # of which many queries read ahead as few do, and 128 are no faster than 64
 _MOST_PARTS = 64
 _NORMED_AT_ONCE, _NORM_WARPS = 4096, 4  # elements of such a program; warps of one of small rows
 _GATED_AT_ONCE, _LEAST_GATED = 1024, 128  # gates side by side in a program, at most and at least
@@ -75,6 +75,8 @@ def attend(
     in_8_bits = cache_RKCd.dtype == torch.int8
     plan = int8_attention.PLAN if in_8_bits else (_attend_part, _QUERIES, _KEYS_A_BLOCK, 3)
     attend_part, sizes, block, stages = plan
+    if not in_8_bits and head_dim <= _SMALL_HEADS:
+        sizes = sizes[:-1]
     queries = next((size for size in sizes if size >= num_tokens * repeats), sizes[-1])
     blocks = triton.cdiv(num_tokens * repeats, queries)
     parts = _num_parts(num_rows * num_groups * blocks, device=q_MHd.device)

@@ -168,7 +168,7 @@ def _moments(
     tl.store(moments_ptr + to_at + num_blocks * num_channels, squares, mask=channel < num_channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_positions"])  # 1 would be no number of the GPU's
 def _affine(
     moments_ptr: tl.tensor,
     weight_ptr: tl.tensor,
