@@ -5,7 +5,7 @@
     python scripts/choose_sampling.py model=FOLDER suite=story temperature=1.0,0.5 num=24
     python scripts/choose_sampling.py model=FOLDER suite=explore guidance=1,2,3    # greedy, as its suite is
     python scripts/choose_sampling.py model=FOLDER suite=explore temperature=1.0,0.5    # as a user walks
-    python scripts/choose_sampling.py model=FOLDER suite=t2i passes=8 time_shift=1,0.5    # drawn at once
+    python scripts/choose_sampling.py model=FOLDER suite=t2i passes=8 guided_until=0.9,0.75    # drawn at once
 
 All combinations are run on the same cases; OUT/SUITE.jsonl has a line for each, and no combination begins
 after `seconds`. What is chosen goes into `SAMPLING` of emuworld/training/supervised.py or into the folder's
@@ -33,7 +33,7 @@ SUITES: dict[str, RoomSuite] = {
     ),
 }
 COUNTS = {"t2i": "num_prompts", "x2i": "num_edits", "story": "num_tales", "explore": "num_starts"}
-AXES = ("temperature", "top_p", "guidance", "image_guidance", "stay", "guided_until", "time_shift")
+AXES = ("temperature", "top_p", "guidance", "image_guidance", "stay", "guided_until")
 
 
 def main(words: list[str]) -> int:

@@ -140,7 +140,7 @@ class _Canvas:
         self._places = places
         self._sampling = pictures[0].sampling
         self.num_passes = self._sampling.passes
-        self._times = painter.noise.grid(self.num_passes, shift=self._sampling.time_shift)
+        self._times = painter.noise.grid(self.num_passes)
         height, width = pictures[0].size
         self._ids_T = torch.full((height * (width + 1),), painter.vocabulary.eol)
         self._ids_T[0] = painter.vocabulary.img

@@ -19,7 +19,7 @@ computed from its own alone. Shapes: N positions, K codes, E length of a code's 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -59,10 +59,11 @@ class Noise:
         """Times in 0..1 put through the shift."""
         return times / (times + self.shift * (1.0 - times))
 
-    def grid(self, num_steps: int, *, shift: float = 1.0) -> list[float]:
-        """`num_steps` + 1 times from 0 to 1, shifted as in training and then by `shift`."""
-        even = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
-        times: list[float] = replace(self, shift=self.shift * shift).shifted(even).tolist()
+    def grid(self, num_steps: int) -> list[float]:
+        """`num_steps` + 1 times from 0 to 1."""
+        times: list[float] = self.shifted(
+            torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+        ).tolist()
         return times
 
     def to_json(self) -> dict[str, Any]:

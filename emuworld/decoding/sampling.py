@@ -88,8 +88,6 @@ class Sampling:
             it; 0 = token by token.
         guided_until: time in 0..1 of a picture drawn at once from which on it is no longer guided; the first
             pass always is.
-        time_shift: the times of the passes are put to t / (t + time_shift (1 - t)), beyond what training did
-            to them: below 1 fewer codes are decided in each of the last passes, above 1 in each of the first.
         resample: which codes are kept after a pass: "confidence" or "jump".
         draft_window: places of a picture that go through the model together, the first of them certain, the
             others guesses that are kept where they come true (`decoding.drafting`); 0 = token by token. It
@@ -105,7 +103,6 @@ class Sampling:
     max_new_tokens: int | None = None
     passes: int = 0
     guided_until: float = 0.9
-    time_shift: float = 1.0
     resample: str = "confidence"
     draft_window: int = 0
 
@@ -124,8 +121,6 @@ class Sampling:
             )
         if not 0.0 <= self.guided_until <= 1.0:
             raise ValueError(f"guided_until must lie in 0..1, got {self.guided_until}")
-        if not isinstance(self.time_shift, _NUMBER) or not 0.0 < self.time_shift < float("inf"):
-            raise ValueError(f"time_shift must be finite and above 0 (1 = off), got {self.time_shift!r}")
         if self.resample not in RESAMPLINGS:
             raise ValueError(f"resample must be {' or '.join(RESAMPLINGS)}, got {self.resample!r}")
         if not 0 <= self.draft_window <= MAX_DRAFT_WINDOW:
@@ -164,7 +159,7 @@ class Sampling:
             raise ValueError(
                 f"sampling settings {dict(fields)} do not fit ({error}); known are text and image with "
                 "temperature, top_k and top_p each, guidance, image_guidance, stay, max_new_tokens, passes, "
-                "guided_until, time_shift, resample and draft_window"
+                "guided_until, resample and draft_window"
             ) from error
 
 

@@ -161,10 +161,7 @@ def test_settings_round_trip_and_refuse_nonsense() -> None:
     for wrong in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}):
         with pytest.raises(ValueError, match="must"):
             Truncation(**wrong)
-    wrong_settings = (
-        {"guidance": float("inf")}, {"image_guidance": -1.0}, {"max_new_tokens": 0}, {"time_shift": 0.0},
-    )  # fmt: skip
-    for wrong in wrong_settings:
+    for wrong in ({"guidance": float("inf")}, {"image_guidance": -1.0}, {"max_new_tokens": 0}):
         with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must"):
             Sampling(**wrong)
     with pytest.raises(ValueError, match="known are text and image"):
