@@ -5,8 +5,8 @@ command line. This is the only file with imports inside functions: help must not
 """
 
 import contextlib
-import gc
 import difflib
+import gc
 import importlib
 import os
 import sys
@@ -124,7 +124,7 @@ def _run(name: str, choice: str | None, overrides: Sequence[str]) -> None:
         _end_quietly()
     speaks = not target.in_every_process or _joined_as_first()
     run = getattr(_import(target.module, f"emuworld {name}"), target.run)
-    # What is imported stays: a full collection looks at it for 150 ms, again and again, where worlds are many.
+    # What is imported stays; with many worlds a full collection would look at it again and again, for 150 ms.
     gc.freeze()
     out = getattr(config, "out", None)
     with _stored(Path(out), name, choice, values) if out and speaks else contextlib.nullcontext():

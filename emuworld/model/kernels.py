@@ -75,9 +75,8 @@ def attend(
     in_8_bits = cache_RKCd.dtype == torch.int8
     plan = int8_attention.PLAN if in_8_bits else (_attend_part, _QUERIES, _KEYS_A_BLOCK, 3)
     attend_part, sizes, block, stages = plan
-    if not in_8_bits and head_dim <= _SMALL_HEADS:
-        sizes = sizes[:-1]
-    queries = next((size for size in sizes if size >= num_tokens * repeats), sizes[-1])
+    most = 64 if head_dim <= _SMALL_HEADS and not in_8_bits else sizes[-1]
+    queries = next((size for size in sizes if size >= min(num_tokens * repeats, most)), most)
     blocks = triton.cdiv(num_tokens * repeats, queries)
     parts = _num_parts(num_rows * num_groups * blocks, device=q_MHd.device)
     out_MX = torch.empty_like(q_MHd)

@@ -18,6 +18,7 @@ from emuworld.model import (
     fp8_activations,
     fp8_kernels,
     fp8_norms,
+    head_kernels,
     kernels,
     operations,
 )
@@ -292,8 +293,8 @@ def compile_all() -> None:
     heads = {"num_groups": 8, "head_dim": 128}
     for rows, block, warps in ((1, 8192, 8), (8, 512, 4)):
         compiled(kernels._add_rms_norm, {"adds": True, "rows": rows, "block": block}, num_warps=warps)
-    for tokens, some, warps in ((1, 1, 1), (16, 1, 4), (16, 80, 4)):
-        sizes = {"num_heads": 64, "tokens": tokens, "heads": some, **heads}
+    for tokens, warps in ((1, 1), (16, 4)):
+        sizes = {"num_heads": 64, "tokens": tokens, **heads}
         compiled(head_kernels._write_heads, sizes, num_warps=warps)
     for queries, warps, stages in ((16, 4, 3), (64, 4, 2), (128, 8, 2)):
         for parts, causal in ((16, True), (1, True), (1, False)):
@@ -357,7 +358,7 @@ def compile_launches() -> None:
         (fp8_kernels._linear_of_parts, product, {"num_warps": 8, "num_stages": 3}),
         (kernels._add_rms_norm, {"adds": True, "rows": 1, "block": 8192}, {"num_warps": 8}),
         (fp8_norms._add_rms_norm_in_parts, {"adds": True, "block": 8192}, {"num_warps": 32}),
-        (head_kernels._write_heads, {"num_heads": 64, "tokens": 1, "heads": 1, **heads}, {"num_warps": 1}),
+        (head_kernels._write_heads, {"num_heads": 64, "tokens": 1, **heads}, {"num_warps": 1}),
         (kernels._attend_part, attention, {"num_warps": 4, "num_stages": 3}),
         (kernels._join_parts, {"repeats": 8, "parts": 16, **heads}, {"num_warps": 4}),
     ]
