@@ -174,7 +174,7 @@ def test_answers_are_well_formed_and_begin_with_what_is_forced(sampling: Samplin
     requests = mixed_requests()
     written, _ = run(requests, sampling)
     sizes = {0: (4, 5), 2: (2, 2), 4: (6, 3)}
-    for world, (ids, stop) in written.items():
+    for world, (ids, stop, _) in written.items():
         assert ids[: len(requests[world].forced)] == list(requests[world].forced)
         parsed = parse_answer(ids, tokenizer=TOKENIZER)
         assert not [problem for segment in parsed for problem in segment.problems]
@@ -188,7 +188,7 @@ def test_answers_are_well_formed_and_begin_with_what_is_forced(sampling: Samplin
 def test_the_unguided_twin_reads_image_blocks_and_nothing_else() -> None:
     requests = mixed_requests()
     written, cache = run(requests, GUIDED, num_images=2)
-    for i, (ids, _) in enumerate(written.values()):
+    for i, (ids, *_) in enumerate(written.values()):
         blocks: list[int] = []
         inside = False
         for token in ids:
@@ -237,7 +237,7 @@ def test_text_that_never_ends_is_closed() -> None:
     requests = {0: request(0), 1: request(1)}
     never = HashModel({V.boi: -99.0, V.ess: -99.0, V.eos: -99.0, V.boc: -99.0, V.bog: -99.0})
     written, _ = run(requests, PLAIN, never)
-    for ids, stop in written.values():
+    for ids, stop, _ in written.values():
         assert stop == "text_limit"
         assert len(ids) == 40 + 2
         assert ids[-2:] == [V.ess, V.eos]
@@ -390,7 +390,7 @@ def test_news_add_up_to_what_is_written() -> None:
                 told[i] += ids
         except StopIteration as end:
             assert list(told.values()) == [one.ids for one in end.value]
-            assert end.value[-1] == ([V.ess, V.eos], Stop.CONTEXT)
+            assert end.value[-1] == Written([V.ess, V.eos], Stop.CONTEXT)
             break
 
 
@@ -400,7 +400,7 @@ def test_a_text_that_fills_its_room_is_closed_inside_it() -> None:
     for room in (0, 1, 2, 3, 4, 5, 17):
         for model in (never, thinking):
             one = replace(request(0), max_tokens=room, overrun=Stop.TOKEN_LIMIT)
-            ids, stop = run({0: one}, GUIDED, model)[0][0]
+            ids, stop, _ = run({0: one}, GUIDED, model)[0][0]
             assert stop == "token_limit"
             assert ids[-2:] == [V.ess, V.eos]
             assert max(room - 1, 2) <= len(ids) <= max(room, 2)
@@ -417,7 +417,7 @@ def test_a_picture_is_drawn_where_it_fits_and_not_begun_where_not() -> None:
         whole = len(words) + image_length(side) + 2
         for room, drawn in ((whole, True), (whole - 1, False)):
             one = replace(request(0, forced=forced, size=size), max_tokens=room)
-            ids, stop = run({0: one}, GUIDED, free)[0][0]
+            ids, stop, _ = run({0: one}, GUIDED, free)[0][0]
             assert stop == ("image" if drawn else "context")
             assert ids[-1] == (V.eoi if drawn else V.eos)
             assert drawn or ids == [*words, V.ess, V.eos]

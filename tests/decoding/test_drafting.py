@@ -195,7 +195,7 @@ def test_rows_that_ride_along_and_windows_of_one_shape_change_nothing(
 def test_no_wrong_guess_stays_in_the_cache() -> None:
     requests = {world: request(world, replace(GUIDED, draft_window=6)) for world in range(5)}
     written, cache = run(requests)
-    for i, (ids, _) in enumerate(written.values()):
+    for i, (ids, *_) in enumerate(written.values()):
         whole = [*prompt(i), *ids]
         conditional, unguided = cache.held[i], cache.held[len(requests) + i][3:]
         assert conditional == whole[: len(conditional)]
@@ -273,7 +273,7 @@ def draw_many(model: ExactTransformer, sampling: Sampling, *, num_worlds: int) -
         for world in range(num_worlds)
     ]
     written = generate(model, cache, requests, grammar=GRAMMAR)
-    codes = [[token - V.visual_start for token in ids if V.is_visual(token)] for ids, _ in written]
+    codes = [[token - V.visual_start for token in ids if V.is_visual(token)] for ids, *_ in written]
     return np.array(codes)
 
 
