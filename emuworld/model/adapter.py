@@ -51,13 +51,19 @@ class Adapter(nn.Module):
     @torch.no_grad()
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `load_adapter` gives, what is left of the rank adding nothing yet; ValueError where
-        it has a higher one."""
+        it has a higher one.
+
+        In 8 bits a direction's scale stands with one of its vectors, a million times as large as the other:
+        steps of training would wipe that out. So both become equally long.
+        """
         for key, down_rI in self.down_rI.items():
             taken_rI, taken_Or = tensors[_name(key) + _DOWN], tensors[_name(key) + _UP]
             if (rank := len(taken_rI)) > len(down_rI):
                 raise ValueError(f"the adapter to go on from has rank {rank}, above rank={len(down_rI)}")
-            down_rI[:rank].copy_(taken_rI)
-            self.up_Or[key][:, :rank].copy_(taken_Or)
+            down_r, up_r = taken_rI.float().norm(dim=1), taken_Or.float().norm(dim=0)
+            ratio_r = torch.where((down_r > 0) & (up_r > 0), (up_r / down_r).sqrt(), 1.0)
+            down_rI[:rank].copy_(taken_rI * ratio_r[:, None])
+            self.up_Or[key][:, :rank].copy_(taken_Or / ratio_r)
 
     def attach(self, model: Transformer) -> None:
         """From now on the model's matrices add this; its own weights get no gradient."""

@@ -242,7 +242,7 @@ def test_text_that_never_ends_is_closed() -> None:
         assert len(ids) == 40 + 2
         assert ids[-2:] == [V.ess, V.eos]
     thinking = HashModel({V.bog: 99.0, V.eog: -99.0})
-    for ids, _ in run(requests, PLAIN, thinking)[0].values():
+    for ids, *_ in run(requests, PLAIN, thinking)[0].values():
         assert (ids[0], ids[-3:]) == (V.bog, [V.eog, V.ess, V.eos])
 
 

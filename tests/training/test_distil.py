@@ -369,6 +369,9 @@ def test_an_adapter_is_trained_on(by_heart: tuple[Path, list[TokenStory]], tmp_p
         for adapter in (second.adapter, wider.adapter):
             taken = adapter.up_Or[key] @ adapter.down_rI[key]
             assert (taken - product).norm() < 0.02 * product.norm(), key
+            # Both of a direction's vectors are alike long: a step of training is small for each.
+            downs_r, ups_r = adapter.down_rI[key].norm(dim=1), adapter.up_Or[key].norm(dim=0)
+            torch.testing.assert_close(downs_r[:4], ups_r[:4])
     with pytest.raises(ValueError, match="rank 4, above rank=2"):
         begun(dataclasses.replace(config, rank=2, adapter_from=str(tmp_path / "one")))
     with pytest.raises(ValueError, match="adaptation=full trains none"):
