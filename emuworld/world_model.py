@@ -82,9 +82,7 @@ class WorldModel:
         cache_bytes: int | None = None,
     ) -> None:
         self.folder = parts.folder
-        # Pictures drawn at once by a GPU: not where what draws them is left out, as beside a LoRA.
-        device = parts.transformer.device.type if parts.painter is not None else "cpu"
-        self.manifest = parts.manifest.for_device(device)
+        self.manifest = parts.manifest
         self.tokenizer = parts.tokenizer
         self.fingerprint = parts.fingerprint
         self._transformer = parts.transformer
@@ -92,7 +90,7 @@ class WorldModel:
         self._reopen = reopen
         self._lock = threading.RLock()
         self._context = Context(
-            manifest=self.manifest,
+            manifest=parts.manifest,
             tokenizer=parts.tokenizer,
             fingerprint=parts.fingerprint,
             max_tokens=parts.transformer.config.max_position_embeddings,

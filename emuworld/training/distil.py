@@ -66,7 +66,6 @@ class DidaTraining:
     noise: Noise = dataclasses.field(default_factory=Noise)
     causal_weight: float = 1.0  # of the clean tokens' loss beside the noisy ones'; full adaptation only
     default_passes: int = 0  # what the environments draw with; 0 = token by token unless told otherwise
-    gpu_passes: int = 0  # the same on a GPU, where a few passes are faster; 0 = as default_passes
     size_px: int = 256  # picture side
     device: str = "auto"  # auto | cpu | cuda
     workers: int = 0  # processes that decode pictures; 0: a thread
@@ -202,13 +201,8 @@ def write_folder(config: DidaTraining, trainer: DidaTrainer, *, source: Path, ma
     for name in (*present_files(source), *_KEPT_FILES):
         if name not in changed and (source / name).is_file():
             copy_file(source / name, out / name)
-    sampling, gpu_sampling = (
-        {mode: dataclasses.replace(manifest.sampling_for(mode), passes=passes) for mode in manifest.modes}
-        for passes in (config.default_passes, config.gpu_passes)
-    )
-    dataclasses.replace(
-        manifest,
-        dida=config.noise,
-        sampling={**manifest.sampling, **sampling},
-        gpu_sampling=gpu_sampling if config.gpu_passes else {},
-    ).save(out)
+    sampling = {
+        mode: dataclasses.replace(manifest.sampling_for(mode), passes=config.default_passes)
+        for mode in manifest.modes
+    }
+    dataclasses.replace(manifest, dida=config.noise, sampling={**manifest.sampling, **sampling}).save(out)
