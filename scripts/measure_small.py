@@ -45,6 +45,7 @@ STAGES: dict[str, tuple[str, float, Suite]] = {
     "dida-explore": ("dida-explore-twin", 60.0, ExploreTwin(passes=PASSES, num_starts=96, **DIDA)),
     "dida-t2i": ("dida-t2i", 45.0, TextToImage(passes=PASSES, num_prompts=200)),
     "dida-x2i": ("dida-x2i", 45.0, EditPictures(passes=PASSES, num_edits=96)),
+    "dida-story": ("dida-story", 60.0, TellTales(passes=PASSES, num_tales=48, num_pictures=4)),
     "dida-robot": ("dida-robot-331", 90.0, RobotSuite(passes=(0, 8), num_judged=0, num_pictures=0)),
 }
 _COUNTS = ("num_starts", "num_shuffled", "num_walks", "num_turns", "num_prompts", "num_edits", "num_tales")
