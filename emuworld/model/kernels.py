@@ -29,9 +29,9 @@ _FEW = 16  # queries of a program
 _QUERIES = (_FEW, 64, 128)
 _SMALL_HEADS = 64  # of which many queries read ahead as few do, and 128 are no faster than 64
 _MOST_PARTS = 64
-_NORMED_AT_ONCE, _NORM_WARPS = 4096, 4  # elements of such a program; warps of one of small rows
+_NORMED_AT_ONCE, _NORM_WARPS = 2048, 4  # elements of such a program; warps of one of small rows
 _GATED_AT_ONCE, _LEAST_GATED = 1024, 128  # gates side by side in a program, at most and at least
-_MANY_GATED, _GATE_WARPS = 4096, 4  # gates of a program of several rows
+_MANY_GATED, _GATE_WARPS = 2048, 4  # gates of a program of several rows
 _LOG2_E = 1.4426950408889634
 
 
