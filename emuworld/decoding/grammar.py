@@ -210,9 +210,8 @@ class Grammar:
     def forced_run(self, state: GrammarState) -> tuple[list[int], GrammarState]:
         """The tokens that must follow (none, or several: a size prefix, EOL, EOI) and the state after
         them."""
-        if (
-            state.phase is Phase.HEIGHT and state.position == 0
-        ):  # a picture begins: few sizes, again and again
+        # A picture begins: few sizes, again and again.
+        if state.phase is Phase.HEIGHT and state.position == 0:
             before = state._replace(num_images=0)
             if before not in self._size_runs:
                 self._size_runs[before] = self._forced_run(before)
