@@ -48,7 +48,8 @@ class ImageRow:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageDraft:
-    """A picture that is drawn at once, after `done` of its `num_passes` passes: codes, int64 [h, w]."""
+    """A picture that is drawn at once, as the model draws it in pass `done` of `num_passes`: codes, int64
+    [h, w]."""
 
     codes: NDArray[np.int64]
     done: int

@@ -42,7 +42,7 @@ def copied(source: str, folder: Path, *, noise: Noise | None) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["mixture", "metric"])
+@pytest.fixture(scope="module", params=["mixture", "metric", "masked"])
 def model(
     request: pytest.FixtureRequest, tiny_folder: str, tmp_path_factory: pytest.TempPathFactory
 ) -> WorldModel:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from emuworld.decoding.cache_rows import index_tensor, rides_along, tokens_at_once
 from emuworld.decoding.language_model import LanguageModel
-from emuworld.decoding.noise import Noise, Path, make_path, uniform_codes
+from emuworld.decoding.noise import Noise, Path, make_path, noisy_ids
 from emuworld.decoding.sampling import Sampling, pick_and_rate
 from emuworld.decoding.uniforms import TokenUniforms
 from emuworld.model.cache import StaticCache
@@ -66,7 +66,8 @@ class Picture:
 
 
 class Draft(NamedTuple):
-    """A picture after a pass: its place among those asked for, codes int64 [h, w], passes done and in all."""
+    """A picture after a pass: its place among those asked for, the model's draw of every code int64 [h, w],
+    passes done and in all."""
 
     picture: int
     codes: NDArray[np.int64]
@@ -148,11 +149,11 @@ class _Canvas:
         before_N = torch.arange(height)[:, None] * (width + 1) + torch.arange(width)
         self._before_N = before_N.flatten().to(painter.model.device)
         self._ids_T = self._ids_T.to(painter.model.device)
-        self._codes_PN = uniform_codes(self._uniforms(0), painter.vocabulary.num_visual_tokens)
+        self._codes_PN = self._drawn_PN = painter.path.start(self._uniforms(0))
 
     def drafts(self, done: int) -> list[Draft]:
         size = self._pictures[0].size
-        grids = self._codes_PN.cpu().numpy().reshape(-1, *size)
+        grids = self._drawn_PN.cpu().numpy().reshape(-1, *size)
         return [
             Draft(place, codes, done, self.num_passes)
             for place, codes in zip(self._places, grids, strict=True)
@@ -167,6 +168,7 @@ class _Canvas:
         # Made while a GPU computes those.
         drawn_PN = self._uniforms(1 + _DRAWS_A_PASS * done)
         clean_PN, sure_PN = self._predict(hiddens_PND, drawn_PN)
+        self._drawn_PN = clean_PN
         path = self._painter.path
         if then >= 1.0:
             self._codes_PN = clean_PN
@@ -189,7 +191,7 @@ class _Canvas:
 
     def _corrupted(self, clean_PN: Tensor, time: float, kept_PN: Tensor, drawn_PN: Tensor) -> Tensor:
         """What a code looks like that is not right at this time."""
-        if self._painter.noise.path == "mixture":
+        if self._painter.noise.path != "metric":
             time = 0.0  # those that are right are counted already
         codes_N = self._painter.path.corrupt(
             clean_PN.flatten(),
@@ -232,7 +234,7 @@ class _Canvas:
     def _hidden(self, cache: StaticCache, *, num_rows: int) -> list[Tensor]:
         """[P, N, D] of each of the first kinds of rows, where the codes are predicted."""
         ids_PT = self._ids_T.repeat(len(self._pictures), 1)
-        ids_PT[:, self._before_N + 1] = self._codes_PN + self._painter.vocabulary.visual_start
+        ids_PT[:, self._before_N + 1] = noisy_ids(self._codes_PN, self._painter.vocabulary)
         picture_of = {row: at for at, p in enumerate(self._pictures) for row in p.rows[:num_rows]}
         lengths = cache.lengths
         groups: dict[int, list[int]] = {}

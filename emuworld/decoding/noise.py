@@ -8,6 +8,8 @@ walks through a grid of times; both ask the same path.
 - `metric`: p_t(x | clean) = softmax over x of -beta_t d(x, clean), where d is the squared distance of the
   two codes' vectors, each of length one, and beta_t = scale (t / (1 - t)) ** exponent (URSA, arXiv
   2510.24717): noise goes first to codes that look unlike, then to ones that look alike.
+- `masked`: at t each code is right with probability t, else it is not there: PAD stands in its place, and the
+  model need not ask which codes to believe (MaskGIT, arXiv 2202.04200; Gat et al., the path with a mask).
 
 Departure from URSA: a step from t to t' uses beta_t' - beta_t where it has dt beta'_t, which has no limit at
 t = 0 for exponents below 1.
@@ -26,8 +28,9 @@ import torch
 from torch import Tensor
 
 from emuworld.decoding.sampling import Truncation, pick
+from emuworld.tokens.vocabulary import Vocabulary
 
-PATHS = ("mixture", "metric")
+PATHS = ("mixture", "metric", "masked")
 _SCORES_AT_ONCE = 64 << 20  # positions times codes: 256 MiB of fp32
 _ALL = Truncation()
 
@@ -43,14 +46,14 @@ class Noise:
         exponent, scale: beta_t of the metric path; its defaults are URSA's.
     """
 
-    path: str = "mixture"  # mixture | metric
+    path: str = "mixture"  # mixture | metric | masked
     shift: float = 1.0  # above 1: more of the time near the noise, for larger pictures
     exponent: float = 0.9  # of the metric path
     scale: float = 3.0  # of the metric path
 
     def __post_init__(self) -> None:
         if self.path not in PATHS:
-            raise ValueError(f"noise path {self.path!r} is not known; expected {' or '.join(PATHS)}")
+            raise ValueError(f"noise path {self.path!r} is not known; expected one of {', '.join(PATHS)}")
         for name in ("shift", "exponent", "scale"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} of the noise must be above 0, got {getattr(self, name)}")
@@ -83,6 +86,9 @@ class Noise:
 class Path(Protocol):
     """A path from noise to codes."""
 
+    def start(self, drawn_N: Tensor) -> Tensor:
+        """Codes at time 0, int64."""
+
     def corrupt(self, clean_N: Tensor, times_N: Tensor, *, kept_N: Tensor, drawn_N: Tensor) -> Tensor:
         """Codes at their times, int64. `kept_N` and `drawn_N` are uniform numbers, float64 in [0, 1)."""
 
@@ -96,6 +102,8 @@ def make_path(noise: Noise, *, codebook_KE: Tensor) -> Path:
     """The path of some settings; `codebook_KE` are the vision tokenizer's vectors."""
     if noise.path == "mixture":
         return MixturePath(len(codebook_KE))
+    if noise.path == "masked":
+        return MaskedPath(len(codebook_KE))
     return MetricPath(codebook_KE, exponent=noise.exponent, scale=noise.scale)
 
 
@@ -104,11 +112,19 @@ def uniform_codes(drawn_N: Tensor, num_codes: int) -> Tensor:
     return (drawn_N * num_codes).long().clamp_(max=num_codes - 1)
 
 
+def noisy_ids(codes: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """The id of each code; PAD where it is not there."""
+    return torch.where(codes < vocabulary.num_visual_tokens, codes + vocabulary.visual_start, vocabulary.pad)
+
+
 class MixturePath:
     """Each code is right, or it is any."""
 
     def __init__(self, num_codes: int) -> None:
         self.num_codes = num_codes
+
+    def start(self, drawn_N: Tensor) -> Tensor:
+        return uniform_codes(drawn_N, self.num_codes)
 
     def corrupt(self, clean_N: Tensor, times_N: Tensor, *, kept_N: Tensor, drawn_N: Tensor) -> Tensor:
         return torch.where(kept_N < times_N, clean_N, uniform_codes(drawn_N, self.num_codes))
@@ -118,6 +134,28 @@ class MixturePath:
     ) -> Tensor:
         """A code jumps with the share of what is still noise at `now` and no longer at `then`."""
         return torch.where(kept_N < (then - now) / (1.0 - now), clean_N, codes_N)
+
+
+class MaskedPath:
+    """Each code is right, or it is not there: the one behind the last."""
+
+    def __init__(self, num_codes: int) -> None:
+        self.num_codes = num_codes
+
+    def start(self, drawn_N: Tensor) -> Tensor:
+        return torch.full_like(drawn_N, self.num_codes, dtype=torch.int64)
+
+    def corrupt(self, clean_N: Tensor, times_N: Tensor, *, kept_N: Tensor, drawn_N: Tensor) -> Tensor:
+        """`drawn_N` is not needed."""
+        return torch.where(kept_N < times_N, clean_N, self.num_codes)
+
+    def step(
+        self, codes_N: Tensor, clean_N: Tensor, *, now: float, then: float, kept_N: Tensor, drawn_N: Tensor
+    ) -> Tensor:
+        """A code that is not there comes with the share of what is noise at `now` and no longer at `then`;
+        one that is there stays."""
+        comes_N = (codes_N == self.num_codes) & (kept_N < (then - now) / (1.0 - now))
+        return torch.where(comes_N, clean_N, codes_N)
 
 
 class MetricPath:
@@ -130,6 +168,9 @@ class MetricPath:
     @property
     def num_codes(self) -> int:
         return len(self._unit_KE)
+
+    def start(self, drawn_N: Tensor) -> Tensor:
+        return uniform_codes(drawn_N, self.num_codes)
 
     def corrupt(self, clean_N: Tensor, times_N: Tensor, *, kept_N: Tensor, drawn_N: Tensor) -> Tensor:
         """One number a code decides; `kept_N` is not needed."""

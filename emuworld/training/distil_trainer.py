@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emuworld.decoding.noise import Path as NoisePath
+from emuworld.decoding.noise import noisy_ids
 from emuworld.model.adapter import Adapter, load_adapter
 from emuworld.model.attention import AttentionFunction
 from emuworld.model.transformer import Transformer
@@ -166,7 +167,7 @@ class DidaTrainer:
         kept, drawn = torch.rand((2, len(noisy)), generator=rng, device=ids.device, dtype=torch.float64)
         codes = ids.flatten()[places] - self.vocabulary.visual_start
         corrupted = self.path.corrupt(codes, times_BS.flatten()[places], kept_N=kept, drawn_N=drawn)
-        return ids.flatten().index_copy(0, places, corrupted + self.vocabulary.visual_start).view_as(ids)
+        return ids.flatten().index_copy(0, places, noisy_ids(corrupted, self.vocabulary)).view_as(ids)
 
     def validation_losses(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Mean loss of noisy codes in nats, over all times and at the middle of each band of them."""

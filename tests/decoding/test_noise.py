@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from emuworld.decoding.noise import MetricPath, MixturePath, Noise, make_path
+from emuworld.decoding.noise import MetricPath, MixturePath, Noise, make_path, noisy_ids
 from emuworld.decoding.uniforms import TokenUniforms
+from emuworld.tokens.vocabulary import builtin
 
 NUM_CODES = 16
 MANY = 40_000
@@ -77,7 +78,24 @@ def test_small_metric_steps_lead_to_the_shares_of_the_last_time() -> None:
     assert torch.equal(path.step(codes, clean, now=0.5, then=1.0, kept_N=kept, drawn_N=drawn), clean)
 
 
-@pytest.mark.parametrize("name", ["mixture", "metric"])
+def test_what_is_masked_is_not_there_until_it_comes_and_stays() -> None:
+    path = make_path(Noise(path="masked"), codebook_KE=codebook())
+    clean = torch.full((MANY,), 3)
+    assert (path.start(uniforms(0)) == NUM_CODES).all()
+    at = path.corrupt(clean, torch.full((MANY,), 0.3), kept_N=uniforms(0), drawn_N=uniforms(1))
+    assert set(at.unique().tolist()) == {3, NUM_CODES}
+    assert float((at == 3).double().mean()) == pytest.approx(0.3, abs=0.01)
+    later = path.step(at, torch.full_like(at, 5), now=0.3, then=0.8, kept_N=uniforms(2), drawn_N=uniforms(3))
+    assert torch.equal(later == 3, at == 3)
+    assert float((later == NUM_CODES).double().mean()) == pytest.approx(0.2, abs=0.01)
+    vocabulary = builtin(num_text_tokens=300, num_visual_tokens=NUM_CODES)
+    assert noisy_ids(torch.tensor([0, NUM_CODES]), vocabulary).tolist() == [
+        vocabulary.visual_start,
+        vocabulary.pad,
+    ]
+
+
+@pytest.mark.parametrize("name", ["mixture", "metric", "masked"])
 def test_at_time_one_nothing_is_corrupted(name: str) -> None:
     path = make_path(Noise(path=name), codebook_KE=codebook())
     clean = torch.arange(NUM_CODES)

@@ -90,7 +90,9 @@ def walked(model: WorldModel, story: TokenStory, sampling: Sampling) -> list[np.
     return model.picture_codes(state)
 
 
-@pytest.mark.parametrize(("adaptation", "path"), [("adapter", "mixture"), ("full", "metric")])
+@pytest.mark.parametrize(
+    ("adaptation", "path"), [("adapter", "mixture"), ("full", "metric"), ("adapter", "masked")]
+)
 def test_few_passes_draw_the_pictures_of_token_by_token(
     by_heart: tuple[Path, list[TokenStory]], tmp_path: Path, adaptation: str, path: str
 ) -> None:
