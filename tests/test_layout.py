@@ -22,7 +22,7 @@ MODULES = {"story": "story", "story_schema": "story", "world_model": "world_mode
 MODULES |= {"cli": "cli", "__main__": "cli"}
 MODULES |= {"questions": "story"}  # words that stories are told from
 # Below everything: all may import them, and they import nothing of ours.
-MODULES |= {"files": "files", "shares": "files"}
+MODULES |= {"files": "files", "shares": "files", "staging": "files"}
 # Modules and packages of envs that reach no model code.
 SIMULATOR = ("rooms", "tabletop", "rendering", "render", "simulated", "sim_env", "vla_sim_env")
 SIMULATOR += ("episodes", "edit_chains", "shards")

@@ -20,7 +20,7 @@ from emuworld.decoding.request import Progress
 from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig
 from emuworld.model.exact import Chooser, ExactTransformer
-from emuworld.model.staging import moved
+from emuworld.staging import moved
 
 _SHORT = 2  # tokens of one feed up to which rows of any lengths go together: a token, and the EOL behind it
 _GROWTH = 1.5  # a cache that a long text fills grows by this factor, so that copying it stays rare

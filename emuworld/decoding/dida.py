@@ -37,7 +37,7 @@ from emuworld.decoding.noise import Noise, Path, make_path, noisy_ids
 from emuworld.decoding.sampling import Sampling, pick_and_rate
 from emuworld.decoding.uniforms import TokenUniforms
 from emuworld.model.cache import StaticCache
-from emuworld.model.staging import moved
+from emuworld.staging import moved
 from emuworld.tokens.vocabulary import Vocabulary
 
 _SCORES_AT_ONCE = 64 << 20  # positions times codes of one row: 256 MiB of fp32

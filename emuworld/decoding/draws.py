@@ -29,7 +29,7 @@ from emuworld.decoding.sampling import (
     pick_guided,
 )
 from emuworld.model.exact import ExactTransformer
-from emuworld.model.staging import moved
+from emuworld.staging import moved
 
 if TYPE_CHECKING:
     from emuworld.decoding.compiled_draw import Draws

@@ -17,8 +17,8 @@ import torch
 from emuworld.model import int8_cache
 from emuworld.model.config import TransformerConfig
 from emuworld.model.huge_pages import HugePages
-from emuworld.model.staging import moved
 from emuworld.shares import one_thread
+from emuworld.staging import moved
 
 if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     from emuworld.model import cache_kernels

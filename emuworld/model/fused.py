@@ -45,9 +45,9 @@ else:
 _MOST_QUERIES = 128
 # Of all rows together, up to which a pass over pictures is launches more than arithmetic: seven of 256 px.
 _MOST_RECORDED_TOKENS = 2048
-# The same of a causal pass of few tokens a row: windows of 256 guided worlds. Words of so many come once a
-# picture, which a record is not worth.
-_WINDOW, _MOST_RECORDED_SHORT_TOKENS = 16, 8192
+# Multiplications of any other pass that a GPU does in less than twice the time that its launches take the
+# host: the built-in model's of 256 worlds.
+_MOST_RECORDED_PRODUCTS = 4e12
 WEIGHTS = ("bf16", "fp8")
 CACHES = ("bf16", "int8")
 _KEY_STEP = 512  # without the kernels, attention reads the cache up to a multiple of this: one graph for each
@@ -116,6 +116,7 @@ class FusedTransformer:
                 if on_layer:
                     on_layer(len(self.layers), model.config.num_layers)
             self.rotary = rotary_tables(model.config, device=device)
+        self._num_weights = sum(layer.num_weights for layer in self.layers)
         self._choose(use_kernels=use_kernels, use_graphs=use_graphs)
 
     def variant(
@@ -210,18 +211,14 @@ class FusedTransformer:
         spots_2R = torch.from_numpy(np.stack((cache.indices, step.starts)).astype(np.int32))
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
             queries = num_tokens * (self.config.num_heads // self.config.num_kv_heads)
-            if causal:
-                short = queries <= _MOST_QUERIES
-                most = _MOST_RECORDED_TOKENS if num_tokens > _WINDOW else _MOST_RECORDED_SHORT_TOKENS
-                recorded = short and ids_BT.numel() <= most
-            else:
-                short = recorded = self.uses_kernels and ids_BT.numel() <= _MOST_RECORDED_TOKENS
+            few = ids_BT.numel() <= _MOST_RECORDED_TOKENS
+            short = queries <= _MOST_QUERIES if causal else self.uses_kernels and few
             # Rows that hold something need a mask, with which PyTorch's attention takes twice as long.
             masked = causal and num_rows > 1 and bool(step.starts[0])
             if short or (self.uses_kernels and (masked or not step.uniform)):
                 with self._launching():
-                    recorded = recorded and self.use_graphs
-                    hidden_BTD = self._step(ids_BT, spots_2R, cache, step, last_B, recorded=recorded)
+                    wide = not (short and few)
+                    hidden_BTD = self._step(ids_BT, spots_2R, cache, step, last_B, wide=wide)
             else:
                 hidden_BTD = self._prefill(ids_BT, spots_2R, cache, step, last_B)
         cache.finish(step, advance_B=advance_B)
@@ -245,9 +242,10 @@ class FusedTransformer:
         step: CacheStep,
         last_R: torch.Tensor | None,
         *,
-        recorded: bool,
+        wide: bool,
     ) -> torch.Tensor:
-        """Rows of any lengths, with attention that reads them on the device; `recorded` as a graph."""
+        """Rows of any lengths, with attention that reads them on the device; as a graph, unless it is `wide`
+        and more arithmetic than launches."""
         layers_RKCd, causal = cache.memory.kv_RKCd, step.causal
         bucket = 0 if self.uses_kernels else min(-(-step.longest // _KEY_STEP) * _KEY_STEP, cache.capacity)
 
@@ -265,12 +263,15 @@ class FusedTransformer:
                 last_R=last_R,
             )
 
-        if not recorded:
-            return compute(self._moved(ids_RT), self._moved(spots_2R), last_R)
+        inputs = (ids_RT, spots_2R) if last_R is None else (ids_RT, spots_2R, last_R)
+        light = not wide or ids_RT.numel() * self._num_weights <= _MOST_RECORDED_PRODUCTS
+        if not (light and self.use_graphs):
+            return compute(*map(self._moved, inputs))
         graphs = self._graphs.get(cache.memory)
         if graphs is None:
             graphs = self._graphs[cache.memory] = StepGraphs(self.device)
-        return graphs.run((*ids_RT.shape, bucket, int(causal)), compute, ids_RT, spots_2R)
+        key = (*ids_RT.shape, bucket, int(causal), len(inputs))
+        return graphs.run(key, compute, *inputs, wide=wide)
 
     def _prefill(
         self,

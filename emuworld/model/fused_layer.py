@@ -3,6 +3,7 @@
 Shapes: D hidden_size, I intermediate_size, d head_dim, P positions, X all heads of queries, keys and values.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,6 +46,11 @@ class FusedLayer:
             gate_up_XD=join(mlp.gate_proj, mlp.up_proj),
             down_DI=join(mlp.down_proj),
         )
+
+    @property
+    def num_weights(self) -> int:
+        """Of its matrices."""
+        return sum(math.prod(w.shape) for w in (self.qkv_XD, self.out_DX, self.gate_up_XD, self.down_DI))
 
 
 def placed(weight: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emuworld.files import write_text, written
+from emuworld.staging import moved
 from emuworld.tokens import strips, vision_half
 from emuworld.tokens.vision_network import (
     DOWNSAMPLE,
@@ -177,7 +178,7 @@ class VisionTokenizer(nn.Module):
             raise ValueError(
                 f"codes must lie in 0..{self.num_codes - 1}, got {int(codes.min())}..{int(codes.max())}"
             )
-        codes = codes.to(self.quantize.embedding.weight.device, non_blocking=True)
+        codes = moved(codes, self.quantize.embedding.weight.device)
         parts = self._split(codes, DOWNSAMPLE)
         with _precision(codes.device, "tf32"):
             if codes.is_cuda and len(parts) == 1 and (half := self._half_decoder()):

@@ -262,8 +262,9 @@ def test_graphs_and_kernels_give_what_the_eager_form_gives(
 @pytest.mark.parametrize("num_tokens", [40, 272])
 @pytest.mark.parametrize("lengths", [[1], [64, 64], [300, 41], [600, 1, 77] * 5])
 def test_many_tokens_behind_rows_of_any_lengths(lengths: list[int], num_tokens: int, causal: bool) -> None:
-    """Proves attention over several blocks of queries, one way and both ways; small pictures as graphs. So
-    many tokens behind each other make two forms in bf16 differ by up to a percent: fp32 is the judge.
+    """Proves attention over several blocks of queries, one way and both ways, the last tokens alone too, and
+    as graphs. So many tokens behind each other make two forms in bf16 differ by up to a percent: fp32 is the
+    judge.
     """
     if not torch.cuda.is_available():
         pytest.skip("needs CUDA")

@@ -1,4 +1,4 @@
-"""Copies from the host to a device that nothing waits for. It knows no model."""
+"""Copies from the host to a device that nothing waits for. It imports nothing of ours."""
 
 import torch
 
