@@ -53,7 +53,7 @@ class Context:
                 f"the state belongs to model {state.fingerprint.hex()}, this one is "
                 f"{self.fingerprint.hex()}; load the checkpoint that made it"
             )
-        ids = np.array(state.ids, dtype=np.int64)
+        ids = state.ids.numpy()
         if len(state.prompt_ids) == 0 or ids.min() < 0 or ids.max() >= self.manifest.vocabulary.size:
             raise SnapshotError(
                 "the state holds ids that this model does not have; it is damaged, save it again"
@@ -81,7 +81,7 @@ class Context:
         """What is known of its rows once these ids of an answer stand behind it; nothing where they do not
         begin and end with a whole chunk."""
         eoi, known = self.manifest.vocabulary.eoi, self._known.get(state)
-        if not known or not ids or ids[-1] != eoi or state.answer_ids[-1:] not in ((), (eoi,)):
+        if not known or not ids or ids[-1] != eoi or (state.answer_ids and state.answer_ids[-1] != eoi):
             return []
         blocks = image_blocks(ids, self.manifest.vocabulary) if len(known) > 1 else []
         return [

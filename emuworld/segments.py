@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from emuworld.decoding.uniforms import TokenUniforms
 from emuworld.pictures import Codes, Decode, Pixels
 from emuworld.readings import Ids, Reading
 from emuworld.state import Segment, WorldState
+from emuworld.token_ids import TokenIds
 from emuworld.tokens.sequence import ParsedAnswer, parse_answer
 from emuworld.tokens.text import TextTokenizer
 from emuworld.tokens.vision import DOWNSAMPLE
@@ -189,7 +190,9 @@ class SegmentWriter:
 
         def parsed() -> Iterator[Codes]:
             for one in written:
-                answers.append(parse_answer(one.ids, tokenizer=self._context.tokenizer))
+                answers.append(
+                    parse_answer(one.ids, tokenizer=self._context.tokenizer, last_codes=one.codes_hw)
+                )
                 if (found := _codes(answers[-1])) is not None:
                     yield found
 
@@ -228,12 +231,15 @@ class SegmentWriter:
     def _after(self, plan: Plan, written: Written, parsed: ParsedAnswer) -> WorldState:
         state, codes = plan.state, _codes(parsed)
         size = state.size if codes is None else (DOWNSAMPLE * codes.shape[0], DOWNSAMPLE * codes.shape[1])
-        return replace(
-            state,
-            answer_ids=(*state.answer_ids, *written.ids),
+        return WorldState(
+            mode=state.mode,
+            prompt_ids=state.prompt_ids,
+            answer_ids=TokenIds(state.answer_ids) + written.ids,
+            seed=state.seed,
             step=state.step + 1,
             size=size,
             ended=parsed.ended or (codes is not None and state.mode in _ONE_PICTURE),
+            fingerprint=state.fingerprint,
         )
 
     def _readings(self, plan: Plan) -> list[Reading]:

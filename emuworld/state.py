@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emuworld.decoding.request import Stop
+from emuworld.token_ids import TokenIds
 from emuworld.tokens.vocabulary import Vocabulary
 
 _MAGIC = b"EmuW"
@@ -67,7 +68,7 @@ class WorldState:
     Attributes:
         mode: one of `emuworld.tokens.sequence.MODES`.
         prompt_ids: BOS to BSS, reference images included.
-        answer_ids: everything behind it so far.
+        answer_ids: everything behind it so far; whatever is given, `TokenIds` are kept.
         seed: key of the world's random numbers, 0 .. 2**64 - 1.
         step: segments so far, the other half of the key.
         size: height and width of every image, in pixels; None until the model has chosen.
@@ -77,17 +78,20 @@ class WorldState:
 
     mode: str
     prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
+    answer_ids: Sequence[int]
     seed: int
     step: int
     size: tuple[int, int] | None
     ended: bool
     fingerprint: bytes
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "answer_ids", TokenIds(self.answer_ids))
+
     @property
-    def ids(self) -> tuple[int, ...]:
+    def ids(self) -> TokenIds:
         """Prompt and answer."""
-        return self.prompt_ids + self.answer_ids
+        return TokenIds(self.prompt_ids) + self.answer_ids
 
     @property
     def num_tokens(self) -> int:
@@ -170,7 +174,7 @@ class WorldState:
         return cls(
             mode=mode,
             prompt_ids=tuple(ids[:num_prompt]),
-            answer_ids=tuple(ids[num_prompt:]),
+            answer_ids=TokenIds(ids[num_prompt:]),
             seed=seed,
             step=step,
             size=(height, width) if height and width else None,
@@ -181,7 +185,7 @@ class WorldState:
 
 def split_chunks(ids: Sequence[int], *, eoi: int) -> list[tuple[int, ...]]:
     """Cut behind every EOI; what follows the last one is a chunk of its own, if there is anything."""
-    chunks, start = [], 0
+    ids, chunks, start = list(ids), [], 0
     for _ in range(ids.count(eoi)):
         stop = ids.index(eoi, start) + 1
         chunks.append(tuple(ids[start:stop]))

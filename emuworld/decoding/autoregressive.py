@@ -33,7 +33,7 @@ from emuworld.decoding.drafting import Drafter
 from emuworld.decoding.draws import draw_run, draws_of
 from emuworld.decoding.grammar import Grammar, Span
 from emuworld.decoding.language_model import LanguageModel
-from emuworld.decoding.request import Progress, Request, Stop, Written
+from emuworld.decoding.request import Progress, Request, Stop, Written, picture_blocks
 from emuworld.model.cache import StaticCache
 from emuworld.tokens.vocabulary import Vocabulary
 
@@ -222,8 +222,9 @@ def _paint(
         try:
             drafts = next(painting)
         except StopIteration as end:
-            for i, codes_hw in zip(active, end.value, strict=True):
-                worlds[i].write_picture(codes_hw)
+            blocks = picture_blocks(end.value, painter.vocabulary)
+            for i, codes_hw, block in zip(active, end.value, blocks, strict=True):
+                worlds[i].write_picture(codes_hw, block)
             break
         for draft in drafts:
             finished[draft.picture] = draft.codes.size * draft.done // draft.num_passes

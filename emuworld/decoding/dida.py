@@ -22,8 +22,9 @@ codes, V codes of the vocabulary, D hidden size.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ from torch import Tensor
 
 from emuworld.decoding.cache_rows import index_tensor, rides_along, tokens_at_once
 from emuworld.decoding.language_model import LanguageModel
-from emuworld.decoding.noise import Noise, Path, make_path, noisy_ids
+from emuworld.decoding.noise import MetricPath, Noise, Path, make_path, noisy_ids
 from emuworld.decoding.sampling import Sampling, pick_and_rate
 from emuworld.decoding.uniforms import TokenUniforms
 from emuworld.model.cache import StaticCache
@@ -121,14 +122,15 @@ class Painter:
         canvases = [
             _Canvas(self, [pictures[place] for place in places], places=places) for places in groups.values()
         ]
+        codes: dict[int, NDArray[np.int64]] = {}
         for done in range(max((canvas.num_passes for canvas in canvases), default=0)):
             drafts: list[Draft] = []
             for canvas in canvases:
                 if done < canvas.num_passes:
                     canvas.refine(cache, done)
                     drafts += canvas.drafts(done + 1)
+            codes |= {draft.picture: draft.codes for draft in drafts}
             yield drafts
-        codes = {draft.picture: draft.codes for c in canvases for draft in c.drafts(c.num_passes)}
         return [codes[place] for place in range(len(pictures))]
 
 
@@ -149,7 +151,8 @@ class _Canvas:
         before_N = torch.arange(height)[:, None] * (width + 1) + torch.arange(width)
         self._before_N = before_N.flatten().to(painter.model.device)
         self._ids_T = self._ids_T.to(painter.model.device)
-        self._codes_PN = self._drawn_PN = painter.path.start(self._uniforms(0))
+        like_PN = self._before_N.expand(len(pictures), -1)
+        self._codes_PN = self._drawn_PN = painter.path.start(partial(self._uniforms, 0), like=like_PN)
 
     def drafts(self, done: int) -> list[Draft]:
         size = self._pictures[0].size
@@ -173,32 +176,29 @@ class _Canvas:
         if then >= 1.0:
             self._codes_PN = clean_PN
             return
-        kept_PN, changed_PN = (self._uniforms(2 + _DRAWS_A_PASS * done + k) for k in range(2))
+        kept, changed = (partial(self._uniforms, 2 + _DRAWS_A_PASS * done + k) for k in range(2))
         if self._sampling.resample == "jump":
             codes_N = path.step(
                 self._codes_PN.flatten(),
                 clean_PN.flatten(),
                 now=now,
                 then=then,
-                kept_N=kept_PN.flatten(),
-                drawn_N=changed_PN.flatten(),
+                kept_N=kept().flatten(),
+                drawn_N=changed().flatten(),
             )
             self._codes_PN = codes_N.view_as(clean_PN)
         else:
-            self._codes_PN = torch.where(
-                _surest(sure_PN, share=then), clean_PN, self._corrupted(clean_PN, then, kept_PN, changed_PN)
-            )
+            noisy_PN = self._corrupted(clean_PN, then, changed)
+            self._codes_PN = torch.where(_surest(sure_PN, share=then), clean_PN, noisy_PN)
 
-    def _corrupted(self, clean_PN: Tensor, time: float, kept_PN: Tensor, drawn_PN: Tensor) -> Tensor:
+    def _corrupted(self, clean_PN: Tensor, time: float, drawn: Callable[[], Tensor]) -> Tensor:
         """What a code looks like that is not right at this time."""
-        if self._painter.noise.path != "metric":
-            time = 0.0  # those that are right are counted already
-        codes_N = self._painter.path.corrupt(
-            clean_PN.flatten(),
-            torch.full((clean_PN.numel(),), time, device=clean_PN.device),
-            kept_N=kept_PN.flatten(),
-            drawn_N=drawn_PN.flatten(),
-        )
+        path = self._painter.path
+        if not isinstance(path, MetricPath):  # those that are right are counted already
+            return path.start(drawn, like=clean_PN)
+        drawn_N = drawn().flatten()
+        times_N = torch.full_like(drawn_N, time, dtype=torch.float32)
+        codes_N = path.corrupt(clean_PN.flatten(), times_N, kept_N=drawn_N, drawn_N=drawn_N)
         return codes_N.view_as(clean_PN)
 
     def _uniforms(self, draw: int) -> Tensor:

@@ -20,7 +20,7 @@ computed from its own alone. Shapes: N positions, K codes, E length of a code's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -46,7 +46,7 @@ class Noise:
         exponent, scale: beta_t of the metric path; its defaults are URSA's.
     """
 
-    path: str = "mixture"  # mixture | metric | masked
+    path: str = "masked"  # mixture | metric | masked
     shift: float = 1.0  # above 1: more of the time near the noise, for larger pictures
     exponent: float = 0.9  # of the metric path
     scale: float = 3.0  # of the metric path
@@ -86,8 +86,8 @@ class Noise:
 class Path(Protocol):
     """A path from noise to codes."""
 
-    def start(self, drawn_N: Tensor) -> Tensor:
-        """Codes at time 0, int64."""
+    def start(self, drawn: Callable[[], Tensor], *, like: Tensor) -> Tensor:
+        """Codes at time 0, int64, in the shape of `like` and where it is; `drawn` makes uniform numbers."""
 
     def corrupt(self, clean_N: Tensor, times_N: Tensor, *, kept_N: Tensor, drawn_N: Tensor) -> Tensor:
         """Codes at their times, int64. `kept_N` and `drawn_N` are uniform numbers, float64 in [0, 1)."""
@@ -123,8 +123,8 @@ class MixturePath:
     def __init__(self, num_codes: int) -> None:
         self.num_codes = num_codes
 
-    def start(self, drawn_N: Tensor) -> Tensor:
-        return uniform_codes(drawn_N, self.num_codes)
+    def start(self, drawn: Callable[[], Tensor], *, like: Tensor) -> Tensor:
+        return uniform_codes(drawn(), self.num_codes)
 
     def corrupt(self, clean_N: Tensor, times_N: Tensor, *, kept_N: Tensor, drawn_N: Tensor) -> Tensor:
         return torch.where(kept_N < times_N, clean_N, uniform_codes(drawn_N, self.num_codes))
@@ -142,8 +142,8 @@ class MaskedPath:
     def __init__(self, num_codes: int) -> None:
         self.num_codes = num_codes
 
-    def start(self, drawn_N: Tensor) -> Tensor:
-        return torch.full_like(drawn_N, self.num_codes, dtype=torch.int64)
+    def start(self, drawn: Callable[[], Tensor], *, like: Tensor) -> Tensor:
+        return torch.full_like(like, self.num_codes, dtype=torch.int64)
 
     def corrupt(self, clean_N: Tensor, times_N: Tensor, *, kept_N: Tensor, drawn_N: Tensor) -> Tensor:
         """`drawn_N` is not needed."""
@@ -169,8 +169,8 @@ class MetricPath:
     def num_codes(self) -> int:
         return len(self._unit_KE)
 
-    def start(self, drawn_N: Tensor) -> Tensor:
-        return uniform_codes(drawn_N, self.num_codes)
+    def start(self, drawn: Callable[[], Tensor], *, like: Tensor) -> Tensor:
+        return uniform_codes(drawn(), self.num_codes)
 
     def corrupt(self, clean_N: Tensor, times_N: Tensor, *, kept_N: Tensor, drawn_N: Tensor) -> Tensor:
         """One number a code decides; `kept_N` is not needed."""

@@ -21,6 +21,7 @@ from emuworld.decoding.grammar import Grammar, GrammarState, Phase
 from emuworld.decoding.sampling import Sampling
 from emuworld.decoding.uniforms import TokenUniforms
 from emuworld.tokens.sequence import image_length
+from emuworld.tokens.vocabulary import Vocabulary
 
 END_TOKENS = 2  # ESS EOS: room that is kept behind every picture, so that its answer can be ended
 _NO_LIMIT = 1 << 40
@@ -77,6 +78,19 @@ class Request:
     max_text_tokens: int = 512
     max_tokens: int = _NO_LIMIT
     overrun: Stop = Stop.CONTEXT
+
+
+def picture_blocks(pictures: Sequence[NDArray[np.int64]], vocabulary: Vocabulary) -> list[list[int]]:
+    """What follows IMG in each picture of these codes [h, w]: its rows, EOL between them, EOI."""
+    if len({codes_hw.shape for codes_hw in pictures}) > 1:
+        return [block for codes_hw in pictures for block in picture_blocks([codes_hw], vocabulary)]
+    height, width = pictures[0].shape
+    rows_PhW = np.full((len(pictures), height, width + 1), vocabulary.eol)
+    np.stack(pictures, out=rows_PhW[:, :, :-1])
+    rows_PhW[:, :, :-1] += vocabulary.visual_start
+    rows_PhW[:, -1, -1] = vocabulary.eoi
+    blocks: list[list[int]] = rows_PhW.reshape(len(pictures), -1).tolist()
+    return blocks
 
 
 class Progress:
@@ -189,16 +203,11 @@ class Progress:
             self.pending = self.image_pending = [self._grammar.vocabulary.img]
         return taken, image_taken
 
-    def write_picture(self, codes_hw: NDArray[np.int64]) -> None:
-        """Take a picture that was drawn at once; all of it is pending."""
-        vocabulary = self._grammar.vocabulary
-        rows_hW = np.full((len(codes_hw), codes_hw.shape[1] + 1), vocabulary.eol)
-        rows_hW[:, :-1] = codes_hw + vocabulary.visual_start
-        rows_hW[-1, -1] = vocabulary.eoi
-        block = rows_hW.ravel().tolist()
+    def write_picture(self, codes_hw: NDArray[np.int64], block: list[int]) -> None:
+        """Take a picture that was drawn at once, its codes and what follows IMG; all of it is pending."""
         self.ids += block
         self._codes_hw = codes_hw
-        self.pending = self.image_pending = [vocabulary.img, *block]
+        self.pending = self.image_pending = [self._grammar.vocabulary.img, *block]
         at_its_end = self.state._replace(position=len(block) - 2)
         self.state = self._grammar.advance_all(at_its_end, block[-2:])
         self._notice_the_end()

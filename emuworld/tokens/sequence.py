@@ -185,13 +185,22 @@ def answer(
     return ids, mask
 
 
-def parse_answer(ids: Iterable[int], *, tokenizer: TextTokenizer) -> ParsedAnswer:
+def parse_answer(
+    ids: Iterable[int], *, tokenizer: TextTokenizer, last_codes: ImageTokens | None = None
+) -> ParsedAnswer:
     """Read what followed BSS, up to ESS or EOS. Never raises, whatever the ids.
 
     Each image ends a segment. A broken or cut-off image leaves `codes` None; stray tokens are left out; both
     are named in `problems`. A last segment of white space alone is dropped, as the release does.
+
+    `last_codes` [h, w] are those of a whole image with which the ids end, where they are known: its ids, most
+    of the answer, are not read again.
     """
-    return _AnswerReader(ids, tokenizer=tokenizer).read()
+    if last_codes is None:
+        return _AnswerReader(ids, tokenizer=tokenizer).read()
+    height, width = last_codes.shape
+    words = list(ids)[: -image_length((height, width))]
+    return _AnswerReader(words, tokenizer=tokenizer).read(last_codes)
 
 
 class _AnswerReader:
@@ -210,7 +219,8 @@ class _AnswerReader:
         self._thought: str | None = None
         self._problems: list[str] = []
 
-    def read(self) -> ParsedAnswer:
+    def read(self, last_codes: ImageTokens | None = None) -> ParsedAnswer:
+        """`last_codes`: those of an image behind the ids."""
         vocabulary = self._vocabulary
         while self._next is not None and self._next not in (vocabulary.ess, vocabulary.eos):
             token = self._next
@@ -225,7 +235,9 @@ class _AnswerReader:
             else:
                 self._skip_stray()
         ended = self._next is not None
-        if self._text.strip() or self._thought is not None or self._problems:
+        if last_codes is not None and not ended:
+            self._close_segment(last_codes)
+        elif self._text.strip() or self._thought is not None or self._problems:
             self._close_segment(None)
         return ParsedAnswer(
             segments=tuple(self._segments),

@@ -188,7 +188,7 @@ class Drawer:
             rollouts.append(
                 Rollout(
                     prompt_ids=state.prompt_ids,
-                    answer_ids=state.answer_ids,
+                    answer_ids=tuple(state.answer_ids),
                     drawn=np.array(chosen, dtype=bool),
                     answer=answer,
                 )

@@ -24,6 +24,9 @@ Scores = Callable[[int, torch.Tensor], torch.Tensor]
 """Length of a row of the cache and the codes of its block [N] -> scores [N, 32]."""
 
 
+MIXTURE = Noise(path="mixture")
+
+
 class Scorer:
     """A model whose hidden states are the scores of the codes; it keeps what it was fed."""
 
@@ -39,7 +42,7 @@ class Scorer:
         assert not causal and advance_B == [False] * len(ids)
         self.fed.append((cache.lengths.tolist(), ids.clone()))
         hidden = torch.full((*ids.shape, 32), float("nan"))
-        following = ids[:, 1:] >= V.visual_start
+        following = ids[:, 1:] != V.eol
         for row, length in enumerate(cache.lengths.tolist()):
             block = ids[row] - V.visual_start
             places = following[row].nonzero()[:, 0]
@@ -60,8 +63,8 @@ def cache_of(*lengths: int) -> StaticCache:
     return cache
 
 
-def paint(model: Scorer, cache: StaticCache, *pictures: Picture) -> list[np.ndarray]:
-    painter = Painter(model, vocabulary=V, noise=Noise(), codebook_KE=CODEBOOK)  # type: ignore[arg-type]
+def paint(model: Scorer, cache: StaticCache, *pictures: Picture, noise: Noise = MIXTURE) -> list[np.ndarray]:
+    painter = Painter(model, vocabulary=V, noise=noise, codebook_KE=CODEBOOK)  # type: ignore[arg-type]
     return finish(painter.paint(cache, pictures))  # type: ignore[arg-type, return-value]
 
 
@@ -101,6 +104,22 @@ def test_the_surest_codes_stay_and_the_others_are_noise_again(passes: int) -> No
         assert torch.equal(codes[12 - kept :], target[12 - kept :])
         if kept < 9:
             assert not torch.equal(codes[: 12 - kept], target[: 12 - kept])
+
+
+@pytest.mark.parametrize("resample", ["confidence", "jump"])
+def test_masked_codes_come_and_stay(resample: str) -> None:
+    target = torch.arange(12)
+    model = Scorer(sure_of(target))
+    drawn = picture(0, passes=4, resample=resample)
+    (codes,) = paint(model, cache_of(5), drawn, noise=Noise(path="masked"))
+    np.testing.assert_array_equal(codes, target.reshape(SIZE))
+    fed = torch.cat([ids for _, ids in model.fed])
+    fed = fed[(fed != V.img) & (fed != V.eol)].view(4, 12)
+    there = fed != V.pad
+    assert not there[0].any() and (there[1:] >= there[:-1]).all()
+    assert torch.equal(fed[there], (target + V.visual_start).expand(4, -1)[there])
+    if resample == "confidence":
+        assert there.sum(dim=1).tolist() == [0, 3, 6, 9]
 
 
 def test_jumps_are_as_frequent_as_the_path_says() -> None:

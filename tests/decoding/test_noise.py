@@ -81,7 +81,7 @@ def test_small_metric_steps_lead_to_the_shares_of_the_last_time() -> None:
 def test_what_is_masked_is_not_there_until_it_comes_and_stays() -> None:
     path = make_path(Noise(path="masked"), codebook_KE=codebook())
     clean = torch.full((MANY,), 3)
-    assert (path.start(uniforms(0)) == NUM_CODES).all()
+    assert (path.start(lambda: uniforms(0), like=clean) == NUM_CODES).all()
     at = path.corrupt(clean, torch.full((MANY,), 0.3), kept_N=uniforms(0), drawn_N=uniforms(1))
     assert set(at.unique().tolist()) == {3, NUM_CODES}
     assert float((at == 3).double().mean()) == pytest.approx(0.3, abs=0.01)

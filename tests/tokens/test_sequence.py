@@ -184,6 +184,25 @@ def test_random_answers_come_back(tokenizer: TextTokenizer) -> None:
         assert (parsed.thought, parsed.ended, parsed.problems) == (thought, True, ())
 
 
+@pytest.mark.parametrize("thought", [None, "so"])
+@pytest.mark.parametrize("texts", [["go"], [""], ["  "], ["a", "", "b"]])
+def test_a_last_image_that_is_known_is_not_read_again(
+    texts: list[str], thought: str | None, tokenizer: TextTokenizer
+) -> None:
+    rng = random.Random(0)
+    segments = [
+        AnswerSegment(text=text, thought=thought, codes=random_codes(rng, tokenizer)) for text in texts
+    ]
+    ids = answer(segments, tokenizer=tokenizer, thought=thought, ended=False)[0]
+    read = parse_answer(ids, tokenizer=tokenizer)
+    spared = parse_answer(ids, tokenizer=tokenizer, last_codes=segments[-1].codes)
+    assert (spared.thought, spared.ended, spared.problems) == (read.thought, False, read.problems)
+    assert len(spared) == len(read) == len(texts)
+    for one, other in zip(spared, read, strict=True):
+        assert (one.text, one.thought, one.problems) == (other.text, other.thought, other.problems)
+        np.testing.assert_array_equal(one.codes, other.codes)
+
+
 def test_every_truncation_is_read_and_named(tokenizer: TextTokenizer) -> None:
     segments = [AnswerSegment(text="turn left", thought="a door", codes=np.arange(6).reshape(2, 3))] * 2
     ids, _ = answer(segments, tokenizer=tokenizer, thought="a plan")
