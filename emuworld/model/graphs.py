@@ -58,7 +58,7 @@ class StepGraph:
     def __init__(
         self, compute: Compute, inputs: Sequence[torch.Tensor], *, device: torch.device, pool: Any
     ) -> None:
-        self._inputs = [torch.empty_like(tensor, device=device).copy_(tensor) for tensor in inputs]
+        self._inputs = [torch.empty_like(t, device=device).copy_(t, non_blocking=True) for t in inputs]
         beside = _beside(device)
         beside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(beside):
