@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from emuworld.decoding.request import END_TOKENS
 from emuworld.manifest import Manifest
-from emuworld.readings import Ids, Reading, Readings
+from emuworld.readings import Reading, Readings
 from emuworld.state import (
     ContextFull,
     SnapshotError,
@@ -21,6 +20,7 @@ from emuworld.state import (
 )
 from emuworld.tokens.sequence import MODES, image_length, unconditional_ids
 from emuworld.tokens.text import TextTokenizer
+from emuworld.tokens.token_ids import TokenIds
 from emuworld.tokens.vision import DOWNSAMPLE
 
 
@@ -53,7 +53,7 @@ class Context:
                 f"the state belongs to model {state.fingerprint.hex()}, this one is "
                 f"{self.fingerprint.hex()}; load the checkpoint that made it"
             )
-        ids = state.ids.numpy()
+        ids = state.ids.numbers
         if len(state.prompt_ids) == 0 or ids.min() < 0 or ids.max() >= self.manifest.vocabulary.size:
             raise SnapshotError(
                 "the state holds ids that this model does not have; it is damaged, save it again"
@@ -77,24 +77,26 @@ class Context:
             rows.append(Reading(chunks))
         return rows[:num_rows]
 
-    def read_on(self, state: WorldState, ids: Sequence[int]) -> list[Reading]:
+    def read_on(self, state: WorldState, ids: TokenIds, *, block_tokens: int = 0) -> list[Reading]:
         """What is known of its rows once these ids of an answer stand behind it; nothing where they do not
-        begin and end with a whole chunk."""
-        eoi, known = self.manifest.vocabulary.eoi, self._known.get(state)
-        if not known or not ids or ids[-1] != eoi or (state.answer_ids and state.answer_ids[-1] != eoi):
+        begin and end with a whole chunk. `block_tokens`: length of the only picture in them, at their end;
+        0: pictures have to be looked for.
+        """
+        vocabulary, known, answer = self.manifest.vocabulary, self._known.get(state), state.answer_ids
+        if not known or not ids or ids[-1] != vocabulary.eoi or (answer and answer[-1] != vocabulary.eoi):
             return []
-        blocks = image_blocks(ids, self.manifest.vocabulary) if len(known) > 1 else []
-        return [
-            Reading(blocks if row else split_chunks(ids, eoi=eoi), before=before)
-            for row, before in enumerate(known)
-        ]
+        chunks = [ids] if block_tokens else split_chunks(ids, eoi=vocabulary.eoi)
+        blocks: list[TokenIds] = []
+        if len(known) > 1:
+            blocks = [ids[-block_tokens:]] if block_tokens else image_blocks(ids, vocabulary)
+        return [Reading(blocks if row else chunks, before=before) for row, before in enumerate(known)]
 
     def remember(self, state: WorldState, rows: list[Reading]) -> None:
         """Of a state that this model has made."""
         if rows:
             self._known.put(state, rows)
 
-    def conditional_chunks(self, state: WorldState) -> list[Ids]:
+    def conditional_chunks(self, state: WorldState) -> list[TokenIds]:
         """The prompt, then the answer cut behind every EOI: what the conditional row has read."""
         return [state.prompt_ids, *split_chunks(state.answer_ids, eoi=self.manifest.vocabulary.eoi)]
 
@@ -102,14 +104,14 @@ class Context:
         """Whether there are pictures in the prompt."""
         return self.manifest.vocabulary.boi in state.prompt_ids
 
-    def unguided_chunks(self, state: WorldState, *, with_references: bool = True) -> list[Ids]:
+    def unguided_chunks(self, state: WorldState, *, with_references: bool = True) -> list[TokenIds]:
         """The unconditional prompt, with the reference pictures or without, then the pictures drawn; no
         words."""
         vocabulary = self.manifest.vocabulary
         blocks = image_blocks(state.prompt_ids, vocabulary) if with_references else []
         references = [block_codes(block, vocabulary) for block in blocks]
         prompt = unconditional_ids(references, tokenizer=self.tokenizer)
-        return [tuple(prompt), *image_blocks(state.answer_ids, vocabulary)]
+        return [TokenIds(prompt), *image_blocks(state.answer_ids, vocabulary)]
 
     def last_picture(self, state: WorldState) -> NDArray[np.int64] | None:
         """Codes [h, w] of the last picture in the prompt and the answer; None: there is none."""

@@ -94,7 +94,7 @@ class Manifest:
             )
 
     def sampling_for(self, mode: str) -> Sampling:
-        return self.sampling.get(mode, Sampling())
+        return self.sampling.get(mode) or Sampling()
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -79,6 +80,7 @@ def _in_groups(
 ) -> ToHost:
     """`compute` of each array; on a GPU of up to `most` of one shape together, on the CPU one by one."""
     groups: dict[tuple[int, ...], dict[int, NDArray[Any]]] = {}
+    most_of = cache(most)
     to_host = ToHost()
 
     def send(group: dict[int, NDArray[Any]]) -> None:
@@ -91,7 +93,7 @@ def _in_groups(
         for at, array in enumerate(arrays):
             group = groups.setdefault(array.shape, {})
             group[at] = array
-            if device.type == "cpu" or len(group) == most(array.shape):
+            if device.type == "cpu" or len(group) == most_of(array.shape):
                 send(groups.pop(array.shape))
         for group in groups.values():
             send(group)

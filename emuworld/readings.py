@@ -9,29 +9,34 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from array import array
 from collections.abc import Iterable, Sequence
 
 from emuworld.state import WorldState
+from emuworld.tokens.token_ids import TokenIds
 
-Ids = tuple[int, ...]
+Ids = Sequence[int]  # of a chunk
+
+_KEY_BYTES = 16
 
 
-class Reading(list[Ids]):
-    """Chunks that one row has read, with their keys; nothing is changed once it is made."""
+class Reading(list[TokenIds]):
+    """Chunks that one row has read, with a key for each; nothing is changed once it is made.
 
-    _digest: hashlib.blake2b
+    A key is the hash of the key before and the chunk, so where chunks begin and end is part of it.
+    """
+
+    __slots__ = ("keys", "num_tokens")
 
     def __init__(self, chunks: Iterable[Ids] = (), *, before: Reading | None = None) -> None:
         super().__init__(before or ())
-        self.keys: list[bytes] = [] if before is None else list(before.keys)
-        digest = hashlib.blake2b(digest_size=16) if before is None else before._digest.copy()
-        for ids in chunks:
-            digest.update(array("i", ids))
-            digest.update(b"|")  # chunk boundaries are part of the canonical form
-            self.keys.append(digest.copy().digest())
+        self.keys: list[bytes] = [] if before is None else before.keys.copy()
+        self.num_tokens: int = 0 if before is None else before.num_tokens
+        for chunk in chunks:
+            ids = TokenIds.of(chunk)
+            trunk = self.keys[-1] if self.keys else bytes(_KEY_BYTES)
+            self.keys.append(hashlib.blake2b(trunk + ids.data, digest_size=_KEY_BYTES).digest())
             self.append(ids)
-        self._digest = digest
+            self.num_tokens += len(ids)
 
     @classmethod
     def of(cls, chunks: Sequence[Ids]) -> Reading:

@@ -22,9 +22,9 @@ from emuworld.decoding.uniforms import TokenUniforms
 from emuworld.pictures import Codes, Decode, Pixels
 from emuworld.readings import Ids, Reading
 from emuworld.state import Segment, WorldState
-from emuworld.token_ids import TokenIds
-from emuworld.tokens.sequence import ParsedAnswer, parse_answer
+from emuworld.tokens.sequence import ParsedAnswer, image_length, parse_answer
 from emuworld.tokens.text import TextTokenizer
+from emuworld.tokens.token_ids import TokenIds
 from emuworld.tokens.vision import DOWNSAMPLE
 
 # A working cache begins with room for so many words before the picture, and grows where a text is longer: the
@@ -121,11 +121,12 @@ class SegmentWriter:
             left = sampling.max_new_tokens - len(state.answer_ids)
             if left < max_tokens:
                 max_tokens, overrun = left, Stop.TOKEN_LIMIT
+        has_references = sampling.image_guidance != 1.0 and context.has_references(state)  # else of no effect
         return Plan(
             state=state,
             forced=forced,
             sampling=sampling,
-            num_rows=sampling.num_rows(has_references=context.has_references(state)),
+            num_rows=sampling.num_rows(has_references=has_references),
             max_tokens=max_tokens,
             overrun=overrun,
         )
@@ -146,7 +147,7 @@ class SegmentWriter:
             [plan.num_rows for plan in plans] if places is None else [places.num_rows] * places.num_worlds
         )
         layout = row_layout(num_rows)
-        sequences: list[list[Ids]] = [[] for _ in range(sum(num_rows))]
+        sequences: list[Sequence[Ids]] = [[] for _ in range(sum(num_rows))]
         for plan, rows in zip(plans, layout, strict=False):
             for row, chunks in zip(rows, self._readings(plan), strict=False):
                 sequences[row] = chunks
@@ -184,29 +185,23 @@ class SegmentWriter:
         self, plans: Sequence[Plan], written: Sequence[Written], *, decode: Decode, ahead: bool = False
     ) -> list[tuple[WorldState, Segment]]:
         """`read` for many, whose pictures are made together: on a GPU while their answers are read. With
-        `ahead` it then has the caches read what was drawn, while pixels are on their way.
+        `ahead` it then has the caches read what was drawn, while pixels are on their way; all else that can
+        wait comes after that.
         """
-        answers: list[ParsedAnswer] = []
-
-        def parsed() -> Iterator[Codes]:
-            for one in written:
-                answers.append(
-                    parse_answer(one.ids, tokenizer=self._context.tokenizer, last_codes=one.codes_hw)
-                )
-                if (found := _codes(answers[-1])) is not None:
-                    yield found
-
         drawn = [one.codes_hw for one in written if one.codes_hw is not None]
-        coming = decode(drawn if len(drawn) == len(written) else parsed())
+        answers: list[ParsedAnswer] = []
+        coming = decode(drawn if len(drawn) == len(written) else self._parsed(written, answers))
+        ids = [TokenIds(one.ids) for one in written]
         readings = [
-            self._context.read_on(plan.state, one.ids) for plan, one in zip(plans, written, strict=True)
+            self._context.read_on(plan.state, own, block_tokens=_block_tokens(one))
+            for plan, own, one in zip(plans, ids, written, strict=True)
         ]
         if ahead:
             self._read_ahead(plans, readings)
         if not answers:
-            num_pictures = len(list(parsed()))
+            num_pictures = len(list(self._parsed(written, answers)))
             assert num_pictures == len(drawn), "a picture that was drawn is in its answer"
-        states = [self._after(*one) for one in zip(plans, written, answers, strict=True)]
+        states = list(map(_after, plans, ids, answers))
         for plan, state, rows in zip(plans, states, readings, strict=True):
             if state.size == plan.state.size:  # another size was never checked
                 self._context.remember(state, rows)
@@ -214,6 +209,15 @@ class SegmentWriter:
         images = [None if _codes(answer) is None else next(pictures) for answer in answers]
         segments = map(_segment, states, written, answers, images)
         return list(zip(states, segments, strict=True))
+
+    def _parsed(self, written: Sequence[Written], answers: list[ParsedAnswer]) -> Iterator[Codes]:
+        """The codes of all pictures, one by one; the answers that they are found in go to `answers`."""
+        for one in written:
+            words = one.ids[: len(one.ids) - _block_tokens(one)]
+            answer = parse_answer(words, tokenizer=self._context.tokenizer, last_codes=one.codes_hw)
+            answers.append(answer)
+            if (found := _codes(answer)) is not None:
+                yield found
 
     def _read_ahead(self, plans: Sequence[Plan], readings: Sequence[Sequence[Reading]]) -> None:
         """Have the caches read what worlds that go on will need at their next step. That is only a matter of
@@ -227,20 +231,6 @@ class SegmentWriter:
             self._caches.read_ahead([rows[rank] for rank in range(3) for rows in rows_of if rank < len(rows)])
         except Exception as error:
             warnings.warn(f"pictures are read at the next step, not ahead: {error}", stacklevel=2)
-
-    def _after(self, plan: Plan, written: Written, parsed: ParsedAnswer) -> WorldState:
-        state, codes = plan.state, _codes(parsed)
-        size = state.size if codes is None else (DOWNSAMPLE * codes.shape[0], DOWNSAMPLE * codes.shape[1])
-        return WorldState(
-            mode=state.mode,
-            prompt_ids=state.prompt_ids,
-            answer_ids=TokenIds(state.answer_ids) + written.ids,
-            seed=state.seed,
-            step=state.step + 1,
-            size=size,
-            ended=parsed.ended or (codes is not None and state.mode in _ONE_PICTURE),
-            fingerprint=state.fingerprint,
-        )
 
     def _readings(self, plan: Plan) -> list[Reading]:
         return self._context.readings(plan.state, num_rows=plan.num_rows)
@@ -264,6 +254,23 @@ class SegmentWriter:
             max_tokens=plan.max_tokens,
             overrun=plan.overrun,
         )
+
+
+def _block_tokens(written: Written) -> int:
+    """Length of the picture with which the ids end, where it was drawn at once; else 0."""
+    if written.codes_hw is None:
+        return 0
+    h, w = written.codes_hw.shape
+    return image_length((h, w))
+
+
+def _after(plan: Plan, ids: TokenIds, parsed: ParsedAnswer) -> WorldState:
+    state, codes = plan.state, _codes(parsed)
+    return state.after(
+        ids,
+        size=state.size if codes is None else (DOWNSAMPLE * codes.shape[0], DOWNSAMPLE * codes.shape[1]),
+        ended=parsed.ended or (codes is not None and state.mode in _ONE_PICTURE),
+    )
 
 
 def _segment(state: WorldState, written: Written, parsed: ParsedAnswer, image: Pixels | None) -> Segment:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emuworld.decoding.request import Stop
-from emuworld.token_ids import TokenIds
+from emuworld.tokens.token_ids import TokenIds
 from emuworld.tokens.vocabulary import Vocabulary
 
 _MAGIC = b"EmuW"
@@ -67,18 +68,21 @@ class WorldState:
 
     Attributes:
         mode: one of `emuworld.tokens.sequence.MODES`.
-        prompt_ids: BOS to BSS, reference images included.
-        answer_ids: everything behind it so far; whatever is given, `TokenIds` are kept.
+        prompt_ids: BOS to BSS, reference images included. Any numbers may be given; `TokenIds` are kept.
+        answer_ids: everything behind it so far; likewise.
         seed: key of the world's random numbers, 0 .. 2**64 - 1.
         step: segments so far, the other half of the key.
         size: height and width of every image, in pixels; None until the model has chosen.
         ended: the answer is over.
         fingerprint: 16 bytes that name the checkpoint.
+
+    Raises:
+        SnapshotError: ids that are no integers of 32 bits.
     """
 
     mode: str
-    prompt_ids: tuple[int, ...]
-    answer_ids: Sequence[int]
+    prompt_ids: TokenIds
+    answer_ids: TokenIds
     seed: int
     step: int
     size: tuple[int, int] | None
@@ -86,22 +90,41 @@ class WorldState:
     fingerprint: bytes
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "answer_ids", TokenIds(self.answer_ids))
+        for name in ("prompt_ids", "answer_ids"):
+            ids = getattr(self, name)
+            if not isinstance(ids, TokenIds):
+                try:
+                    object.__setattr__(self, name, TokenIds(ids))
+                except ValueError as error:
+                    raise SnapshotError(f"the state's {name} are no ids: {error}") from error
 
     @property
     def ids(self) -> TokenIds:
         """Prompt and answer."""
-        return TokenIds(self.prompt_ids) + self.answer_ids
+        return self.prompt_ids + self.answer_ids
 
     @property
     def num_tokens(self) -> int:
         """Of prompt and answer."""
         return len(self.prompt_ids) + len(self.answer_ids)
 
+    def after(self, ids: Iterable[int], *, size: tuple[int, int] | None, ended: bool) -> WorldState:
+        """The world one segment later, with these ids behind its answer."""
+        return WorldState(  # not dataclasses.replace, which takes three times as long
+            mode=self.mode,
+            prompt_ids=self.prompt_ids,
+            answer_ids=self.answer_ids + ids,
+            seed=self.seed,
+            step=self.step + 1,
+            size=size,
+            ended=ended,
+            fingerprint=self.fingerprint,
+        )
+
     def to_bytes(self) -> bytes:
         """The snapshot that `from_bytes` reads; at most 1 kB a frame of 256 px."""
         mode = self.mode.encode()
-        ids = np.array(self.ids, dtype=np.int64)
+        ids = self.ids.numbers
         bits = max(1, int(ids.max(initial=0)).bit_length())
         height, width = self.size or (0, 0)
         header = _HEADER.pack(
@@ -170,11 +193,11 @@ class WorldState:
             mode = content[_HEADER.size : start].decode()
         except UnicodeDecodeError as error:
             raise SnapshotError("the snapshot's mode is not text; save it again") from error
-        ids = _unpack(content[start:], bits=bits, count=num_ids)
+        ids = TokenIds(_unpack(content[start:], bits=bits, count=num_ids))
         return cls(
             mode=mode,
-            prompt_ids=tuple(ids[:num_prompt]),
-            answer_ids=TokenIds(ids[num_prompt:]),
+            prompt_ids=ids[:num_prompt],
+            answer_ids=ids[num_prompt:],
             seed=seed,
             step=step,
             size=(height, width) if height and width else None,
@@ -183,37 +206,35 @@ class WorldState:
         )
 
 
-def split_chunks(ids: Sequence[int], *, eoi: int) -> list[tuple[int, ...]]:
+def split_chunks(ids: Iterable[int], *, eoi: int) -> list[TokenIds]:
     """Cut behind every EOI; what follows the last one is a chunk of its own, if there is anything."""
-    ids, chunks, start = list(ids), [], 0
-    for _ in range(ids.count(eoi)):
-        stop = ids.index(eoi, start) + 1
-        chunks.append(tuple(ids[start:stop]))
-        start = stop
-    return [*chunks, tuple(ids[start:])] if start < len(ids) else chunks
+    ids = TokenIds.of(ids)
+    cuts = sorted({0, *(place + 1 for place in ids.places(eoi)), len(ids)})
+    return [ids[start:stop] for start, stop in pairwise(cuts)]
 
 
-def image_blocks(ids: Sequence[int], vocabulary: Vocabulary) -> list[tuple[int, ...]]:
+def image_blocks(ids: Iterable[int], vocabulary: Vocabulary) -> list[TokenIds]:
     """Every BOI ... EOI in the ids, both included. SnapshotError where one is not closed."""
     blocks, start = [], None
-    ids_N = np.array(ids, dtype=np.int64)
+    ids = TokenIds.of(ids)
+    ids_N = ids.numbers
     for i in np.flatnonzero((ids_N == vocabulary.boi) | (ids_N == vocabulary.eoi)).tolist():
-        if ids[i] == vocabulary.boi:
+        if ids_N[i] == vocabulary.boi:
             start = i
         elif start is not None:
-            blocks.append(tuple(ids[start : i + 1]))
+            blocks.append(ids[start : i + 1])
             start = None
     if start is not None:
         raise SnapshotError("the state holds an image that is not closed; it is damaged, save it again")
     return blocks
 
 
-def block_codes(block: Sequence[int], vocabulary: Vocabulary) -> NDArray[np.int64]:
+def block_codes(block: Iterable[int], vocabulary: Vocabulary) -> NDArray[np.int64]:
     """Codes [h, w] of one image block; its rows say its size. SnapshotError where they are ragged or hold no
     codes."""
-    body = np.array(
-        block[block.index(vocabulary.img) + 1 :] if vocabulary.img in block else (), dtype=np.int64
-    )
+    block = TokenIds.of(block)
+    start = block.index(vocabulary.img) + 1 if vocabulary.img in block else len(block)
+    body = block.numbers[start:].astype(np.int64)
     rows = np.flatnonzero((body == vocabulary.eol) | (body == vocabulary.eoi))
     width = int(rows[0]) + 1 if len(rows) else 1
     if len(rows) == 0 or len(body) != len(rows) * width or width < 2:
@@ -230,7 +251,7 @@ def _checksum(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=_CHECKSUM_BYTES, person=b"emuworld").digest()
 
 
-def _pack(ids: NDArray[np.int64], bits: int) -> bytes:
+def _pack(ids: NDArray[np.int32], bits: int) -> bytes:
     shifts = np.arange(bits - 1, -1, -1)
     return np.packbits(((ids[:, None] >> shifts) & 1).astype(np.uint8)).tobytes()
 

@@ -42,6 +42,7 @@ from emuworld.running_batch import Imagined, RunningBatch
 from emuworld.state import ContextFull, Segment, SnapshotError, WorldState, block_codes, image_blocks
 from emuworld.stream import stream, words_of
 from emuworld.tokens.sequence import MODES, prompt_ids
+from emuworld.tokens.token_ids import TokenIds
 
 __all__ = [
     "ContextFull",
@@ -164,8 +165,8 @@ class WorldModel:
         ]
         state = WorldState(
             mode=mode,
-            prompt_ids=tuple(prompt_ids(mode, question=prompt, images=codes, tokenizer=self.tokenizer)),
-            answer_ids=(),
+            prompt_ids=TokenIds(prompt_ids(mode, question=prompt, images=codes, tokenizer=self.tokenizer)),
+            answer_ids=TokenIds(),
             seed=int(seed),
             step=0,
             size=asked,

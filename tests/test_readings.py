@@ -10,6 +10,8 @@ import pytest
 
 from emuworld.readings import Reading
 from emuworld.state import SnapshotError
+from emuworld.tokens.sequence import image_block
+from emuworld.tokens.token_ids import TokenIds
 from emuworld.world_model import Sampling, WorldModel
 
 
@@ -18,10 +20,13 @@ def test_a_reading_that_goes_on_is_what_it_would_be_anew() -> None:
     first = Reading([(1, 2), (3,)])
     for more in ([(4, 5), (6,)], [], [(4,), (5, 6)]):
         longer = Reading(more, before=first)
-        assert longer == [*first, *more] and longer.keys == Reading([(1, 2), (3,), *more]).keys
+        anew = Reading([TokenIds([1, 2]), [3], *more])
+        assert longer == [*first, *more] == anew and longer.keys == anew.keys
+        assert longer.num_tokens == anew.num_tokens == sum(map(len, longer))
     assert first == [(1, 2), (3,)] and len(first.keys) == 2
     assert Reading([(1, 2, 3)]).keys[-1] != first.keys[-1], "boundaries count"
     assert Reading.of(first) is first
+    assert len(set(Reading([(1,), (1,), (1,)]).keys)) == 3, "a chunk that comes again is another"
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -51,3 +56,23 @@ def test_what_a_world_has_read_is_known_at_its_next_step(tiny_model: WorldModel,
     del state
     gc.collect()
     assert len(context._known._held) < before
+
+
+def test_a_picture_that_is_known_to_end_the_ids_is_not_looked_for(tiny_model: WorldModel) -> None:
+    """And whoever looks finds the same. An answer that does not end with a picture has none of it."""
+    context, tokenizer = tiny_model._context, tiny_model.tokenizer
+    block = image_block(np.arange(6).reshape(2, 3), tokenizer=tokenizer)
+    ids = TokenIds([*tokenizer.encode("turn left"), *block])
+    state = tiny_model.begin(mode="explore", prompt="a", size=(128, 128))
+    assert context.read_on(state, ids) == [], "nothing is known of it"
+    for known in (1, 2):
+        context.remember(state, context.readings(state, num_rows=known))
+        found, told = context.read_on(state, ids), context.read_on(state, ids, block_tokens=len(block))
+        assert found == told and [row.keys for row in found] == [row.keys for row in told]
+        later = state.after(ids, size=state.size, ended=False)
+        assert found == context.readings(later, num_rows=known)
+        for broken in (ids[:0], ids[:-1], [*ids, 5]):
+            assert context.read_on(state, TokenIds(broken)) == []
+        unfinished = replace(later, answer_ids=later.answer_ids[:-1])
+        context.remember(unfinished, found)
+        assert context.read_on(unfinished, ids) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from emuworld.state import (
 )
 from emuworld.tokens.sequence import image_block
 from emuworld.tokens.text import TextTokenizer
+from emuworld.tokens.token_ids import TokenIds
 from emuworld.tokens.vocabulary import EMU35, builtin
 
 TOKENIZER = TextTokenizer(
@@ -57,6 +59,33 @@ def test_every_field_survives(fields: dict[str, object]) -> None:
     restored = WorldState.from_bytes(state.to_bytes())
     assert dataclasses.asdict(restored) == dataclasses.asdict(state)
     assert state.to_bytes() != make_state().to_bytes()
+
+
+def test_ids_are_given_as_anything_and_kept_in_one_form() -> None:
+    state = make_state()
+    for given in (state.answer_ids, list(state.answer_ids), np.array(state.answer_ids)):
+        same = dataclasses.replace(state, answer_ids=given)
+        assert isinstance(same.answer_ids, TokenIds) and same == state and hash(same) == hash(state)
+    assert same.answer_ids == tuple(state.answer_ids) and state.ids == (*state.prompt_ids, *state.answer_ids)
+    for wrong in ([2**31], [0.5], ["a"]):
+        with pytest.raises(SnapshotError, match="answer_ids are no ids"):
+            dataclasses.replace(state, answer_ids=wrong)
+
+
+def test_a_segment_later() -> None:
+    """Nothing else has changed."""
+    state = make_state()
+    expected = dataclasses.replace(
+        state, answer_ids=(*state.answer_ids, 3, 4), step=state.step + 1, size=(16, 32), ended=True
+    )
+    assert state.after([3, 4], size=(16, 32), ended=True) == expected
+    assert state == make_state()
+
+
+def test_a_snapshot_of_today_is_one_of_before() -> None:
+    """The bytes of a state whose ids were a tuple, as they were written then."""
+    digest = hashlib.sha256(make_state(300, num_tokens=EMU35.size).to_bytes()).hexdigest()
+    assert digest == "392e689be73310f166c1fd506f20ef3ecdc470e03ee016e7b00a403fac20a7f6"
 
 
 @pytest.mark.parametrize(("vocabulary_size", "side"), [(6111, 16), (EMU35.size, 16), (6111, 8)])

@@ -21,6 +21,7 @@ from emuworld.model.cache import StaticCache
 from emuworld.model.config import TransformerConfig
 from emuworld.model.exact import Chooser, ExactTransformer
 from emuworld.staging import moved
+from emuworld.tokens.token_ids import TokenIds
 
 _SHORT = 2  # tokens of one feed up to which rows of any lengths go together: a token, and the EOL behind it
 _GROWTH = 1.5  # a cache that a long text fills grows by this factor, so that copying it stays rare
@@ -220,7 +221,8 @@ def filled_up(runs: Sequence[Sequence[int]], num_tokens: int, *, device: torch.d
     """[runs, num_tokens] int64: their ids, and behind them any."""
     ids_RT = np.zeros((len(runs), num_tokens), dtype=np.int64)
     for ids_T, run in zip(ids_RT, runs, strict=True):
-        ids_T[: len(run)] = array("q", run)  # numpy reads a list three times as slowly
+        # Numpy reads a list three times as slowly.
+        ids_T[: len(run)] = run.numbers if isinstance(run, TokenIds) else array("q", run)
     return moved(torch.from_numpy(ids_RT), device)
 
 

@@ -14,7 +14,7 @@ import re
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +91,7 @@ def image_block(codes: ImageTokens, *, tokenizer: TextTokenizer) -> list[int]:
     return image_prefix((h, w), tokenizer=tokenizer) + rows.ravel().tolist()
 
 
+@cache
 def image_length(size: tuple[int, int]) -> int:
     """Number of ids of an image block of `size` = (h, w) tokens."""
     h, w = size
@@ -193,14 +194,10 @@ def parse_answer(
     Each image ends a segment. A broken or cut-off image leaves `codes` None; stray tokens are left out; both
     are named in `problems`. A last segment of white space alone is dropped, as the release does.
 
-    `last_codes` [h, w] are those of a whole image with which the ids end, where they are known: its ids, most
-    of the answer, are not read again.
+    `last_codes`: codes [h, w] of one more image, which follows the ids: whoever has them need not have them
+    read.
     """
-    if last_codes is None:
-        return _AnswerReader(ids, tokenizer=tokenizer).read()
-    height, width = last_codes.shape
-    words = list(ids)[: -image_length((height, width))]
-    return _AnswerReader(words, tokenizer=tokenizer).read(last_codes)
+    return _AnswerReader(ids, tokenizer=tokenizer).read(last_codes)
 
 
 class _AnswerReader:
@@ -209,8 +206,7 @@ class _AnswerReader:
     def __init__(self, ids: Iterable[int], *, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = tokenizer.vocabulary
-        self._ids_N = _as_numbers(ids)
-        self._ids: list[int] = self._ids_N.tolist()
+        self._ids: list[int] = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         self._at = 0
         self._next = self._ids[0] if self._ids else None
         self._segments: list[ParsedSegment] = []
@@ -220,7 +216,6 @@ class _AnswerReader:
         self._problems: list[str] = []
 
     def read(self, last_codes: ImageTokens | None = None) -> ParsedAnswer:
-        """`last_codes`: those of an image behind the ids."""
         vocabulary = self._vocabulary
         while self._next is not None and self._next not in (vocabulary.ess, vocabulary.eos):
             token = self._next
@@ -237,7 +232,7 @@ class _AnswerReader:
         ended = self._next is not None
         if last_codes is not None and not ended:
             self._close_segment(last_codes)
-        elif self._text.strip() or self._thought is not None or self._problems:
+        if self._text.strip() or self._thought is not None or self._problems:
             self._close_segment(None)
         return ParsedAnswer(
             segments=tuple(self._segments),
@@ -328,20 +323,20 @@ class _AnswerReader:
         return self._ids_N[begin : self._at]
 
     @cached_property
+    def _ids_N(self) -> npt.NDArray[np.int64]:
+        """[ids]; what has more than 64 bits is no id, nor is -1."""
+        try:
+            return np.array(array("q", self._ids), dtype=np.int64)
+        except (TypeError, OverflowError):
+            ids = map(int, self._ids)
+            return np.array([token if -1 < token < 1 << 63 else -1 for token in ids], dtype=np.int64)
+
+    @cached_property
     def _no_body_N(self) -> npt.NDArray[np.int64]:
         """Where neither visual ids nor separators stand."""
         ids_N, vocabulary = self._ids_N, self._vocabulary
         is_visual = (ids_N >= vocabulary.visual_start) & (ids_N < vocabulary.visual_stop)
         return np.flatnonzero(~is_visual & (ids_N != vocabulary.eol))
-
-
-def _as_numbers(ids: Iterable[int]) -> npt.NDArray[np.int64]:
-    """What has more than 64 bits is no id, nor is -1."""
-    ids = list(ids)
-    try:
-        return np.array(array("q", ids), dtype=np.int64)
-    except (TypeError, OverflowError):
-        return np.array([number if -1 < number < 1 << 63 else -1 for number in map(int, ids)], dtype=np.int64)
 
 
 def _joined(first: str | None, second: str) -> str:

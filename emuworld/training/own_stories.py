@@ -29,6 +29,7 @@ from emuworld.files import write_text
 from emuworld.segments import SegmentWriter
 from emuworld.state import WorldState, block_codes, image_blocks
 from emuworld.tokens.sequence import prompt_ids
+from emuworld.tokens.token_ids import TokenIds
 from emuworld.tokens.vision import DOWNSAMPLE
 from emuworld.training.data import KINDS, TokenStory, load_tokens, save_tokens
 from emuworld.training.modes import edit_references
@@ -135,11 +136,7 @@ class Answerer:
             ):
                 blocks = image_blocks(written.ids, self._parts.manifest.vocabulary)
                 codes[i][at] = block_codes(blocks[-1], self._parts.manifest.vocabulary)
-                worlds[i] = dataclasses.replace(
-                    plan.state,
-                    answer_ids=(*plan.state.answer_ids, *written.ids),
-                    step=plan.state.step + 1,
-                )
+                worlds[i] = plan.state.after(written.ids, size=plan.state.size, ended=False)
         return [dataclasses.replace(story, codes=own) for story, own in zip(stories, codes, strict=True)]
 
     def _ask(
@@ -181,8 +178,8 @@ class Answerer:
         height, width = codes.shape[1:]
         return WorldState(
             mode=mode,
-            prompt_ids=tuple(ids),
-            answer_ids=(),
+            prompt_ids=TokenIds(ids),
+            answer_ids=TokenIds(),
             seed=(self._seed << 32) + seed,
             step=step,
             size=(height * DOWNSAMPLE, width * DOWNSAMPLE),

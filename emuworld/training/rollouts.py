@@ -26,6 +26,7 @@ from emuworld.segments import SegmentWriter
 from emuworld.state import FINGERPRINT_BYTES, WorldState, block_codes, image_blocks
 from emuworld.tokens.sequence import parse_answer, prompt_ids
 from emuworld.tokens.text import TextTokenizer
+from emuworld.tokens.token_ids import TokenIds
 from emuworld.tokens.vision import VisionTokenizer
 from emuworld.training import reading
 from emuworld.training.rewards import Answer
@@ -56,8 +57,8 @@ class Prompt:
 class Rollout:
     """An answer's ids behind its prompt's, and which of them were drawn (True), not given or forced."""
 
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
+    prompt_ids: TokenIds
+    answer_ids: TokenIds
     drawn: np.ndarray  # [len(answer_ids)] bool
     answer: Answer
 
@@ -132,11 +133,8 @@ class Drawer:
             ):
                 ended = parse_answer(written.ids, tokenizer=self._tokenizer).ended
                 drawn[i] += self._chosen(written.ids, len(plan.forced))
-                states[i] = dataclasses.replace(
-                    plan.state,
-                    answer_ids=(*plan.state.answer_ids, *written.ids),
-                    step=plan.state.step + 1,
-                    ended=ended or plan.state.mode in ("t2i", "x2i"),
+                states[i] = plan.state.after(
+                    written.ids, size=plan.state.size, ended=ended or plan.state.mode in ("t2i", "x2i")
                 )
         return self._rollouts(prompts, states, drawn)
 
@@ -144,8 +142,8 @@ class Drawer:
         ids = prompt_ids(prompt.mode, question=prompt.text, images=prompt.codes, tokenizer=self._tokenizer)
         return WorldState(
             mode=prompt.mode,
-            prompt_ids=tuple(ids),
-            answer_ids=(),
+            prompt_ids=TokenIds(ids),
+            answer_ids=TokenIds(),
             seed=seed,
             step=0,
             size=self._size,
@@ -188,7 +186,7 @@ class Drawer:
             rollouts.append(
                 Rollout(
                     prompt_ids=state.prompt_ids,
-                    answer_ids=tuple(state.answer_ids),
+                    answer_ids=state.answer_ids,
                     drawn=np.array(chosen, dtype=bool),
                     answer=answer,
                 )

@@ -141,10 +141,11 @@ def test_wrong_sizes(size: tuple[int, int], tokenizer: TextTokenizer) -> None:
 # ----------------------------------------------------------------------------------------------------
 
 
-def same(parsed: ParsedAnswer, segments: list[AnswerSegment]) -> bool:
-    def fields(segment: AnswerSegment) -> tuple[object, ...]:
-        return segment.text, segment.thought, None if segment.codes is None else segment.codes.tolist()
+def fields(segment: AnswerSegment) -> tuple[object, ...]:
+    return segment.text, segment.thought, None if segment.codes is None else segment.codes.tolist()
 
+
+def same(parsed: ParsedAnswer, segments: list[AnswerSegment]) -> bool:
     return list(map(fields, parsed)) == list(map(fields, segments)) and not any(s.problems for s in parsed)
 
 
@@ -184,23 +185,24 @@ def test_random_answers_come_back(tokenizer: TextTokenizer) -> None:
         assert (parsed.thought, parsed.ended, parsed.problems) == (thought, True, ())
 
 
-@pytest.mark.parametrize("thought", [None, "so"])
-@pytest.mark.parametrize("texts", [["go"], [""], ["  "], ["a", "", "b"]])
-def test_a_last_image_that_is_known_is_not_read_again(
-    texts: list[str], thought: str | None, tokenizer: TextTokenizer
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("text", ["", "turn left", " \n", "<|extra_101|> é"])
+@pytest.mark.parametrize("thoughts", [(None, None), ("a plan", None), (None, "a door"), ("a plan", "a door")])
+def test_an_image_whose_codes_are_known_is_not_read(
+    text: str, thoughts: tuple[str | None, str | None], ended: bool, tokenizer: TextTokenizer
 ) -> None:
-    rng = random.Random(0)
-    segments = [
-        AnswerSegment(text=text, thought=thought, codes=random_codes(rng, tokenizer)) for text in texts
-    ]
-    ids = answer(segments, tokenizer=tokenizer, thought=thought, ended=False)[0]
-    read = parse_answer(ids, tokenizer=tokenizer)
-    spared = parse_answer(ids, tokenizer=tokenizer, last_codes=segments[-1].codes)
-    assert (spared.thought, spared.ended, spared.problems) == (read.thought, False, read.problems)
-    assert len(spared) == len(read) == len(texts)
-    for one, other in zip(spared, read, strict=True):
-        assert (one.text, one.thought, one.problems) == (other.text, other.thought, other.problems)
-        np.testing.assert_array_equal(one.codes, other.codes)
+    """And the answer is the one in which it was."""
+    v, block = tokenizer.vocabulary, image_block(CODES, tokenizer=tokenizer)
+    before = [AnswerSegment(text=text, codes=CODES + 1)] if ended else []
+    segments = [*before, AnswerSegment(text=text, thought=thoughts[1])]
+    words, _ = answer(segments, tokenizer=tokenizer, thought=thoughts[0], ended=False)
+    unclosed, strays = [*words, v.boc, *tokenizer.encode("hm")], [*words, v.pad, v.pad, -7]
+    for ids in (words, unclosed, strays, [*words, v.ess] if ended else []):
+        whole = parse_answer([*ids, *block], tokenizer=tokenizer)
+        known = parse_answer(ids, tokenizer=tokenizer, last_codes=CODES)
+        assert [*map(fields, known)] == [*map(fields, whole)]
+        assert [one.problems for one in known] == [one.problems for one in whole]
+        assert (known.thought, known.ended, known.problems) == (whole.thought, whole.ended, whole.problems)
 
 
 def test_every_truncation_is_read_and_named(tokenizer: TextTokenizer) -> None:
