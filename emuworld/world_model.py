@@ -83,7 +83,9 @@ class WorldModel:
         cache_bytes: int | None = None,
     ) -> None:
         self.folder = parts.folder
-        self.manifest = parts.manifest
+        # Pictures drawn at once by a GPU: not where what draws them is left out, as beside a LoRA.
+        device = parts.transformer.device.type if parts.painter is not None else "cpu"
+        self.manifest = parts.manifest.for_device(device)
         self.tokenizer = parts.tokenizer
         self.fingerprint = parts.fingerprint
         self._transformer = parts.transformer
@@ -91,7 +93,7 @@ class WorldModel:
         self._reopen = reopen
         self._lock = threading.RLock()
         self._context = Context(
-            manifest=parts.manifest,
+            manifest=self.manifest,
             tokenizer=parts.tokenizer,
             fingerprint=parts.fingerprint,
             max_tokens=parts.transformer.config.max_position_embeddings,

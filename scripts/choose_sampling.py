@@ -79,7 +79,7 @@ def with_sampling(source: Path, folder: Path, *, mode: str, setting: dict[str, f
     image: dict[str, Any] = {a: value for a, value in setting.items() if a in ("temperature", "top_p")}
     guided: dict[str, Any] = {axis: value for axis, value in setting.items() if axis not in image}
     changed = replace(own, image=replace(own.image, **image), **guided)
-    replace(manifest, sampling={**manifest.sampling, mode: changed}).save(folder)
+    replace(manifest, sampling={**manifest.sampling, mode: changed}, gpu_sampling={}).save(folder)
     return folder
 
 

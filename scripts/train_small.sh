@@ -53,7 +53,7 @@ BUCKETS="$BUCKETS$(bucket kind:howto,frames:3 18 3)$(bucket kind:walk,frames:42 
 BUCKETS="$BUCKETS$(bucket kind:x2i,frames:3 24 8)$(bucket kind:vla,frames:7,at_least:5 21 8)"
 BUCKETS="$BUCKETS$(bucket kind:howto,frames:6,at_least:4 21 8)]"
 DIDA_BUCKETS="buckets=[{kind:walk,frames:6,batch_size:8},{kind:picture,batch_size:32},{kind:table,batch_size:8}"
-DIDA_BUCKETS="$DIDA_BUCKETS,{kind:x2i,frames:2,batch_size:8},{kind:story,frames:6,batch_size:4,every:2}"
+DIDA_BUCKETS="$DIDA_BUCKETS,{kind:x2i,frames:2,batch_size:24},{kind:story,frames:6,batch_size:6}"
 DIDA_BUCKETS="$DIDA_BUCKETS,{kind:vla,frames:7,batch_size:4},{kind:howto,frames:6,batch_size:4,every:2}]"
 PARALLEL="$EMUWORLD"
 [ "$GPUS" = 1 ] || PARALLEL="$PYTHON -m torch.distributed.run --standalone --nproc-per-node $GPUS -m emuworld.cli"
@@ -102,17 +102,17 @@ decoder)
     [ ! -e "$WORK/pretrain/config.json" ] || cp "$WORK/decoder"/vision.* "$WORK/pretrain"
     ;;
 dida)
-    # Walks and pictures as the model draws them, as each mode is drawn: a few passes follow one of its pictures where they
-    # would be torn between all that a caption can mean. Other kinds as they are. Codes that pretraining has made already
-    # are not made anew. Adapter of rank 32: 4.3 MB in 8 bits for 16 layers.
+    # Walks, pictures, edits and tales as the model draws them, as each mode is drawn: a few passes follow one of its pictures
+    # where they would be torn between all that a caption can mean. Other kinds as they are. Codes that pretraining has made
+    # already are not made anew. Adapter of rank 32: 4.3 MB in 8 bits for 16 layers. `adapter_from=FOLDER` goes on with one.
     CODES=""
     compgen -G "$WORK/pretrain/tokens-train-*" >/dev/null && CODES="codes=$WORK/pretrain"
     $EMUWORLD train stage=dida init_from="$DIDA_FROM" shards="$WORK/train" out="$WORK/dida" device="$DEVICE" \
-        compile="$COMPILE" workers=6 $CODES stories=both own_share=1 own.kinds=[walk,pictures,pictures-table] \
-        own.batch=512 own.num_stories=1000000 own.max_seconds="$OWN_S" prepare_seconds=60 rank=32 \
+        compile="$COMPILE" workers=6 $CODES stories=both own_share=1 own.kinds=[walk,pictures,pictures-table,x2i,story] \
+        own.batch=512 own.num_stories=1000000 own.max_seconds="$OWN_S" prepare_seconds=60 rank=32 noise.path=masked \
         learning_rate=2e-3 packing.tokens=4096 packing.rows=12 packing.rows_at_once=12 validation_batches=1 \
         validate_every_steps=200 loop.max_steps=1000000 loop.stage_seconds="$((DIDA_S - STARTUP_S))" loop.warmup_steps=40 \
-        loop.decay_fraction=0.6 $DIDA_BUCKETS "${@:2}"
+        loop.decay_fraction=0.6 gpu_passes=8 $DIDA_BUCKETS "${@:2}"
     ;;
 detector)
     $EMUWORLD train stage=detector out="$WORK/detector" vision="$WORK/tokenizer" device="$DEVICE" \

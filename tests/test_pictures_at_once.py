@@ -155,6 +155,24 @@ def test_a_checkpoint_that_has_not_learnt_it_says_so(tiny_model: WorldModel) -> 
         dataclasses.replace(tiny_model.manifest, sampling={"explore": FREE})
 
 
+def test_a_gpu_may_draw_in_passes_where_a_cpu_does_not(tiny_folder: str, tmp_path: Path) -> None:
+    folder = copied(tiny_folder, tmp_path / "tiny", noise=Noise())
+    own = Manifest.load(folder)
+    drawn = dataclasses.replace(own.sampling_for("explore"), passes=3)
+    dataclasses.replace(own, gpu_sampling={"explore": drawn}).save(folder)
+    both = Manifest.load(folder)
+    assert both.gpu_sampling == {"explore": drawn}
+    on_gpu, on_cpu = both.for_device("cuda"), both.for_device("cpu")
+    assert on_cpu.sampling_for("explore") == own.sampling_for("explore")
+    assert on_gpu.sampling_for("explore") == drawn
+    assert on_gpu.sampling_for("story") == own.sampling_for("story")
+    assert load(folder, device="cpu").default_sampling("explore").passes == 0
+    with pytest.raises(ValueError, match="has not learnt"):
+        dataclasses.replace(both, dida=None)
+    with pytest.raises(ValueError, match="unknown"):
+        dataclasses.replace(both, gpu_sampling={"fly": drawn})
+
+
 def test_an_adapter_leaves_token_by_token_as_it_was(
     tiny_folder: str, tiny_model: WorldModel, tmp_path: Path
 ) -> None:

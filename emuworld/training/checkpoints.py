@@ -69,7 +69,7 @@ def save_checkpoint(out: Path, model: Transformer, *, source: Source) -> None:
         if name not in (checkpoint.CONFIG_FILE, checkpoint.WEIGHTS_FILE, manifests.FILE_NAME):
             copy_file(source.weights / name, out / name)
     sampling = {mode: dataclasses.replace(one, passes=0) for mode, one in source.manifest.sampling.items()}
-    dataclasses.replace(source.manifest, dida=None, sampling=sampling).save(out)
+    dataclasses.replace(source.manifest, dida=None, sampling=sampling, gpu_sampling={}).save(out)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -23,11 +23,13 @@ import torch
 
 from emuworld.checkpoint_folder import DETECTOR_FILE, find, open_parts, present_files, weights_name
 from emuworld.decoding.noise import Noise, make_path
+from emuworld.decoding.sampling import Sampling
 from emuworld.manifest import FILE_NAME as MANIFEST_FILE
 from emuworld.manifest import Manifest
 from emuworld.model import checkpoint
 from emuworld.model.adapter import FILE_NAME as ADAPTER_FILE
 from emuworld.model.adapter import save_adapter
+from emuworld.tokens.sequence import MODES
 from emuworld.tokens.vision import DOWNSAMPLE
 from emuworld.training import loop
 from emuworld.training.batch_stream import BatchStream
@@ -66,6 +68,10 @@ class DidaTraining:
     noise: Noise = dataclasses.field(default_factory=Noise)
     causal_weight: float = 1.0  # of the clean tokens' loss beside the noisy ones'; full adaptation only
     default_passes: int = 0  # what the environments draw with; 0 = token by token unless told otherwise
+    gpu_passes: int = (
+        0  # the same on a GPU, where a few passes are faster, of gpu_modes; 0 = as default_passes
+    )
+    gpu_modes: tuple[str, ...] = ("explore",)
     size_px: int = 256  # picture side
     device: str = "auto"  # auto | cpu | cuda
     workers: int = 0  # processes that decode pictures; 0: a thread
@@ -103,6 +109,8 @@ class DidaTraining:
             raise ValueError(
                 f"stage dida has one picture size, size_px of the stage; got {sized[0]}: drop its"
             )
+        if unknown := set(self.gpu_modes) - set(MODES):
+            raise ValueError(f"gpu_modes {sorted(unknown)} are unknown; choose among {', '.join(MODES)}")
         if not 0 <= self.own_share <= 1:
             raise ValueError(f"own_share must lie in 0..1, got {self.own_share}")
         check_buckets(self.buckets, size_px=self.size_px, packed_tokens=self.packing.tokens)
@@ -201,8 +209,14 @@ def write_folder(config: DidaTraining, trainer: DidaTrainer, *, source: Path, ma
     for name in (*present_files(source), *_KEPT_FILES):
         if name not in changed and (source / name).is_file():
             copy_file(source / name, out / name)
-    sampling = {
-        mode: dataclasses.replace(manifest.sampling_for(mode), passes=config.default_passes)
-        for mode in manifest.modes
-    }
-    dataclasses.replace(manifest, dida=config.noise, sampling={**manifest.sampling, **sampling}).save(out)
+
+    def drawn(modes: tuple[str, ...], passes: int) -> dict[str, Sampling]:
+        return {mode: dataclasses.replace(manifest.sampling_for(mode), passes=passes) for mode in modes}
+
+    on_gpu = drawn(config.gpu_modes, config.gpu_passes) if config.gpu_passes else {}
+    dataclasses.replace(
+        manifest,
+        dida=config.noise,
+        sampling={**manifest.sampling, **drawn(manifest.modes, config.default_passes)},
+        gpu_sampling=on_gpu,
+    ).save(out)

@@ -235,6 +235,7 @@ def test_the_stage_resumes_and_writes_what_can_be_opened(
             adaptation=adaptation,
             rank=4,
             default_passes=2,
+            gpu_passes=4,
             size_px=64,
             device="cpu",
             buckets=(BUCKET, Bucket(kind="picture", batch_size=2)),
@@ -251,6 +252,9 @@ def test_the_stage_resumes_and_writes_what_can_be_opened(
     model = load(tmp_path / "whole", device="cpu")
     assert model.manifest.dida == Noise()
     assert model.default_sampling("explore").passes == 2
+    told = Manifest.load(tmp_path / "whole")
+    on_gpu = told.for_device("cuda")
+    assert (on_gpu.sampling_for("explore").passes, on_gpu.sampling_for("t2i").passes) == (4, 2)
     state = model.begin(mode="explore", prompt="a room", seed=0, size=(64, 64))
     _, segment = model.imagine(state, "turn left")
     assert segment.image is not None
