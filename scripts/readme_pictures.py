@@ -41,7 +41,7 @@ def main(demo: Path) -> None:
                 f"{demo / 'index.html'} shows no {name}; make the page again: ./run emuworld demo"
             )
         buffer = io.BytesIO()
-        _sheet(rows).save(buffer, format="JPEG", quality=88)
+        sheet(rows).save(buffer, format="JPEG", quality=88)
         write_bytes(IMAGES / f"{name}.jpg", buffer.getvalue())
         print(IMAGES / f"{name}.jpg", f"{len(buffer.getvalue()) / 1e3:.0f} kB")
 
@@ -50,7 +50,7 @@ def _picture(data: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
 
 
-def _sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
+def sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
     """Rows of pictures, each with its words above it."""
     width = max(len(row) for row in rows) * (SIDE + GAP) - GAP
     sheet = Image.new("RGB", (width, len(rows) * (LINE + SIDE + GAP) - GAP), "white")

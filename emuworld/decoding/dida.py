@@ -149,8 +149,8 @@ class _Canvas:
         self._ids_T[0] = painter.vocabulary.img
         # The code of row r and column c stands behind r (w + 1) + c, and is predicted there.
         before_N = torch.arange(height)[:, None] * (width + 1) + torch.arange(width)
-        self._before_N = before_N.flatten().to(painter.model.device)
-        self._ids_T = self._ids_T.to(painter.model.device)
+        self._before_N = moved(before_N.flatten(), painter.model.device)
+        self._ids_T = moved(self._ids_T, painter.model.device)
         like_PN = self._before_N.expand(len(pictures), -1)
         self._codes_PN = self._drawn_PN = painter.path.start(partial(self._uniforms, 0), like=like_PN)
 
