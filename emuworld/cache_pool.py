@@ -148,8 +148,9 @@ class CachePool:
         filled later (`Prepared.refill`); one of them has some.
         """
         self._num_calls += 1
-        paths = [Reading.of(chunks).keys for chunks in sequences]
-        longest = max(sum(map(len, chunks)) for chunks in sequences)
+        readings = list(map(Reading.of, sequences))
+        paths = [reading.keys for reading in readings]
+        longest = max(reading.num_tokens for reading in readings)
         cache = self._make_room(len(sequences), longest + room)
         slots = self._assign(paths)
         rows = cache if slots == list(range(cache.num_rows)) else cache.rows(slots)
@@ -163,8 +164,9 @@ class CachePool:
                 hiddens += [self._fill(rows.rows([row]), held[row], path, chunks)] if chunks else []
 
         def refill(row: int, chunks: Sequence[Ids], room: int) -> Tensor:
-            self._reserve(rows, sum(map(len, chunks)) + room)
-            return self._fill(rows.rows([row]), held[row], Reading.of(chunks).keys, chunks)
+            reading = Reading.of(chunks)
+            self._reserve(rows, reading.num_tokens + room)
+            return self._fill(rows.rows([row]), held[row], reading.keys, chunks)
 
         return Prepared(rows, hiddens, refill)
 
@@ -177,7 +179,7 @@ class CachePool:
         if cache is None or not rides_along(self._model.device):
             return
         room = min(cache.capacity, self._model.config.max_position_embeddings)
-        fitting = [chunks for chunks in sequences if chunks and sum(map(len, chunks)) <= room]
+        fitting = [chunks for chunks in sequences if chunks and chunks.num_tokens <= room]
         slots = self._assign([chunks.keys for chunks in fitting[: cache.num_rows]])
         found = {
             slot: chunks
