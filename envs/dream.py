@@ -69,7 +69,8 @@ class Dream:
         max_episode_steps: truncate after so many steps since the reset; None = no limit of its own, because
             `gymnasium.make` puts a `TimeLimit` outside.
         temperature, guidance, image_guidance, passes, draft_window: replace the model's own (temperature: for
-            text and pictures; the others as in `Sampling`); greedy: always the likeliest token.
+            text and pictures; the others as in `Sampling`; a window without `passes` draws token by token);
+            greedy: always the likeliest token.
         reward_fn: `Transition -> float`, asked after every executed command; None = 0.0.
         reward_name: what `info["reward_source"]` says; None = the function's `__name__`, or "none" without
         one.
@@ -115,6 +116,8 @@ class Dream:
         self._worlds = Worlds(model=self.model, mode=mode, size=self.size)
         changes = {"guidance": guidance, "image_guidance": image_guidance, "passes": passes}
         changes["draft_window"] = draft_window
+        if draft_window and passes is None:
+            changes["passes"] = 0  # a window is of token by token, whatever the model draws with
         self._sampling = {
             name: _changed(
                 self.model.default_sampling(name), changes, mode=name, temperature=temperature, greedy=greedy

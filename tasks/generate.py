@@ -165,6 +165,8 @@ def _sampling(model: WorldModel, mode: str, config: Generate) -> Sampling:
         sampling = replace(sampling, stay=config.stay)
     if config.passes is not None:
         sampling = replace(sampling, passes=config.passes)
+    elif config.draft_window or config.stay:
+        sampling = replace(sampling, passes=0)  # both are of token by token, whatever the model draws with
     if config.draft_window is not None:
         sampling = replace(sampling, draft_window=config.draft_window)
     return sampling

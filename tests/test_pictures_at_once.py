@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from emuworld.checkpoint_folder import weights_name
 from emuworld.decoding.noise import Noise
 from emuworld.decoding.sampling import Sampling, Truncation
+from emuworld.envs.dream import Dream
 from emuworld.manifest import Manifest
 from emuworld.model import checkpoint
 from emuworld.model.adapter import Adapter, load_adapter, save_adapter, write_adapter
 from emuworld.pictures import contact_sheet
-from emuworld.tasks import convert
+from emuworld.tasks import convert, generate
 from emuworld.world_model import ImageDraft, ImageRow, Segment, SegmentDone, WorldModel, WorldState, load
 
 FREE = Sampling(text=Truncation(top_p=0.9), image=Truncation(top_k=20), guidance=3.0, passes=3)
@@ -171,6 +172,26 @@ def test_a_gpu_may_draw_in_passes_where_a_cpu_does_not(tiny_folder: str, tmp_pat
         dataclasses.replace(both, dida=None)
     with pytest.raises(ValueError, match="unknown"):
         dataclasses.replace(both, gpu_sampling={"fly": drawn})
+
+
+def test_a_window_is_of_token_by_token_whatever_the_checkpoint_draws_with(
+    tiny_folder: str, tmp_path: Path
+) -> None:
+    folder = copied(tiny_folder, tmp_path / "tiny", noise=Noise())
+    own = Manifest.load(folder)
+    drawn = dataclasses.replace(own.sampling_for("explore"), passes=3)
+    dataclasses.replace(own, sampling={**own.sampling, "explore": drawn}).save(folder)
+    model = load(folder, device="cpu")
+
+    def passes(**given: int) -> int:
+        asked = generate._sampling(model, "explore", generate.Generate(prompt="a room", **given))
+        dream = Dream(model=model, mode="explore", **given)
+        assert dream._sampling["explore"].passes == asked.passes
+        return asked.passes
+
+    assert passes() == passes(draft_window=0) == 3
+    assert passes(draft_window=4) == 0
+    assert passes(draft_window=4, passes=2) == 2
 
 
 def test_an_adapter_leaves_token_by_token_as_it_was(

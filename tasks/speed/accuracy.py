@@ -107,7 +107,7 @@ def _draw(
     num_pictures = 0
     for at, state in enumerate(opened.worlds(model, mode, num_worlds=config.num_worlds, seed=config.seed)):
         on_progress(f"{mode}: drawings", at, config.num_worlds)
-        sampling = replace(model.default_sampling(mode), draft_window=_WINDOW)
+        sampling = replace(model.default_sampling(mode), draft_window=_WINDOW, passes=0)
         texts = opened.commands(mode, seed=config.seed + at)
         for number in range(1 if mode == "t2i" else config.num_pictures):
             state, _ = model.imagine(state, "" if number == 0 else next(texts), sampling=sampling)

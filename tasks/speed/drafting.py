@@ -82,7 +82,7 @@ class _Pictures:
 
     def _draw_all(self, state: WorldState, text: str) -> tuple[WorldState, float]:
         """The state behind the picture, as the last window drew it."""
-        default = self._model.default_sampling(self._mode)
+        default = replace(self._model.default_sampling(self._mode), passes=0)
         widest = replace(default, draft_window=max(self._config.windows))
         after, total_s, _ = opened.timed_picture(self._model, state, text, widest)  # fills the caches
         for window in self._config.windows:

@@ -57,7 +57,8 @@ def run(config: ManyWorldsSpeed, *, on_progress: OnProgress = quiet) -> Path:
         name, device=config.device, out=config.out, budget_s=config.budget_s, weights=config.weights
     )
     published_ms = opened.published_ms(model, log)
-    for passes in config.passes or (model.default_sampling(config.mode).passes,):
+    own = 0 if config.draft_window else model.default_sampling(config.mode).passes
+    for passes in config.passes or (own,):
         walk = _Walk(config, model, passes=passes)
         kind = f", {passes} passes" if config.passes else ""
         expected_s = 0.0
