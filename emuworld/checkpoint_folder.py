@@ -55,6 +55,13 @@ class Parts:
                 f"{vocabulary.num_visual_tokens} visual tokens; both must come from one checkpoint"
             )
 
+    @property
+    def manifest_here(self) -> Manifest:
+        """With the sampling of the device. A GPU's own is for pictures drawn at once: not where what draws
+        them is left out, as beside a LoRA.
+        """
+        return self.manifest.for_device("cpu" if self.painter is None else self.transformer.device.type)
+
     def with_cache(self, cache: str) -> Parts:
         """The same with keys and values as for `load`, which `check_weights` has allowed."""
         if cache == "bf16":

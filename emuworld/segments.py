@@ -121,7 +121,7 @@ class SegmentWriter:
             left = sampling.max_new_tokens - len(state.answer_ids)
             if left < max_tokens:
                 max_tokens, overrun = left, Stop.TOKEN_LIMIT
-        has_references = sampling.image_guidance != 1.0 and context.has_references(state)  # else of no effect
+        has_references = sampling.guided_by_references and context.has_references(state)
         return Plan(
             state=state,
             forced=forced,

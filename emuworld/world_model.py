@@ -83,11 +83,8 @@ class WorldModel:
         cache_bytes: int | None = None,
     ) -> None:
         self.folder = parts.folder
-        # Pictures drawn at once by a GPU: not where what draws them is left out, as beside a LoRA.
-        device = parts.transformer.device.type if parts.painter is not None else "cpu"
-        self.manifest = parts.manifest.for_device(device)
-        self.tokenizer = parts.tokenizer
-        self.fingerprint = parts.fingerprint
+        self.manifest = parts.manifest_here
+        self.tokenizer, self.fingerprint = parts.tokenizer, parts.fingerprint
         self._transformer = parts.transformer
         self._vision = parts.vision
         self._reopen = reopen

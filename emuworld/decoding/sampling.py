@@ -134,9 +134,14 @@ class Sampling:
         """Whether anything is guided at all."""
         return self.guidance != 1.0 or self.image_guidance != 1.0
 
+    @property
+    def guided_by_references(self) -> bool:
+        """Whether it matters that there are reference pictures."""
+        return self.image_guidance != 1.0
+
     def num_rows(self, *, has_references: bool) -> int:
         """Cache rows a world: conditional; unguided; unguided and blind, without the reference pictures."""
-        if self.image_guidance != 1.0 and has_references:
+        if self.guided_by_references and has_references:
             return 3
         return 2 if self.guidance != 1.0 else 1
 

@@ -14,7 +14,9 @@ Compute = Callable[..., torch.Tensor]
 the index [R] of a token of each, [R, 1, D]."""
 Key = tuple[int, ...]
 _MOST_WIDE = 8  # what each keeps for its result is tens of megabytes
-_SPARE_SHARE = 4  # of the memory: with less of it free, no wide ones are recorded
+# Of the memory: with less of it free no wide ones are recorded, and before others what PyTorch has set aside
+# is given back.
+_SPARE_SHARE = 4
 
 
 class StepGraphs:

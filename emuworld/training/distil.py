@@ -68,10 +68,8 @@ class DidaTraining:
     noise: Noise = dataclasses.field(default_factory=Noise)
     causal_weight: float = 1.0  # of the clean tokens' loss beside the noisy ones'; full adaptation only
     default_passes: int = 0  # what the environments draw with; 0 = token by token unless told otherwise
-    gpu_passes: int = (
-        0  # the same on a GPU, where a few passes are faster, of gpu_modes; 0 = as default_passes
-    )
-    gpu_modes: tuple[str, ...] = ("explore",)
+    gpu_passes: int = 0  # the same on a GPU, where passes are faster, in gpu_modes; 0 = as default_passes
+    gpu_modes: tuple[str, ...] = ("explore",)  # modes that lose nothing by it
     size_px: int = 256  # picture side
     device: str = "auto"  # auto | cpu | cuda
     workers: int = 0  # processes that decode pictures; 0: a thread
