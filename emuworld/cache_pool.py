@@ -17,7 +17,7 @@ Shapes: L layers, K = 2 x key-value heads, T tokens of a chunk, d head_dim, D hi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -35,15 +35,15 @@ from emuworld.decoding.cache_rows import (
     rides_along,
     tokens_at_once,
 )
-from emuworld.model.cache import StaticCache
+from emuworld.model.cache import StaticCache, token_bytes
 from emuworld.model.config import TransformerConfig
 from emuworld.readings import Ids, Reading
 from emuworld.shares import one_thread
 
 _GROWTH = 1.5  # a working cache that fills up grows by this factor, so that copying it stays rare
-# One on a GPU by this, within the bound of the stored chunks and a quarter of the memory that is free: there
-# growing also waits for the GPU, and what was recorded over the cache is lost.
-_GROWTH_OF_SMALL = 4
+# One on a GPU takes the model's whole context at once, within the bound of the stored chunks and this share
+# of the memory that is free: there growing also waits for the GPU, and what was recorded over it is lost.
+_SHARE_OF_FREE = 4
 _PATIENCE = 64  # small calls before an oversized working cache is given up: resets are no reason
 
 
@@ -86,6 +86,8 @@ class _Held:
 
     def common(self, keys: Sequence[bytes]) -> int:
         """Number of leading chunks in common with a path."""
+        if self.keys == keys:
+            return len(keys)
         count = 0
         for mine, theirs in zip(self.keys, keys, strict=False):
             if mine != theirs:
@@ -179,16 +181,14 @@ class CachePool:
         if cache is None or not rides_along(self._model.device):
             return
         room = min(cache.capacity, self._model.config.max_position_embeddings)
-        fitting = [chunks for chunks in sequences if chunks and chunks.num_tokens <= room]
-        slots = self._assign([chunks.keys for chunks in fitting[: cache.num_rows]])
-        found = {
-            slot: chunks
-            for slot, chunks in zip(slots, fitting, strict=False)
-            if 0 < self._held[slot].common(chunks.keys) == len(chunks) - 1
-        }
+        ending = self._ending()
+        found: dict[int, Reading] = {}
+        for chunks in sequences:
+            fits = len(chunks) > 1 and chunks.num_tokens <= room and chunks.keys[-1] not in ending
+            if fits and (slots := ending.get(chunks.keys[-2])):
+                found[slots.popleft()] = chunks
         if found:
-            paths = [chunks.keys for chunks in found.values()]
-            held = [self._held[slot] for slot in found]
+            held, paths = [self._held[slot] for slot in found], [chunks.keys for chunks in found.values()]
             self._fill_together(cache.rows(list(found)), held, paths, list(found.values()))
 
     @contextmanager
@@ -226,7 +226,7 @@ class CachePool:
             grown = StaticCache(
                 self._model.config,
                 num_rows=num_rows,
-                capacity=capacity,
+                capacity=max(capacity, self._ample(num_rows)),
                 device=self._model.device,
                 dtype=self._model.cache_dtype,
             )
@@ -242,12 +242,16 @@ class CachePool:
     def _reserve(self, cache: StaticCache, capacity: int) -> None:
         if cache.capacity < capacity:
             grown = int(cache.capacity * _GROWTH)
-            if self._model.device.type == "cuda":
-                spare_bytes = torch.cuda.mem_get_info(self._model.device)[0] // 4
-                bound = min(self._chunks.max_bytes, cache.num_bytes + spare_bytes)
-                most = cache.capacity * bound // cache.num_bytes
-                grown = max(grown, min(cache.capacity * _GROWTH_OF_SMALL, most))
             cache.reserve(max(capacity, min(grown, self._model.config.max_position_embeddings)))
+
+    def _ample(self, num_rows: int) -> int:
+        """Tokens of so many rows that there is memory for, where growing is dear."""
+        if self._model.device.type != "cuda":
+            return 0
+        free_bytes, _ = torch.cuda.mem_get_info(self._model.device)
+        row_bytes = token_bytes(self._model.config, self._model.cache_dtype) * num_rows
+        most = min(self._chunks.max_bytes, free_bytes // _SHARE_OF_FREE) // row_bytes
+        return min(most, self._model.config.max_position_embeddings)
 
     def _give_up_if_oversized(self, num_rows: int) -> None:
         """Drop a working cache that is above the bound and has been half empty for long."""
@@ -258,29 +262,37 @@ class CachePool:
             self._working, self._held, self._small_calls = None, [], 0
 
     def _assign(self, paths: Sequence[Sequence[bytes]]) -> list[int]:
-        """A row for each path: the one with most in common; among equals the one that was not used for
-        longest."""
-        order = sorted(
-            range(len(self._held)), key=lambda i: (self._held[i].last_call, len(self._held[i].keys))
-        )
-        holding: dict[bytes | None, deque[int]] = {None: deque(order)}
-        for slot in order:
-            for key in self._held[slot].keys:
-                holding.setdefault(key, deque()).append(slot)
-        slots: list[int] = []
-        taken: set[int] = set()
-        for path in paths:
-            for end in (*reversed(path), None):  # a key stands for all before it
-                queue = holding.get(end, deque())
-                while queue and queue[0] in taken:
-                    queue.popleft()
-                if queue:
-                    slots.append(queue.popleft())
-                    taken.add(slots[-1])
-                    break
+        """A row for each path: one that holds it and nothing else; else the one with most in common, among
+        equals the one that was not used for longest."""
+        ending = self._ending()
+        queues = (ending.get(path[-1]) if path else None for path in paths)
+        exact = [queue.popleft() if queue else None for queue in queues]
+        slots = [slot for slot in exact if slot is not None]
+        if len(slots) < len(exact):
+            taken = set(slots)
+            order = sorted(
+                set(range(len(self._held))) - taken,
+                key=lambda slot: (self._held[slot].last_call, len(self._held[slot].keys)),
+            )
+            holding: dict[bytes | None, deque[int]] = {None: deque(order)}
+            for slot in order:
+                for key in self._held[slot].keys:
+                    holding.setdefault(key, deque()).append(slot)
+            slots = [
+                _likest(path, holding, taken) if slot is None else slot
+                for path, slot in zip(paths, exact, strict=True)
+            ]
         for slot in slots:
             self._held[slot].last_call = self._num_calls
         return slots
+
+    def _ending(self) -> dict[bytes, deque[int]]:
+        """The rows of the working cache by the path that they hold."""
+        ending: dict[bytes, deque[int]] = {}
+        for slot, held in enumerate(self._held):
+            if held.keys:
+                ending.setdefault(held.keys[-1], deque()).append(slot)
+        return ending
 
     def _fill_together(
         self,
@@ -357,6 +369,18 @@ class CachePool:
         hiddens_D = hidden_R1D[:, 0].unbind()
         with one_thread(device):
             return list(map(Chunk, rows.read_parts(starts_R, lengths_R), hiddens_D))
+
+
+def _likest(path: Sequence[bytes], holding: Mapping[bytes | None, deque[int]], taken: set[int]) -> int:
+    """The first row that is not taken of those that hold most of a path; taken then."""
+    for end in (*reversed(path), None):  # a key stands for all before it
+        queue = holding.get(end, deque())
+        while queue and queue[0] in taken:
+            queue.popleft()
+        if queue:
+            taken.add(queue[0])
+            return queue.popleft()
+    raise ValueError("there is a row for each path")
 
 
 def _num_common(ids: Sequence[int], others: Sequence[int]) -> int:

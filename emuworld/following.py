@@ -17,7 +17,7 @@ import torch.distributed as dist
 from emuworld import parallel
 from emuworld.cache_pool import CachedModel, CachePool
 from emuworld.context import Context
-from emuworld.decoding.autoregressive import News, StepCallback, Written, finish
+from emuworld.decoding.autoregressive import News, OnDrawn, StepCallback, Written, finish
 from emuworld.decoding.dida import Painter
 from emuworld.readings import Reading
 from emuworld.segments import Places, Plan, SegmentWriter
@@ -42,11 +42,13 @@ class _LeadingWriter(SegmentWriter):
         plans: Sequence[Plan],
         on_step: StepCallback | None = None,
         *,
+        on_drawn: OnDrawn | None = None,
         places: Places | None = None,
     ) -> Generator[News, None, list[Written]]:
         _tell(_Task(list(plans), None if places is None else (places.num_worlds, places.num_rows)))
         told: list[News] = []
-        writing = super().write(plans, on_step, places=places and replace(places, exchange=_telling(places)))
+        telling = places and replace(places, exchange=_telling(places))
+        writing = super().write(plans, on_step, on_drawn=on_drawn, places=telling)
         while True:
             try:
                 told.append(next(writing))

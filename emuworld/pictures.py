@@ -19,6 +19,7 @@ from PIL import Image
 
 from emuworld.manifest import Manifest
 from emuworld.shares import beside, one_thread
+from emuworld.staging import Arriving
 from emuworld.tokens.vision import DOWNSAMPLE, VisionTokenizer
 
 Codes = NDArray[np.integer]  # [h, w], 0-based
@@ -71,6 +72,22 @@ def decoding(vision: VisionTokenizer, codes: Iterable[Codes], *, device: torch.d
     )
 
 
+def while_drawn(
+    vision: VisionTokenizer, *, device: torch.device
+) -> tuple[ToHost, Callable[[Sequence[int], torch.Tensor], None] | None]:
+    """Pictures that are begun as soon as their codes [P, h, w] are on a GPU, which need not have come to the
+    host, and what is to be told of those and of their places; on a CPU nothing is."""
+    to_host = ToHost()
+
+    def begin(places: Sequence[int], codes_Phw: torch.Tensor) -> None:
+        most = vision.pictures_at_once(tuple(codes_Phw.shape[1:]))
+        for at in range(0, len(places), most):  # the groups of `decoding`
+            results = vision.decode(codes_Phw[at : at + most], known=True)
+            to_host.send(places[at : at + most], results)
+
+    return to_host, begin if device.type == "cuda" else None
+
+
 def _in_groups(
     arrays: Iterable[NDArray[Any]],
     compute: Callable[[torch.Tensor], torch.Tensor],
@@ -105,33 +122,29 @@ class ToHost:
     do what comes next."""
 
     def __init__(self) -> None:
+        self.places: set[int] = set()
+        """Whose results are on their way, or there."""
         self._found: dict[int, NDArray[Any]] = {}
-        self._coming: list[tuple[list[int], Future[NDArray[Any]]]] = []
+        self._coming: list[tuple[Sequence[int], Future[NDArray[Any]]]] = []
 
-    def send(self, places: list[int], results: torch.Tensor) -> None:
+    def send(self, places: Sequence[int], results: torch.Tensor) -> None:
         """Nothing waits for these."""
-        if not results.is_cuda:
+        self.places.update(places)
+        if results.is_cuda:
+            self._coming.append((places, beside(Arriving(results, patient=True).numpy)))
+        else:
             self._found |= zip(places, results.numpy(), strict=True)
-            return
-        pinned = torch.empty(results.shape, dtype=results.dtype, pin_memory=True)
-        pinned.copy_(results, non_blocking=True)
-        copied = torch.cuda.Event(blocking=True)  # who waits for it takes no core
-        copied.record(torch.cuda.current_stream(results.device))
-        self._coming.append((places, beside(_kept, pinned, copied)))
 
-    def received(self) -> list[NDArray[Any]]:
-        """All, in the order of their places."""
+    def by_place(self) -> dict[int, NDArray[Any]]:
+        """All, once they are there."""
         for places, kept in self._coming:
             self._found |= zip(places, kept.result(), strict=True)
         self._coming.clear()
-        return [self._found[place] for place in sorted(self._found)]
+        return self._found
 
-
-def _kept(pinned: torch.Tensor, copied: torch.cuda.Event) -> NDArray[Any]:
-    """In ordinary memory: who keeps pictures need not keep what is set aside for copies. Numpy asks for large
-    pages, of which few are to be made."""
-    copied.synchronize()
-    return pinned.numpy().copy()
+    def received(self) -> list[NDArray[Any]]:
+        """All, in the order of their places."""
+        return [found for _, found in sorted(self.by_place().items())]
 
 
 def checked(image: Pixels | Codes) -> Pixels:

@@ -7,19 +7,28 @@ only rows of a cache.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from emuworld.cache_pool import CachedModel, CachePool
 from emuworld.context import Context, in_tokens
-from emuworld.decoding.autoregressive import News, Request, StepCallback, Stop, Written, row_layout, write
+from emuworld.decoding.autoregressive import (
+    News,
+    OnDrawn,
+    Request,
+    StepCallback,
+    Stop,
+    Written,
+    row_layout,
+    write,
+)
 from emuworld.decoding.dida import Painter
 from emuworld.decoding.grammar import Grammar
 from emuworld.decoding.sampling import Sampling
 from emuworld.decoding.uniforms import TokenUniforms
-from emuworld.pictures import Codes, Decode, Pixels
+from emuworld.pictures import Codes, Decode, Pixels, ToHost
 from emuworld.readings import Ids, Reading
 from emuworld.state import Segment, WorldState
 from emuworld.tokens.sequence import ParsedAnswer, image_length, parse_answer
@@ -136,9 +145,10 @@ class SegmentWriter:
         plans: Sequence[Plan],
         on_step: StepCallback | None = None,
         *,
+        on_drawn: OnDrawn | None = None,
         places: Places | None = None,
     ) -> Generator[News, None, list[Written]]:
-        """Write the segments, all in one batch; yields and returns what `autoregressive.write` does.
+        """Write the segments, all in one batch; yields, tells and returns what `autoregressive.write` does.
 
         With `places` the plans take the first of them, and others follow. The caller holds the model's lock
         whenever this runs, its closing included.
@@ -172,6 +182,7 @@ class SegmentWriter:
                     grammar=self._grammar,
                     painter=self._painter,
                     on_step=on_step,
+                    on_drawn=on_drawn,
                     num_rows=num_rows,
                     exchange=None if places is None else joining,
                 )
@@ -182,15 +193,22 @@ class SegmentWriter:
         return self.read_all([plan], [written], decode=decode)[0]
 
     def read_all(
-        self, plans: Sequence[Plan], written: Sequence[Written], *, decode: Decode, ahead: bool = False
+        self,
+        plans: Sequence[Plan],
+        written: Sequence[Written],
+        *,
+        decode: Decode,
+        begun: ToHost | None = None,
+        ahead: bool = False,
     ) -> list[tuple[WorldState, Segment]]:
         """`read` for many, whose pictures are made together: on a GPU while their answers are read. With
         `ahead` it then has the caches read what was drawn, while pixels are on their way; all else that can
-        wait comes after that.
+        wait comes after that. `begun`: pictures of some of them, by place, which are on their way already.
         """
-        drawn = [one.codes_hw for one in written if one.codes_hw is not None]
-        answers: list[ParsedAnswer] = []
-        coming = decode(drawn if len(drawn) == len(written) else self._parsed(written, answers))
+        begun, answers = begun or ToHost(), dict[int, ParsedAnswer]()
+        rest = {at: one for at, one in enumerate(written) if at not in begun.places}
+        drawn = [one.codes_hw for one in rest.values() if one.codes_hw is not None]
+        coming = decode(drawn if len(drawn) == len(rest) else self._parsed(rest, answers))
         ids = [TokenIds(one.ids) for one in written]
         readings = [
             self._context.read_on(plan.state, own, block_tokens=_block_tokens(one))
@@ -198,24 +216,33 @@ class SegmentWriter:
         ]
         if ahead:
             self._read_ahead(plans, readings)
-        if not answers:
-            num_pictures = len(list(self._parsed(written, answers)))
-            assert num_pictures == len(drawn), "a picture that was drawn is in its answer"
-        states = list(map(_after, plans, ids, answers))
+        unread = {at: one for at, one in enumerate(written) if at not in answers}
+        num_pictures = len(list(self._parsed(unread, answers)))
+        assert num_pictures == len(unread), "a picture that was drawn at once is in its answer"
+        parsed = [answers[at] for at in range(len(written))]
+        states = list(map(_after, plans, ids, parsed))
         for plan, state, rows in zip(plans, states, readings, strict=True):
             if state.size == plan.state.size:  # another size was never checked
                 self._context.remember(state, rows)
-        pictures = iter(coming.received())
-        images = [None if _codes(answer) is None else next(pictures) for answer in answers]
-        segments = map(_segment, states, written, answers, images)
+        drawn_later = [at for at in rest if _codes(answers[at]) is not None]
+        images = begun.by_place() | dict(zip(drawn_later, coming.received(), strict=True))
+        segments = map(_segment, states, written, parsed, map(images.get, range(len(written))))
         return list(zip(states, segments, strict=True))
 
-    def _parsed(self, written: Sequence[Written], answers: list[ParsedAnswer]) -> Iterator[Codes]:
+    def _parsed(
+        self, written: Mapping[int, Written], answers: MutableMapping[int, ParsedAnswer]
+    ) -> Iterator[Codes]:
         """The codes of all pictures, one by one; the answers that they are found in go to `answers`."""
-        for one in written:
-            words = one.ids[: len(one.ids) - _block_tokens(one)]
-            answer = parse_answer(words, tokenizer=self._context.tokenizer, last_codes=one.codes_hw)
-            answers.append(answer)
+        alike: dict[tuple[int, ...], ParsedAnswer] = {}  # many worlds get the same command
+        for at, one in written.items():
+            words = tuple(one.ids[: len(one.ids) - _block_tokens(one)])
+            if one.codes_hw is not None and words in alike:
+                answer = alike[words].with_last_codes(one.codes_hw)
+            else:
+                answer = parse_answer(words, tokenizer=self._context.tokenizer, last_codes=one.codes_hw)
+            if one.codes_hw is not None:
+                alike[words] = answer
+            answers[at] = answer
             if (found := _codes(answer)) is not None:
                 yield found
 

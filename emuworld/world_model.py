@@ -27,15 +27,7 @@ from emuworld.context import Context
 from emuworld.decoding.autoregressive import StepCallback, finish
 from emuworld.decoding.request import Stop
 from emuworld.decoding.sampling import Sampling, Truncation
-from emuworld.events import (
-    Event,
-    ImageDone,
-    ImageDraft,
-    ImageRow,
-    SegmentDone,
-    TextPiece,
-    ThoughtPiece,
-)
+from emuworld.events import Event, ImageDone, ImageDraft, ImageRow, SegmentDone, TextPiece, ThoughtPiece
 from emuworld.following import follow, writer_and_caches
 from emuworld.pictures import Codes, Pixels
 from emuworld.running_batch import Imagined, RunningBatch
@@ -218,8 +210,9 @@ class WorldModel:
         if not plans:
             return []
         with self._lock, torch.inference_mode():
-            written = finish(self._writer.write(plans, on_step))
-            return self._writer.read_all(plans, written, decode=self._decoding, ahead=True)
+            begun, on_drawn = pictures.while_drawn(self._vision, device=self.device)
+            written = finish(self._writer.write(plans, on_step, on_drawn=on_drawn))
+            return self._writer.read_all(plans, written, decode=self._decoding, begun=begun, ahead=True)
 
     def stream(
         self, state: WorldState, text: str | None = None, *, sampling: Sampling | None = None

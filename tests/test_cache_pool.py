@@ -192,6 +192,36 @@ def test_the_least_used_branches_go_first(transformer: ExactTransformer) -> None
         assert pool.num_prefills == count + 1
 
 
+def test_a_row_that_holds_a_path_and_no_more_is_taken_for_it(transformer: ExactTransformer) -> None:
+    """And not one that would have to be cut, whatever stands first."""
+    pool = CachePool(transformer, max_bytes=1)
+    long, short = [chunk(0), chunk(1), chunk(2)], [chunk(0), chunk(1)]
+    with torch.inference_mode():
+        pool.prepare([long, short], room=9)
+        before = pool.num_prefills
+        for chunks, row in ((short, 1), (short, 1), (long, 0)):
+            cache, hiddens, _ = pool.prepare([chunks], room=9)
+            expected, hidden = fresh(transformer, chunks)
+            assert cache.indices.tolist() == [row] and pool.num_prefills == before
+            assert torch.equal(held(cache, 0), expected) and torch.equal(hiddens[0], hidden)
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_room_for_the_whole_context_at_once(transformer: ExactTransformer) -> None:
+    """Proves that a working cache on a GPU does not grow where there is memory, and keeps to its bound."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    model = Transformer(sized("tiny", vocab_size=VOCAB, initializer_range=0.2))
+    model.init_weights(torch.Generator().manual_seed(0))
+    fast = fused(model.to("cuda", torch.bfloat16))
+    with torch.inference_mode():
+        whole = CachePool(fast).prepare([[chunk(0)]], room=9).cache
+        assert whole.capacity == fast.config.max_position_embeddings
+        num_bytes = whole.num_bytes // whole.capacity * 640
+        small = CachePool(fast, max_bytes=num_bytes).prepare([[chunk(0)], [chunk(1)]], room=9).cache
+        assert small.capacity == 320 and small.num_bytes == num_bytes
+
+
 def test_lent_rows_stay_while_others_work(transformer: ExactTransformer) -> None:
     """Other calls meanwhile get rows of their own; afterwards the lent ones spare their past again."""
     pool = CachePool(transformer, max_bytes=1)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from emuworld import pictures
 from emuworld.checkpoint_folder import weights_name
 from emuworld.decoding.noise import Noise
 from emuworld.decoding.sampling import Sampling, Truncation
@@ -33,6 +34,7 @@ SETTINGS = {
     "three rows": dataclasses.replace(FREE, image_guidance=1.5, passes=2),
 }
 COMMANDS = ("turn left", None, "", "move forward", None, "go to the red ball", "look up", "turn right")
+CUDA = torch.device("cuda")
 Result = tuple[WorldState, Segment]
 
 
@@ -77,8 +79,8 @@ def walk(model: WorldModel, worlds: list[int], sampling: Sampling) -> dict[int, 
 
 
 def same(one: Result, other: Result) -> bool:
-    pictures = [None if s.image is None else s.image.tobytes() for _, s in (one, other)]
-    return one[0] == other[0] and pictures[0] == pictures[1] and one[1].text == other[1].text
+    pixels = [None if s.image is None else s.image.tobytes() for _, s in (one, other)]
+    return one[0] == other[0] and pixels[0] == pixels[1] and one[1].text == other[1].text
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -93,6 +95,31 @@ def test_same_seed_same_pictures_in_any_company(model: WorldModel, name: str) ->
         for world, results in walk(model, batch, SETTINGS[name]).items():
             assert len(results) == len(together[world])
             assert all(same(a, b) for a, b in zip(results, together[world], strict=True)), (batch, world)
+
+
+def test_pictures_may_begin_before_their_codes_are_on_the_host(
+    model: WorldModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the same pictures, made once each, also where some worlds draw token by token."""
+    states = [begin(model, world) for world in range(5)]
+    settings = [FREE, FREE, dataclasses.replace(FREE, passes=0), dataclasses.replace(FREE, passes=5), FREE]
+    texts = ["turn left", "look up", "look up", "turn right", "look up"]
+    expected = model.imagine_batch(states, texts, sampling=settings)
+    while_drawn, decode, decoded = pictures.while_drawn, model._vision.decode, list[bool]()
+
+    def counted(codes_Bhw: torch.Tensor, *, known: bool = False) -> torch.Tensor:
+        decoded.extend([known] * len(codes_Bhw))
+        return decode(codes_Bhw, known=known)
+
+    monkeypatch.setattr(model._vision, "decode", counted)
+    monkeypatch.setattr(model._vision, "pictures_at_once", lambda size: 1)
+    monkeypatch.setattr(pictures, "while_drawn", lambda *args, device: while_drawn(*args, device=CUDA))
+    found = model.imagine_batch(states, texts, sampling=settings)
+    for (state, segment), (other_state, other) in zip(found, expected, strict=True):
+        assert state == other_state and segment.image is not None and other.image is not None
+        # Convolutions round otherwise on other strides, and on another number of threads.
+        assert np.abs(segment.image.astype(int) - other.image).max() <= 1
+    assert sorted(decoded) == [False, True, True, True, True]
 
 
 def test_restored_worlds_go_on_beside_worlds_that_draw_token_by_token(model: WorldModel) -> None:

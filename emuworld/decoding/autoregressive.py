@@ -28,7 +28,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from torch import Tensor
 
 from emuworld.decoding.cache_rows import CacheRows, rides_along
-from emuworld.decoding.dida import Draft, Painter, Picture
+from emuworld.decoding.dida import Draft, OnDrawn, Painter, Picture
 from emuworld.decoding.drafting import Drafter
 from emuworld.decoding.draws import draw_run, draws_of
 from emuworld.decoding.grammar import Grammar, Span
@@ -42,6 +42,7 @@ __all__ = [
     "Exchange",
     "LanguageModel",
     "News",
+    "OnDrawn",
     "Request",
     "StepCallback",
     "Stop",
@@ -118,6 +119,7 @@ def write(
     num_images: int = 1,
     painter: Painter | None = None,
     on_step: StepCallback | None = None,
+    on_drawn: OnDrawn | None = None,
     num_rows: Sequence[int] | None = None,
     exchange: Exchange | None = None,
 ) -> Generator[News, None, list[Written]]:
@@ -125,8 +127,9 @@ def write(
 
     The cache must hold the prefixes of all rows, laid out by `row_layout`, and room for what comes. The
     tokens written last (those behind which a world stops) are not in the cache afterwards. `painter` draws
-    the pictures of requests that want them at once. With `exchange`, which is asked whenever a place is free,
-    `num_rows` says how many rows each place has; the requests take the first places.
+    the pictures of requests that want them at once; `on_drawn` gets their worlds and codes before the host
+    has these. With `exchange`, which is asked whenever a place is free, `num_rows` says how many rows each
+    place has; the requests take the first places.
 
     Yields:
         After every step (a token, the rest of an image's row, a pass over an image), what is new. Ids that
@@ -167,7 +170,9 @@ def write(
         rows.feed_pending(worlds, active)
         waiting = [i for i in active if worlds[i].draws_at_once]
         if painter is not None and waiting == active:
-            yield from _paint(painter, cache, worlds, active, layout=layout, on_step=on_step)
+            yield from _paint(
+                painter, cache, worlds, active, layout=layout, on_step=on_step, on_drawn=on_drawn
+            )
             continue
         drafting = [i for i in active if worlds[i].drafts]
         if drafting:
@@ -203,6 +208,7 @@ def _paint(
     *,
     layout: Sequence[Sequence[int]],
     on_step: StepCallback | None,
+    on_drawn: OnDrawn | None,
 ) -> Generator[News, None, None]:
     """Draw the pictures before which the active worlds stand, each in its passes."""
     pictures = [
@@ -215,7 +221,12 @@ def _paint(
         )
         for i in active
     ]
-    painting = painter.paint(cache, pictures)
+
+    def tell(places: Sequence[int], codes_Phw: Tensor) -> None:
+        if on_drawn is not None:
+            on_drawn([active[place] for place in places], codes_Phw)
+
+    painting = painter.paint(cache, pictures, on_drawn=tell)
     written, expected = _tokens(worlds)
     finished = [0] * len(pictures)
     while True:

@@ -38,7 +38,7 @@ from emuworld.decoding.noise import MetricPath, Noise, Path, make_path, noisy_id
 from emuworld.decoding.sampling import Sampling, pick_and_rate
 from emuworld.decoding.uniforms import TokenUniforms
 from emuworld.model.cache import StaticCache
-from emuworld.staging import moved
+from emuworld.staging import Arriving, moved
 from emuworld.tokens.vocabulary import Vocabulary
 
 _SCORES_AT_ONCE = 64 << 20  # positions times codes of one row: 256 MiB of fp32
@@ -76,6 +76,11 @@ class Draft(NamedTuple):
     num_passes: int
 
 
+OnDrawn = Callable[[Sequence[int], Tensor], None]
+"""Gets places and the codes int64 [P, h, w] of the pictures there, on the device: those of a GPU may still be
+at work, so that what is to be done with them can be launched at once."""
+
+
 class Painter:
     """A model that draws pictures at once.
 
@@ -102,9 +107,10 @@ class Painter:
         self.path: Path = make_path(noise, codebook_KE=codebook_KE.to(model.device))
 
     def paint(
-        self, cache: StaticCache, pictures: Sequence[Picture]
+        self, cache: StaticCache, pictures: Sequence[Picture], *, on_drawn: OnDrawn | None = None
     ) -> Generator[list[Draft], None, list[NDArray[np.int64]]]:
-        """Draw the pictures, alike ones together; rows of the cache keep their lengths.
+        """Draw the pictures, alike ones together; rows of the cache keep their lengths. `on_drawn` is called
+        with pictures whose last pass has begun.
 
         Yields:
             After every pass, the drafts of the pictures that took part in it.
@@ -123,15 +129,34 @@ class Painter:
             _Canvas(self, [pictures[place] for place in places], places=places) for places in groups.values()
         ]
         codes: dict[int, NDArray[np.int64]] = {}
-        for done in range(max((canvas.num_passes for canvas in canvases), default=0)):
-            drafts: list[Draft] = []
-            for canvas in canvases:
-                if done < canvas.num_passes:
-                    canvas.refine(cache, done)
-                    drafts += canvas.drafts(done + 1)
-            codes |= {draft.picture: draft.codes for draft in drafts}
-            yield drafts
+        passes: list[list[_Pass]] = []  # that are not told yet
+        most = max((canvas.num_passes for canvas in canvases), default=0)
+        for at in range(most):
+            passes.append([canvas.refine(cache, at) for canvas in canvases if at < canvas.num_passes])
+            if on_drawn is not None:
+                for canvas in canvases:
+                    if at + 1 == canvas.num_passes:
+                        on_drawn(canvas.places, canvas.drawn_Phw)
+            # A GPU works at a pass while the one before is told.
+            ahead = at + 1 < most and rides_along(self.model.device)
+            while len(passes) > ahead:
+                drafts = [draft for one in passes.pop(0) for draft in one.drafts()]
+                codes |= {draft.picture: draft.codes for draft in drafts}
+                yield drafts
         return [codes[place] for place in range(len(pictures))]
+
+
+class _Pass(NamedTuple):
+    """What some pictures are after a pass, on its way to the host."""
+
+    drawn_Phw: Arriving
+    places: Sequence[int]
+    done: int
+    num_passes: int
+
+    def drafts(self) -> list[Draft]:
+        pairs = zip(self.places, self.drawn_Phw.numpy(), strict=True)
+        return [Draft(place, codes_hw, self.done, self.num_passes) for place, codes_hw in pairs]
 
 
 class _Canvas:
@@ -140,7 +165,7 @@ class _Canvas:
     def __init__(self, painter: Painter, pictures: Sequence[Picture], *, places: Sequence[int]) -> None:
         self._painter = painter
         self._pictures = pictures
-        self._places = places
+        self.places = places
         self._sampling = pictures[0].sampling
         self.num_passes = self._sampling.passes
         self._times = painter.noise.grid(self.num_passes)
@@ -154,15 +179,12 @@ class _Canvas:
         like_PN = self._before_N.expand(len(pictures), -1)
         self._codes_PN = self._drawn_PN = painter.path.start(partial(self._uniforms, 0), like=like_PN)
 
-    def drafts(self, done: int) -> list[Draft]:
-        size = self._pictures[0].size
-        grids = self._drawn_PN.cpu().numpy().reshape(-1, *size)
-        return [
-            Draft(place, codes, done, self.num_passes)
-            for place, codes in zip(self._places, grids, strict=True)
-        ]
+    @property
+    def drawn_Phw(self) -> Tensor:
+        """The model's draw of every code in the last pass, int64, on the device."""
+        return self._drawn_PN.view(-1, *self._pictures[0].size)
 
-    def refine(self, cache: StaticCache, done: int) -> None:
+    def refine(self, cache: StaticCache, done: int) -> _Pass:
         """One pass."""
         now, then = self._times[done], self._times[done + 1]
         # The first pass is always guided: it is what decides what is drawn.
@@ -172,10 +194,11 @@ class _Canvas:
         drawn_PN = self._uniforms(1 + _DRAWS_A_PASS * done)
         clean_PN, sure_PN = self._predict(hiddens_PND, drawn_PN)
         self._drawn_PN = clean_PN
+        one = _Pass(Arriving(self.drawn_Phw), self.places, done + 1, self.num_passes)
         path = self._painter.path
         if then >= 1.0:
             self._codes_PN = clean_PN
-            return
+            return one
         kept, changed = (partial(self._uniforms, 2 + _DRAWS_A_PASS * done + k) for k in range(2))
         if self._sampling.resample == "jump":
             codes_N = path.step(
@@ -190,6 +213,7 @@ class _Canvas:
         else:
             noisy_PN = self._corrupted(clean_PN, then, changed)
             self._codes_PN = torch.where(_surest(sure_PN, share=then), clean_PN, noisy_PN)
+        return one
 
     def _corrupted(self, clean_PN: Tensor, time: float, drawn: Callable[[], Tensor]) -> Tensor:
         """What a code looks like that is not right at this time."""

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from emuworld.tokens.vocabulary import Vocabulary
 
 _FEW = 8  # tokens that are sooner looked at one by one
+_MOST_BEGINNINGS = 256  # of answers that are known: many worlds get the same command
 
 
 class Phase(IntEnum):
@@ -132,6 +133,7 @@ class Grammar:
         self._visual_span = Span(v.visual_start, v.visual_stop, visual=True, image=True)
         self._size_spans: dict[tuple[int, ...], Span] = {}
         self._size_runs: dict[GrammarState, tuple[list[int], GrammarState]] = {}
+        self._beginnings: dict[tuple[GrammarState, tuple[int, ...]], tuple[list[int], GrammarState]] = {}
         self._forced = {token: Forced(token) for token in (*v.control_ids, *digit_ids, star_id)}
 
     def start(self, size: tuple[int, int] | None = None, *, first: bool = True) -> GrammarState:
@@ -197,6 +199,17 @@ class Grammar:
                 continue  # nearly all that a text is made of
             state = self.advance(state, token)
         return state
+
+    def begun(self, state: GrammarState, forced: Sequence[int]) -> tuple[list[int], GrammarState]:
+        """What is written first, the forced ids and those that must follow them, and the state after them."""
+        key = (state, tuple(forced))
+        if key not in self._beginnings:
+            run, after = self.forced_run(self.advance_all(state, forced))
+            if len(self._beginnings) == _MOST_BEGINNINGS:
+                self._beginnings.clear()
+            self._beginnings[key] = ([*forced, *run], after)
+        ids, after = self._beginnings[key]
+        return ids.copy(), after
 
     def _fit_picture(self, state: GrammarState, tokens: Sequence[int]) -> bool:
         """Whether these are visual tokens and separators, each in its place, none of them the EOI."""

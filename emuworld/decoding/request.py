@@ -113,9 +113,7 @@ class Progress:
         self._num_told = 0
         self._codes_hw: NDArray[np.int64] | None = None
         self.stop: Stop | None = None
-        self.ids = list(request.forced)
-        run, self.state = grammar.forced_run(grammar.advance_all(request.state, self.ids))
-        self.ids += run
+        self.ids, self.state = grammar.begun(request.state, request.forced)
         self.pending = list(self.ids)
         boi = grammar.vocabulary.boi
         self.image_pending = self.pending[self.pending.index(boi) :] if boi in self.pending else []
@@ -207,10 +205,10 @@ class Progress:
         """Take a picture that was drawn at once, its codes and what follows IMG; all of it is pending."""
         self.ids += block
         self._codes_hw = codes_hw
-        self.pending = self.image_pending = [self._grammar.vocabulary.img, *block]
-        at_its_end = self.state._replace(position=len(block) - 2)
-        self.state = self._grammar.advance_all(at_its_end, block[-2:])
+        self.state = self._grammar.advance(self.state._replace(position=len(block) - 1), block[-1])
         self._notice_the_end()
+        if not self.done:
+            self.pending = self.image_pending = [self._grammar.vocabulary.img, *block]
 
     def take_news(self) -> list[int]:
         """Ids since the last call. The head of an image is kept back until its size is known to fit."""

@@ -341,6 +341,12 @@ class StaticCache:
         return None
 
 
+def token_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:
+    """Of the keys and values of a token in all layers."""
+    head_bytes = config.head_dim * dtype.itemsize + int8_cache.SCALE_BYTES * (dtype == int8_cache.FORMAT)
+    return 2 * config.num_kv_heads * head_bytes * config.num_layers
+
+
 def _round_up(num_tokens: int) -> int:
     return -(-num_tokens // CAPACITY_STEP) * CAPACITY_STEP
 

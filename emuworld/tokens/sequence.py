@@ -63,6 +63,14 @@ class ParsedAnswer(Sequence[ParsedSegment]):
     def __getitem__(self, index: int) -> ParsedSegment:  # type: ignore[override]  # no slices
         return self.segments[index]
 
+    def with_last_codes(self, codes: ImageTokens) -> ParsedAnswer:
+        """The same with another picture at its end: what is read of the same ids with those `last_codes`."""
+        *before, last = self.segments
+        segment = ParsedSegment(text=last.text, codes=codes, thought=last.thought, problems=last.problems)
+        return ParsedAnswer(
+            segments=(*before, segment), thought=self.thought, ended=self.ended, problems=self.problems
+        )
+
 
 def image_prefix(size: tuple[int, int], *, tokenizer: TextTokenizer) -> list[int]:
     """`BOI h*w IMG` for an image of `size` = (h, w) tokens: what is forced to fix an image's size."""

@@ -170,11 +170,11 @@ class VisionTokenizer(nn.Module):
         return torch.cat(parts)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, *, known: bool = False) -> Tensor:
         """int64 [B, h, w] -> uint8 [B, 16h, 16w, 3]; ValueError for a code outside the codebook. Codes may be
-        on the host: then nothing waits for the GPU.
+        on the host: then nothing waits for the GPU; nor where they are `known` to lie in the codebook.
         """
-        if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.num_codes):
+        if not known and codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.num_codes):
             raise ValueError(
                 f"codes must lie in 0..{self.num_codes - 1}, got {int(codes.min())}..{int(codes.max())}"
             )

@@ -64,7 +64,7 @@ class DidaTraining:
     prepare_seconds: float = math.inf  # of reading and encoding them; what is there by then is taken
     adaptation: str = "adapter"  # adapter | full
     rank: int = 64  # of the adapter
-    adapter_from: str = ""  # a folder whose adapter, of this rank, is trained on; "": a new one
+    adapter_from: str = ""  # a folder, or small, whose adapter is trained on; "": a new one
     noise: Noise = dataclasses.field(default_factory=Noise)
     causal_weight: float = 1.0  # of the clean tokens' loss beside the noisy ones'; full adaptation only
     default_passes: int = 0  # what the environments draw with; 0 = token by token unless told otherwise

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from emuworld.checkpoint_folder import BUILTIN
 from emuworld.decoding.noise import Path as NoisePath
 from emuworld.decoding.noise import noisy_ids
 from emuworld.model.adapter import Adapter, load_adapter
@@ -49,7 +50,8 @@ class DidaTrainer:
             generator = torch.Generator().manual_seed(config.seed)
             self.adapter = Adapter(model, rank=config.rank, generator=generator).to(model.device)
             if config.adapter_from:
-                self.adapter.start_from(load_adapter(config.adapter_from, model))
+                folder = BUILTIN.get(config.adapter_from, config.adapter_from)
+                self.adapter.start_from(load_adapter(folder, model))
             self.adapter.attach(model)
         else:
             model.requires_grad_(True)

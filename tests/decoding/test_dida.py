@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -104,6 +104,34 @@ def test_the_surest_codes_stay_and_the_others_are_noise_again(passes: int) -> No
         assert torch.equal(codes[12 - kept :], target[12 - kept :])
         if kept < 9:
             assert not torch.equal(codes[: 12 - kept], target[: 12 - kept])
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_codes_are_told_when_their_last_pass_begins(monkeypatch: pytest.MonkeyPatch, ahead: bool) -> None:
+    """Before the draft of that pass is heard, which is of the same codes; on a GPU also before the draft of
+    the pass before, as the host is a pass behind."""
+    monkeypatch.setattr("emuworld.decoding.dida.rides_along", lambda device: ahead)
+    model = Scorer(sure_of(torch.arange(12)))
+    pictures = [picture(row, seed=row, passes=passes) for row, passes in enumerate((2, 4, 2))]
+    told: dict[int, tuple[int, np.ndarray]] = {}
+    heard: list[list[tuple[int, int, int]]] = []
+
+    def on_drawn(places: Sequence[int], codes_Phw: torch.Tensor) -> None:
+        told.update({at: (len(heard), codes.numpy()) for at, codes in zip(places, codes_Phw, strict=True)})
+
+    painting = Painter(model, vocabulary=V, noise=MIXTURE, codebook_KE=CODEBOOK).paint(  # type: ignore[arg-type]
+        cache_of(5, 5, 5), pictures, on_drawn=on_drawn
+    )
+    while True:
+        try:
+            drafts = next(painting)
+        except StopIteration as end:
+            codes = end.value
+            break
+        heard.append([(draft.picture, draft.done, draft.num_passes) for draft in drafts])
+    assert heard == [[(0, n, 2), (2, n, 2), (1, n, 4)] for n in (1, 2)] + [[(1, n, 4)] for n in (3, 4)]
+    assert {at: one[0] for at, one in told.items()} == {0: 1 - ahead, 2: 1 - ahead, 1: 3 - ahead}
+    assert all(np.array_equal(told[at][1], codes[at]) for at in range(3))
 
 
 @pytest.mark.parametrize("resample", ["confidence", "jump"])

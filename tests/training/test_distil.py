@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from emuworld.checkpoint_folder import find, open_parts
+from emuworld.checkpoint_folder import BUILTIN, find, open_parts
 from emuworld.decoding.noise import Noise, make_path
 from emuworld.decoding.sampling import Sampling, Truncation
 from emuworld.manifest import Manifest
@@ -346,7 +346,9 @@ def test_a_stage_ends_in_time(tiny_folder: str, tmp_path: Path) -> None:
     assert log, "and there was time to learn"
 
 
-def test_an_adapter_is_trained_on(by_heart: tuple[Path, list[TokenStory]], tmp_path: Path) -> None:
+def test_an_adapter_is_trained_on(
+    by_heart: tuple[Path, list[TokenStory]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, stories = by_heart
     config = DidaTraining(
         init_from=str(folder), out=str(tmp_path / "one"), rank=4, buckets=(BUCKET,), size_px=16 * SIDE
@@ -363,7 +365,8 @@ def test_an_adapter_is_trained_on(by_heart: tuple[Path, list[TokenStory]], tmp_p
     for step in range(3):
         first.step(step, 1.0)
     write_folder(config, first, source=folder, manifest=parts.manifest)
-    second = begun(dataclasses.replace(config, adapter_from=str(tmp_path / "one")))
+    monkeypatch.setitem(BUILTIN, "small", tmp_path / "one")
+    second = begun(dataclasses.replace(config, adapter_from="small"))
     assert first.adapter is not None and second.adapter is not None
     wider = begun(dataclasses.replace(config, rank=6, adapter_from=str(tmp_path / "one")))
     assert wider.adapter is not None
