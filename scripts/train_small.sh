@@ -52,8 +52,8 @@ BUCKETS="$BUCKETS$(bucket kind:table 84 3)$(bucket kind:vla,frames:2 72 3)$(buck
 BUCKETS="$BUCKETS$(bucket kind:howto,frames:3 18 3)$(bucket kind:walk,frames:42 3 8)$(bucket kind:story,frames:6 12 4)"
 BUCKETS="$BUCKETS$(bucket kind:x2i,frames:3 24 8)$(bucket kind:vla,frames:7,at_least:5 21 8)"
 BUCKETS="$BUCKETS$(bucket kind:howto,frames:6,at_least:4 21 8)]"
-DIDA_BUCKETS="buckets=[{kind:walk,frames:6,batch_size:6},{kind:picture,batch_size:64},{kind:table,batch_size:12}"
-DIDA_BUCKETS="$DIDA_BUCKETS,{kind:x2i,frames:2,batch_size:24},{kind:story,frames:6,batch_size:4}"
+DIDA_BUCKETS="buckets=[{kind:walk,frames:6,batch_size:8},{kind:picture,batch_size:32},{kind:table,batch_size:8}"
+DIDA_BUCKETS="$DIDA_BUCKETS,{kind:x2i,frames:2,batch_size:24},{kind:story,frames:6,batch_size:6}"
 DIDA_BUCKETS="$DIDA_BUCKETS,{kind:vla,frames:7,batch_size:4},{kind:howto,frames:6,batch_size:4,every:2}]"
 PARALLEL="$EMUWORLD"
 [ "$GPUS" = 1 ] || PARALLEL="$PYTHON -m torch.distributed.run --standalone --nproc-per-node $GPUS -m emuworld.cli"
@@ -104,7 +104,7 @@ decoder)
 dida)
     # Walks, pictures, edits and tales as the model draws them, as each mode is drawn: a few passes follow one of its pictures
     # where they would be torn between all that a caption can mean. Other kinds as they are. Codes that pretraining has made
-    # already are not made anew. Adapter of rank 32: 4.3 MB in 8 bits for 16 layers. `adapter_from=FOLDER` goes on with one.
+    # already are not made anew. Adapter of rank 32: 4.3 MB in 8 bits for 16 layers. `adapter_from=` a folder, or small, goes on with one.
     CODES=""
     compgen -G "$WORK/pretrain/tokens-train-*" >/dev/null && CODES="codes=$WORK/pretrain"
     $EMUWORLD train stage=dida init_from="$DIDA_FROM" shards="$WORK/train" out="$WORK/dida" device="$DEVICE" \

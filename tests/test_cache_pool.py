@@ -207,7 +207,7 @@ def test_a_row_that_holds_a_path_and_no_more_is_taken_for_it(transformer: ExactT
 
 
 @pytest.mark.gpu
-def test_a_gpu_has_room_for_the_whole_context_at_once(transformer: ExactTransformer) -> None:
+def test_a_gpu_has_room_for_the_whole_context_at_once() -> None:
     """Proves that a working cache on a GPU does not grow where there is memory, and keeps to its bound."""
     if not torch.cuda.is_available():
         pytest.skip("needs CUDA")
