@@ -126,9 +126,8 @@ class Context:
 
     def block_tokens(self, size: tuple[int, int] | None) -> int:
         """Length of a picture's block (`size` in pixels); the longest there is where the size is open."""
-        if size is None:
-            size = (self.manifest.largest_side, self.manifest.largest_side)
-        return image_length((size[0] // DOWNSAMPLE, size[1] // DOWNSAMPLE))
+        largest = self.manifest.bounds.largest
+        return image_length(in_tokens(size) or (largest, largest))
 
     def free_tokens(self, state: WorldState, *, num_text_tokens: int = 0) -> int:
         """What is left behind so much text, a picture and the end of the answer; below 0: they do not fit."""

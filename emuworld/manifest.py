@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Manifest:
         for sampling in (*self.sampling.values(), *self.gpu_sampling.values()):
             self.check_sampling(sampling)
 
-    @property
+    @cached_property
     def bounds(self) -> SizeBounds:
         """Sides in visual tokens."""
         return SizeBounds(smallest=self.smallest_side // DOWNSAMPLE, largest=self.largest_side // DOWNSAMPLE)

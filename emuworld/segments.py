@@ -236,11 +236,12 @@ class SegmentWriter:
         alike: dict[tuple[int, ...], ParsedAnswer] = {}  # many worlds get the same command
         for at, one in written.items():
             words = tuple(one.ids[: len(one.ids) - _block_tokens(one)])
-            if one.codes_hw is not None and words in alike:
+            if one.codes_hw is None:
+                answer = parse_answer(words, tokenizer=self._context.tokenizer)
+            elif words in alike:
                 answer = alike[words].with_last_codes(one.codes_hw)
             else:
                 answer = parse_answer(words, tokenizer=self._context.tokenizer, last_codes=one.codes_hw)
-            if one.codes_hw is not None:
                 alike[words] = answer
             answers[at] = answer
             if (found := _codes(answer)) is not None:

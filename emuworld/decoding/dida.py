@@ -133,10 +133,9 @@ class Painter:
         most = max((canvas.num_passes for canvas in canvases), default=0)
         for at in range(most):
             passes.append([canvas.refine(cache, at) for canvas in canvases if at < canvas.num_passes])
-            if on_drawn is not None:
-                for canvas in canvases:
-                    if at + 1 == canvas.num_passes:
-                        on_drawn(canvas.places, canvas.drawn_Phw)
+            for one in passes[-1]:
+                if on_drawn is not None and one.done == one.num_passes:
+                    on_drawn(one.places, one.drawn_Phw)
             # A GPU works at a pass while the one before is told.
             ahead = at + 1 < most and rides_along(self.model.device)
             while len(passes) > ahead:
@@ -147,15 +146,16 @@ class Painter:
 
 
 class _Pass(NamedTuple):
-    """What some pictures are after a pass, on its way to the host."""
+    """The model's draw of every code of some pictures in a pass, on the device and on its way to the host."""
 
-    drawn_Phw: Arriving
+    drawn_Phw: Tensor
+    arriving: Arriving
     places: Sequence[int]
     done: int
     num_passes: int
 
     def drafts(self) -> list[Draft]:
-        pairs = zip(self.places, self.drawn_Phw.numpy(), strict=True)
+        pairs = zip(self.places, self.arriving.numpy(), strict=True)
         return [Draft(place, codes_hw, self.done, self.num_passes) for place, codes_hw in pairs]
 
 
@@ -165,7 +165,7 @@ class _Canvas:
     def __init__(self, painter: Painter, pictures: Sequence[Picture], *, places: Sequence[int]) -> None:
         self._painter = painter
         self._pictures = pictures
-        self.places = places
+        self._places = places
         self._sampling = pictures[0].sampling
         self.num_passes = self._sampling.passes
         self._times = painter.noise.grid(self.num_passes)
@@ -177,12 +177,7 @@ class _Canvas:
         self._before_N = moved(before_N.flatten(), painter.model.device)
         self._ids_T = moved(self._ids_T, painter.model.device)
         like_PN = self._before_N.expand(len(pictures), -1)
-        self._codes_PN = self._drawn_PN = painter.path.start(partial(self._uniforms, 0), like=like_PN)
-
-    @property
-    def drawn_Phw(self) -> Tensor:
-        """The model's draw of every code in the last pass, int64, on the device."""
-        return self._drawn_PN.view(-1, *self._pictures[0].size)
+        self._codes_PN = painter.path.start(partial(self._uniforms, 0), like=like_PN)
 
     def refine(self, cache: StaticCache, done: int) -> _Pass:
         """One pass."""
@@ -193,8 +188,8 @@ class _Canvas:
         # Made while a GPU computes those.
         drawn_PN = self._uniforms(1 + _DRAWS_A_PASS * done)
         clean_PN, sure_PN = self._predict(hiddens_PND, drawn_PN)
-        self._drawn_PN = clean_PN
-        one = _Pass(Arriving(self.drawn_Phw), self.places, done + 1, self.num_passes)
+        drawn_Phw = clean_PN.view(-1, *self._pictures[0].size)
+        one = _Pass(drawn_Phw, Arriving(drawn_Phw), self._places, done + 1, self.num_passes)
         path = self._painter.path
         if then >= 1.0:
             self._codes_PN = clean_PN
